@@ -1,0 +1,1 @@
+"""Policy: facts and `now` in, decisions out. Standard library only."""
