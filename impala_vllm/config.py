@@ -1,0 +1,249 @@
+"""The one configuration: frozen, nested, units in names, a reason beside every fixed number.
+
+Values come from defaults, then one YAML file, then flags; `Settings.origins` remembers which.
+Everything not listed here is estimated from live state.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """Bad configuration, in one line: what, where, and what to do."""
+
+
+class Mode(Enum):
+    OFF = "off"
+    """Stock vLLM: no identity, no policy."""
+    OBSERVE = "observe"
+    """Recognise traces and measure; decide nothing."""
+    ENFORCE = "enforce"
+    """Let policy decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityConfig:
+    """Bounds and priors of trace identity."""
+
+    max_traces: int = 4096
+    """Live traces remembered; the least recently active go first. 2,000 agents and their children."""
+    max_blocks: int = 4_000_000
+    """Block hashes indexed over all traces: 64 M tokens at 16 a block, some 500 MB."""
+    lease_s: float = 3600.0
+    """A trace silent for this long has ended. Gaps of real agents: p99 15 min."""
+    subagent_window_s: float = 300.0
+    """A child starts within this long of its parent's last output."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataConfig:
+    """Where requests say who they are."""
+
+    session_headers: tuple[str, ...] = ()
+    """Further headers that carry a trace id, before the known ones."""
+    tenant_header: str | None = None
+    """Header set by a gateway you trust; None: the tenant is the API key's digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """When a server counts as stalled."""
+
+    stalled_after_s: float = 60.0
+    """No step finished for this long while requests wait. A long prefill step takes seconds."""
+    answer_within_s: float = 2.0
+    """How long /impala/* waits for the engine before it answers without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TiersConfig:
+    """Room below HBM."""
+
+    host_gib: float = 0.0
+    """Host DRAM for KV; 0: HBM only."""
+    nvme_path: str | None = None
+    nvme_gib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. `load()` builds one; every field works untuned."""
+
+    mode: Mode = Mode.OBSERVE
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
+    metadata: MetadataConfig = field(default_factory=MetadataConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    tiers: TiersConfig = field(default_factory=TiersConfig)
+    registry: str | None = None
+    """Fleet registry to announce this server to."""
+    ledger: str | None = None
+    """JSONL file, one record a finished trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration and where each value that is not a default came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+    """Dotted name -> "FILE" or "--flag"."""
+
+    def describe(self) -> list[str]:
+        """One `name = value (origin)` a line, every field, in order."""
+        return [f"{n} = {_show(v)} ({self.origins.get(n, 'default')})" for n, v in flatten(self.config)]
+
+
+def load(path: str | Path | None = None, flags: Mapping[str, tuple[str, Any]] | None = None) -> Settings:
+    """Merge defaults, the YAML file and flags.
+
+    `flags` maps a dotted name to (the flag as typed, value). Raises ConfigError with one line.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        for name, value in _leaves(_read_yaml(Path(path)), Config, "", str(path)):
+            values[name], origins[name] = value, str(path)
+    for name, (flag, value) in (flags or {}).items():
+        values[name], origins[name] = value, flag
+    config = _build(Config, "", values, origins)
+    _check(config, origins)
+    return Settings(config, origins)
+
+
+def dump(settings: Settings) -> dict[str, Any]:
+    """Plain data for another process; `restore` reads it back."""
+    return {
+        "values": {n: (v.value if isinstance(v, Enum) else v) for n, v in flatten(settings.config)},
+        "origins": dict(settings.origins),
+    }
+
+
+def restore(data: Mapping[str, Any]) -> Settings:
+    """The inverse of `dump`."""
+    origins = dict(data["origins"])
+    return Settings(_build(Config, "", dict(data["values"]), origins), origins)
+
+
+def flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted name and value of every leaf, in declaration order."""
+    leaves: list[tuple[str, Any]] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            leaves += flatten(value, f"{prefix}{f.name}.")
+        else:
+            leaves.append((prefix + f.name, value))
+    return leaves
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot read it ({e.strerror}); give --impala-config an existing YAML file") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8 text; give --impala-config a YAML file") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or e}); mend that line") from e
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: the top level is a {type(data).__name__}; write `key: value` lines")
+    return cast("dict[str, Any]", data)
+
+
+def _leaves(data: Mapping[Any, Any], cls: type, prefix: str, where: str) -> list[tuple[str, Any]]:
+    hints = typing.get_type_hints(cls)
+    found: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), list(hints), n=1)
+            hint = f"did you mean {prefix}{close[0]!s}?" if close else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{where}: unknown key {name}; {hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {name} holds several keys; write them indented below it")
+            found += _leaves(cast("dict[Any, Any]", value), cast("type", hints[key]), name + ".", where)
+        else:
+            found.append((name, value))
+    return found
+
+
+def _build(cls: type, prefix: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> Any:
+    kwargs: dict[str, Any] = {}
+    for key, hint in typing.get_type_hints(cls).items():
+        name = prefix + key
+        if dataclasses.is_dataclass(hint):
+            kwargs[key] = _build(cast("type", hint), name + ".", values, origins)
+        elif name in values:
+            kwargs[key] = _convert(name, hint, values[name], origins.get(name, "default"))
+    return cls(**kwargs)
+
+
+def _convert(name: str, hint: Any, value: Any, origin: str) -> Any:
+    args = typing.get_args(hint)
+    if value is None and type(None) in args:
+        return None
+    if isinstance(hint, types.UnionType):
+        hint = next(a for a in args if a is not type(None))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        if isinstance(value, bool):  # YAML 1.1 reads a bare `off` as false
+            value = {False: "off"}.get(value, value)
+        try:
+            return hint(value)
+        except ValueError:
+            allowed = ", ".join(str(m.value) for m in hint)
+            raise ConfigError(f"{origin}: {name} cannot be {value!r}; choose one of {allowed}") from None
+    if typing.get_origin(hint) is tuple:
+        items = cast("list[Any]", value) if isinstance(value, list | tuple) else None
+        if items is not None and all(isinstance(v, str) for v in items):
+            return tuple(items)
+        raise ConfigError(f"{origin}: {name} must be a list of texts, not {value!r}")
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
+        return value
+    kind = {int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
+    raise ConfigError(f"{origin}: {name} must be {kind}, not {value!r}")
+
+
+_POSITIVE = (
+    "identity.max_traces",
+    "identity.max_blocks",
+    "identity.lease_s",
+    "identity.subagent_window_s",
+    "health.stalled_after_s",
+    "health.answer_within_s",
+)
+
+
+def _check(config: Config, origins: Mapping[str, str]) -> None:
+    values = dict(flatten(config))
+    for name in _POSITIVE:
+        if not 0 < values[name] < float("inf"):
+            raise ConfigError(f"{origins.get(name, 'default')}: {name} must be above 0, not {values[name]!r}")
+    for name in ("tiers.host_gib", "tiers.nvme_gib"):
+        if not 0 <= values[name] < float("inf"):
+            raise ConfigError(f"{origins.get(name, 'default')}: {name} must be 0 or more, not {values[name]!r}")
+    if config.tiers.nvme_gib > 0 and config.tiers.nvme_path is None:
+        where = origins.get("tiers.nvme_gib", "default")
+        raise ConfigError(f"{where}: tiers.nvme_gib has no directory; add --impala-nvme-path DIR")
+    if config.tiers.nvme_path is not None and config.tiers.nvme_gib == 0:
+        where = origins.get("tiers.nvme_path", "default")
+        raise ConfigError(f"{where}: tiers.nvme_path has no size; add --impala-nvme-gib G")
+
+
+def _show(value: Any) -> str:
+    return str(value.value) if isinstance(value, Enum) else repr(value)
