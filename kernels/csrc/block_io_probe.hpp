@@ -1,0 +1,22 @@
+// What block I/O a directory's file system and this kernel offer. Answers only; keeps nothing open.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <string>
+
+namespace impala {
+
+struct BlockIo {
+    // The kernel lets this process make an io_uring (containers often forbid it).
+    bool io_uring = false;
+    // Smallest alignment of address, offset and length that an O_DIRECT write and read back accept;
+    // empty where the file system refuses O_DIRECT.
+    std::optional<std::size_t> direct_alignment_bytes;
+};
+
+// Probe with a temporary file in `directory` that is unlinked before this returns.
+// Throws std::system_error with the errno when the directory cannot be written.
+BlockIo probe_block_io(const std::string& directory);
+
+}  // namespace impala
