@@ -1,0 +1,188 @@
+"""Trace identity online: arrivals and finishes in, links out.
+
+Keeps the open requests, the trace table and one prefix index a namespace, within bounds. Which trace
+a request belongs to is decided on the ladder (`ladder`); this file carries the decision out.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from impala_vllm.core.identity.chain import Chain
+from impala_vllm.core.identity.config import IdentityConfig
+from impala_vllm.core.identity.index import PrefixIndex
+from impala_vllm.core.identity.ladder import NUM_STEM_STARTS, Rung, climb
+from impala_vllm.core.traces import Trace, TraceTable
+from impala_vllm.core.types import Arrival, BlockHash, Finish, Link, Namespace, Outcome, RequestId, Source, TraceId
+
+MAX_CHAINS = 8
+"""Conversations remembered a trace: more roles than the largest multi-agent stack measured (5)."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """What identity has done so far."""
+
+    links: Counter[Source] = field(default_factory=Counter[Source])
+    expired_traces: int = 0
+    evicted_traces: int = 0
+    forgotten_blocks: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    link: Link
+    chain: Chain
+    num_tokens: int
+
+
+class Identity:
+    """Answers "whose turn is this" for every arrival. Deterministic; a clock is never read."""
+
+    def __init__(self, config: IdentityConfig) -> None:
+        self.config = config
+        self.traces = TraceTable()
+        self.stats = Stats()
+        self._indexes: dict[Namespace, PrefixIndex[Chain]] = {}
+        self._sessions: dict[tuple[Namespace, str], Trace] = {}
+        self._open: dict[RequestId, _Open] = {}
+        self._num_started = 0
+        self.num_blocks = 0
+        """Block hashes indexed over all namespaces."""
+
+    def arrive(self, arrival: Arrival, now: float) -> Link:
+        """Link a request that just arrived. A request id that is still open gets its first answer again."""
+        again = self._open.get(arrival.request_id)
+        if again is not None:
+            return again.link
+        self.tick(now)
+        index = self._index(arrival.namespace)
+        rung = climb(arrival, now, index, self.traces, self._sessions, self.config)
+        trace = rung.trace or self._start(arrival, rung, index, now)
+        link = Link(
+            trace.trace_id,
+            trace.parent_trace_id,
+            rung.source,
+            rung.confidence,
+            rung.matched.depth,
+            rung.chain.request_id if rung.chain else (trace.last_request_id if rung.trace else None),
+        )
+        chain = self._chain(rung, trace, len(arrival.blocks))
+        self._move(chain, arrival.blocks)
+        chain.prompt_depth = len(arrival.blocks)
+        chain.request_id, chain.running, chain.last_s = arrival.request_id, True, now
+        trace.last_request_id = arrival.request_id
+        trace.num_turns += 1
+        trace.num_running += 1
+        trace.num_tokens = arrival.num_tokens
+        trace.source, trace.confidence = link.source, link.confidence
+        self.traces.touch(trace, now)
+        self._open[arrival.request_id] = _Open(link, chain, arrival.num_tokens)
+        self.stats.links[link.source] += 1
+        self._shrink()
+        return link
+
+    def finish(self, finish: Finish, now: float) -> None:
+        """Note a turn's end and index its output. Unknown or finished requests change nothing."""
+        done = self._open.pop(finish.request_id, None)
+        if done is None:
+            return
+        chain, trace = done.chain, done.chain.trace
+        trace.num_running -= 1
+        trace.num_tokens = finish.num_tokens
+        trace.last_finish_s, trace.last_outcome = now, finish.outcome
+        if chain.request_id == finish.request_id:
+            chain.running, chain.last_s = False, now
+            if finish.outcome not in (Outcome.ABORT, Outcome.ERROR) and len(finish.blocks) > chain.tip.depth:
+                self._move(chain, finish.blocks)
+        self.traces.touch(trace, now)
+        self._shrink()
+
+    def tick(self, now: float) -> None:
+        """End the lease of traces silent for `lease_s`. O(expired)."""
+        horizon = now - self.config.lease_s
+        while True:
+            oldest = next(iter(self.traces), None)
+            if oldest is None or oldest.last_event_s > horizon:
+                return
+            if oldest.num_running:  # an open request keeps the trace: look again in a lease's time
+                self.traces.touch(oldest, now)
+                continue
+            self._forget(oldest)
+            self.stats.expired_traces += 1
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if table, chains and indexes disagree. O(n), for tests."""
+        for index in self._indexes.values():
+            index.check_invariants()
+        assert self.num_blocks == sum(len(index) for index in self._indexes.values())
+        running: Counter[TraceId] = Counter(o.chain.trace.trace_id for o in self._open.values())
+        for trace in self.traces:
+            assert trace.num_running == running[trace.trace_id]
+            assert len(trace.chains) <= max(MAX_CHAINS, trace.num_running)
+            assert all(chain.trace is trace for chain in trace.chains)
+            for child in trace.children:
+                found = self.traces.get(child)
+                assert found is not None
+                assert found.parent_trace_id == trace.trace_id
+        for (namespace, name), trace in self._sessions.items():
+            assert self.traces.get(trace.trace_id) is trace
+            assert (trace.namespace, trace.session_id) == (namespace, name)
+
+    def _start(self, arrival: Arrival, rung: Rung, index: PrefixIndex[Chain], now: float) -> Trace:
+        self._num_started += 1
+        trace = Trace(TraceId(f"t{self._num_started}"), arrival.namespace, arrival.request_id, now)
+        self.traces.add(trace, rung.parent)
+        index.note_start(rung.matched)
+        if arrival.session_id is not None:
+            trace.session_id = arrival.session_id
+            self._sessions[arrival.namespace, arrival.session_id] = trace
+        return trace
+
+    def _chain(self, rung: Rung, trace: Trace, depth: int) -> Chain:
+        """The conversation the request goes on with: the one it follows, or another one beside it."""
+        if rung.chain is not None and rung.extends:
+            chain = rung.chain
+            trace.chains.remove(chain)
+        else:
+            chain = Chain(trace, depth)
+        trace.chains.append(chain)
+        if len(trace.chains) > MAX_CHAINS:
+            for stale in [c for c in trace.chains if not c.running][: len(trace.chains) - MAX_CHAINS]:
+                self._move(stale, ())
+                trace.chains.remove(stale)
+        return chain
+
+    def _shrink(self) -> None:
+        while len(self.traces) > self.config.max_traces or self.num_blocks > self.config.max_blocks:
+            victim = next(self.traces.idle(), None)
+            if victim is None:
+                return
+            self.stats.forgotten_blocks += self._forget(victim)
+            self.stats.evicted_traces += 1
+
+    def _forget(self, trace: Trace) -> int:
+        """Drop a trace with its chains; the number of blocks that go with it."""
+        before = self.num_blocks
+        for chain in trace.chains:
+            self._move(chain, ())
+        if trace.session_id is not None:
+            self._sessions.pop((trace.namespace, trace.session_id), None)
+        self.traces.remove(trace)
+        return before - self.num_blocks
+
+    def _move(self, chain: Chain, blocks: Sequence[BlockHash]) -> None:
+        """End the chain at the end of `blocks`; no blocks: forget it."""
+        namespace = chain.trace.namespace
+        index = self._index(namespace)
+        before = len(index)
+        index.move(chain.tip, blocks)
+        self.num_blocks += len(index) - before
+        if not len(index):
+            del self._indexes[namespace]
+
+    def _index(self, namespace: Namespace) -> PrefixIndex[Chain]:
+        index = self._indexes.get(namespace)
+        if index is None:
+            index = self._indexes[namespace] = PrefixIndex(NUM_STEM_STARTS)
+        return index
