@@ -1,0 +1,37 @@
+"""The engine's own counters, read from a Prometheus page before and after a run.
+
+What clients are told in `usage` undercounts loads from lower tiers; these do not.
+"""
+
+import urllib.request
+from collections.abc import Mapping
+
+
+def scrape(url: str, timeout_s: float = 10.0) -> dict[str, float]:
+    """Every sample of the page summed over its labels, by name."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=timeout_s) as response:
+        return parse(response.read().decode())
+
+
+def parse(page: str) -> dict[str, float]:
+    """Sum samples by metric name; comments and malformed lines are skipped."""
+    totals: dict[str, float] = {}
+    for line in page.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        name = line.partition("{")[0].partition(" ")[0]
+        try:
+            value = float(line.rpartition("}")[2].split()[0] if "}" in line else line.split()[1])
+        except (IndexError, ValueError):
+            continue
+        totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+def computed_tokens(before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
+    """Prompt tokens the engine computed between two scrapes; None where it does not count them."""
+    names = ("vllm:prompt_tokens_total", "vllm:prefix_cache_hits_total")
+    if any(name not in after for name in names):
+        return None
+    grown = [after[name] - before.get(name, 0.0) for name in names]
+    return int(grown[0] - grown[1])
