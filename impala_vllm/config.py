@@ -40,6 +40,8 @@ class MetadataConfig:
     """Further headers that carry a trace id, before the known ones."""
     tenant_header: str | None = None
     """Header set by a gateway you trust; None: the tenant is the API key's digest."""
+    prompt_cache_key_is_session: bool = False
+    """Take `prompt_cache_key` for a trace id. Many clients send one a user or one an application."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,9 @@ def _convert(name: str, hint: Any, value: Any, origin: str) -> Any:
         return float(value)
     if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
         return value
-    kind = {int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
+    if hint is bool and isinstance(value, bool):
+        return value
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
     raise ConfigError(f"{origin}: {name} must be {kind}, not {value!r}")
 
 

@@ -1,0 +1,1 @@
+"""Translations between impala's core and other people's programs."""

@@ -1,0 +1,149 @@
+"""The `--scheduler impala` and `--impala-*` flags, and what vLLM's parsed arguments become with them.
+
+Everything a user can get wrong is checked here, at the end of parsing and before anything heavy
+starts: one line on stderr, exit code 2.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from impala_vllm.adapters.vllm import choice, compat
+from impala_vllm.config import ConfigError, Mode, Settings, load
+
+MIDDLEWARE = "impala_vllm.adapters.vllm.middleware.Middleware"
+
+_FLAGS = {
+    "--impala-mode": (
+        "mode",
+        "off|observe|enforce",
+        "off: stock vLLM; observe (default): recognise traces; enforce: let policy decide",
+    ),
+    "--impala-host-gib": ("tiers.host_gib", "G", "host DRAM for KV, in GiB"),
+    "--impala-nvme-path": ("tiers.nvme_path", "DIR", "directory for KV on NVMe"),
+    "--impala-nvme-gib": ("tiers.nvme_gib", "G", "size of the NVMe tier, in GiB"),
+    "--impala-registry": ("registry", "URL", "fleet registry to announce this server to"),
+    "--impala-ledger": ("ledger", "FILE", "JSONL file, one record a finished trace"),
+}
+_NUMBERS = ("tiers.host_gib", "tiers.nvme_gib")
+
+
+def add_flags(parser: Any) -> None:
+    """Add the flags, and finish the arguments as soon as this parser has parsed them."""
+    group = parser.add_argument_group(title="impala", description="Trace-level scheduling (impala-vllm).")
+    group.add_argument("--scheduler", metavar="{impala}", default=None, help="`impala`: schedule by trace")
+    group.add_argument("--impala-config", metavar="FILE", default=None, help="YAML file; flags win over it")
+    for flag, (_, metavar, text) in _FLAGS.items():
+        group.add_argument(flag, metavar=metavar, default=None, help=text)
+
+    parse_known_args = parser.parse_known_args
+
+    def parse_and_finish(args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = parse_known_args(args, namespace)
+        finish(parsed)
+        return parsed, rest
+
+    parser.parse_known_args = parse_and_finish
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Turn the flags into vLLM's own arguments, or leave with one line. Idempotent."""
+    scheduler_cls = getattr(args, "scheduler_cls", None)
+    if isinstance(scheduler_cls, choice.Choice) or getattr(args, "impala_is_off", False):
+        return
+    named = getattr(args, "scheduler", None)
+    given = [flag for flag in ("--impala-config", *_FLAGS) if getattr(args, _dest(flag), None) is not None]
+    if named is None and not choice.is_ours(scheduler_cls):
+        if given:
+            _fail(f"{given[0]}: works with --scheduler impala only; add it or drop {given[0]}")
+        return
+    if named not in (None, "impala"):
+        _fail(f"--scheduler: unknown scheduler {named!r}; choose impala, or leave the flag out for vLLM's own")
+    if scheduler_cls is not None and not choice.is_ours(scheduler_cls):
+        _fail(f"--scheduler impala: --scheduler-cls {scheduler_cls} asks for another scheduler; drop one of them")
+    try:
+        compat.require()
+        settings = _settings(args)
+    except ConfigError as e:
+        _fail(str(e))
+    _check_surroundings(args)
+    _apply(args, settings)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    flags: dict[str, tuple[str, Any]] = {}
+    for flag, (name, _, _) in _FLAGS.items():
+        value = getattr(args, _dest(flag), None)
+        if value is not None:
+            flags[name] = (flag, _number(value) if name in _NUMBERS else value)
+    _reject_yaml_off(sys.argv)
+    return load(args.impala_config or os.environ.get(choice.CONFIG_VARIABLE) or None, flags)
+
+
+def _apply(args: argparse.Namespace, settings: Settings) -> None:
+    if settings.config.mode is Mode.OFF:
+        args.scheduler_cls, args.impala_is_off = None, True
+        print("impala: mode off, this is stock vLLM", file=sys.stderr)
+        return
+    args.scheduler_cls = choice.Choice.of(settings)
+    if isinstance(getattr(args, "middleware", None), list):
+        args.middleware = [*args.middleware, MIDDLEWARE]
+
+
+def _check_surroundings(args: argparse.Namespace) -> None:
+    """What vLLM would answer with a traceback, late: a model that is not there, a taken port."""
+    model = getattr(args, "model_tag", None) or getattr(args, "model", None)
+    if isinstance(model, str) and _is_path(model) and not Path(model).expanduser().exists():
+        _fail(f"model {model}: no such file or directory; give an existing path or a hub name like org/model")
+    serves = hasattr(args, "model_tag") and not getattr(args, "headless", False) and not getattr(args, "uds", None)
+    if serves and _is_taken(args.host or "", args.port):
+        _fail(f"port {args.port} is taken by another process; stop that one or choose another with --port")
+
+
+def _is_path(model: str) -> bool:
+    return "://" not in model and (model.startswith(("/", "./", "../", "~")) or model.count("/") > 1)
+
+
+def _is_taken(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            import errno
+
+            return e.errno == errno.EADDRINUSE
+    return False
+
+
+def _reject_yaml_off(argv: list[str]) -> None:
+    """vLLM's --config reads a bare `impala-mode: off` as false and drops the line without a word."""
+    if "--config" not in argv[:-1]:
+        return
+    import yaml
+
+    file = argv[argv.index("--config") + 1]
+    data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    for key in ("impala-mode", "impala_mode"):
+        if isinstance(data, dict) and data.get(key) is False:
+            raise ConfigError(f'{file}: {key}: YAML reads a bare off as false; write "off" in quotes')
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # config.load() says what is wrong with it
+
+
+def _dest(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"impala: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,82 @@
+"""The routes under /impala: health, traces, links. JSON, bounded, ids and hashes only."""
+
+import json
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from impala_vllm.adapters.vllm import health
+from impala_vllm.adapters.vllm.engine import Engine
+from impala_vllm.adapters.vllm.snapshot import MAX_ROWS
+from impala_vllm.core.traces import State
+
+PREFIX = "/impala"
+OPEN_PATHS = ("/impala/health",)
+"""Answered without an API key, like vLLM's own /health: they say nothing about clients."""
+DEFAULT_ROWS = 100
+
+
+class Answer(NamedTuple):
+    """An HTTP response."""
+
+    status: int
+    body: bytes
+
+
+async def answer(engine: Engine, path: str, query: str) -> Answer:
+    """The response to GET `path`."""
+    if path == "/impala/health":
+        return await _health(engine)
+    if path in ("/impala/traces", "/impala/links"):
+        try:
+            page = _page(path.rpartition("/")[2], parse_qs(query))
+        except ValueError as e:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(e)})
+        return await _rows(engine, page)
+    return _json(
+        HTTPStatus.NOT_FOUND, {"error": f"{path}: unknown; there are /impala/health, /impala/traces, /impala/links"}
+    )
+
+
+async def _health(engine: Engine) -> Answer:
+    snapshots = await engine.snapshots()
+    found = health.judge(snapshots, engine.silent_s, engine.is_dead, engine.config.health)
+    stalled = found.status is health.Status.STALLED
+    code = HTTPStatus.SERVICE_UNAVAILABLE if stalled else HTTPStatus.OK
+    ranks = [
+        {name: s[name] for name in ("rank", "running", "waiting", "steps", "last_step_age_s", "last_progress_age_s")}
+        for s in snapshots or []
+        if s["observed"]
+    ]
+    mode = engine.config.mode.value
+    return _json(code, {"status": found.status.value, "reasons": found.reasons, "mode": mode, "ranks": ranks})
+
+
+async def _rows(engine: Engine, page: dict[str, Any]) -> Answer:
+    snapshots = await engine.page(page)
+    if snapshots is None:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
+    ranks = [{"rank": s["rank"], **s["page"]} for s in snapshots if s["observed"]]
+    return _json(HTTPStatus.OK, {"ranks": ranks})
+
+
+def _page(of: str, query: dict[str, list[str]]) -> dict[str, Any]:
+    """The query as the engine is asked. Raises ValueError, in one line, for what makes no sense."""
+    known = {"limit", "after", "state"} if of == "traces" else {"limit", "after"}
+    if unknown := sorted(set(query) - known):
+        raise ValueError(f"{unknown[0]}: unknown parameter; there are {', '.join(sorted(known))}")
+    values = {name: given[-1] for name, given in query.items()}
+    limit = values.get("limit", str(DEFAULT_ROWS))
+    if not limit.isdecimal() or not 1 <= int(limit) <= MAX_ROWS:
+        raise ValueError(f"limit: must be 1 to {MAX_ROWS}, not {limit!r}")
+    state = values.get("state")
+    if state is not None and state not in {s.value for s in State}:
+        raise ValueError(f"state: must be one of {', '.join(s.value for s in State)}, not {state!r}")
+    after = values.get("after")
+    if after is not None and not after.partition(":")[0].replace(".", "", 1).isdecimal():
+        raise ValueError(f"after: must be the `next` of an earlier answer, not {after!r}")
+    return {"of": of, "limit": int(limit), "state": state, "after": after}
+
+
+def _json(status: int, data: dict[str, Any]) -> Answer:
+    return Answer(int(status), json.dumps(data).encode())

@@ -1,0 +1,139 @@
+"""impala's metrics, appended to what vLLM's /metrics answers.
+
+Built from the engines' snapshot at every scrape, so they are the same whichever API server is asked.
+No label carries an id. `engine` is the data-parallel rank, as in vLLM's own metrics.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from impala_vllm.adapters.vllm.engine import Engine
+
+_Family = CounterMetricFamily | GaugeMetricFamily
+_Value = Callable[[dict[str, Any]], float | None]
+
+_PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
+    ("impala_requests", CounterMetricFamily, "Requests that reached the scheduler.", lambda s: s["requests"]),
+    ("impala_requests_pooling", CounterMetricFamily, "Of those, pooling requests: no trace.", lambda s: s["pooling"]),
+    (
+        "impala_requests_unlinked",
+        CounterMetricFamily,
+        "Of those, neither block hashes (prefix caching is off) nor a session id: no trace.",
+        lambda s: s["unlinked"],
+    ),
+    (
+        "impala_requests_sibling",
+        CounterMetricFamily,
+        "Of those, further children of one n>1 request.",
+        lambda s: s["siblings"],
+    ),
+    ("impala_steps", CounterMetricFamily, "Engine steps finished.", lambda s: s["steps"]),
+    ("impala_observer_seconds", CounterMetricFamily, "Scheduler time spent on observing.", lambda s: s["observer_s"]),
+    ("impala_step_age_seconds", GaugeMetricFamily, "Since the last step finished.", lambda s: s["last_step_age_s"]),
+    (
+        "impala_stuck_seconds",
+        GaugeMetricFamily,
+        "Unfinished requests and no token computed for so long; 0 if none.",
+        lambda s: s["stuck_s"],
+    ),
+    (
+        "impala_identity_on",
+        GaugeMetricFamily,
+        "1: traces are recognised; 0: switched off after an error.",
+        lambda s: float(s["identity"]["on"]),
+    ),
+    ("impala_blocks", GaugeMetricFamily, "Block hashes indexed.", lambda s: s["identity"].get("blocks")),
+    (
+        "impala_blocks_forgotten",
+        CounterMetricFamily,
+        "Block hashes forgotten with evicted traces.",
+        lambda s: s["identity"].get("forgotten_blocks"),
+    ),
+    (
+        "impala_traces_evicted",
+        CounterMetricFamily,
+        "Traces forgotten because the table was full.",
+        lambda s: s["identity"].get("evicted"),
+    ),
+    (
+        "impala_traces_expired",
+        CounterMetricFamily,
+        "Traces ended by their lease.",
+        lambda s: s["identity"].get("expired"),
+    ),
+]
+
+_PER_VALUE: list[tuple[str, type[_Family], str, str, _Value]] = [
+    ("impala_traces", GaugeMetricFamily, "Traces known, by state.", "state", lambda s: s["identity"].get("traces")),
+    (
+        "impala_links",
+        CounterMetricFamily,
+        "Turns linked to a trace, by evidence.",
+        "source",
+        lambda s: s["identity"].get("links"),
+    ),
+    ("impala_requests_finished", CounterMetricFamily, "Requests ended, by reason.", "reason", lambda s: s["finished"]),
+]
+
+
+def exposition(snapshots: list[dict[str, Any]] | None) -> bytes:
+    """The metrics as Prometheus text; only `impala_up 0` where the engines did not answer."""
+    registry = CollectorRegistry()
+    registry.register(_Collector([s for s in snapshots or [] if s["observed"]], snapshots is not None))
+    return generate_latest(registry)
+
+
+async def append(app: Any, engine: Engine, scope: Any, receive: Any, send: Any) -> None:
+    """Answer GET /metrics with vLLM's text and impala's behind it."""
+    ours = exposition(await engine.snapshots())
+    # Compressed text cannot be appended to.
+    plain = {**scope, "headers": [h for h in scope["headers"] if h[0] != b"accept-encoding"]}
+    start: dict[str, Any] = {}
+
+    async def send_with_ours(message: Any) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            start = dict(message)
+            return
+        last = not message.get("more_body", False)
+        if start:
+            headers = [h for h in start["headers"] if h[0].lower() != b"content-length"]
+            await send({**start, "headers": headers})
+            start = {}
+        if last:
+            body = message.get("body", b"")
+            message = {**message, "body": body + (b"" if body.endswith(b"\n") else b"\n") + ours}
+        await send(message)
+
+    await app(plain, receive, send_with_ours)
+
+
+class _Collector:
+    def __init__(self, snapshots: list[dict[str, Any]], is_up: bool) -> None:
+        self._snapshots = snapshots
+        self._is_up = is_up
+
+    def collect(self) -> list[_Family]:
+        """All families, for prometheus_client."""
+        up = GaugeMetricFamily("impala_up", "1: the engines answered in time.", value=float(self._is_up))
+        return [up, *map(self._per_engine, _PER_ENGINE), *map(self._per_value, _PER_VALUE)]
+
+    def _per_engine(self, row: tuple[str, type[_Family], str, _Value]) -> _Family:
+        name, kind, text, value = row
+        family = kind(name, text, labels=["engine"])
+        for snapshot in self._snapshots:
+            found = value(snapshot)
+            if found is not None:
+                family.add_metric([str(snapshot["rank"])], found)
+        return family
+
+    def _per_value(self, row: tuple[str, type[_Family], str, str, Any]) -> _Family:
+        name, kind, text, label, values = row
+        family = kind(name, text, labels=["engine", label])
+        for snapshot in self._snapshots:
+            for key, found in sorted((values(snapshot) or {}).items()):
+                family.add_metric([str(snapshot["rank"]), key], found)
+        return family

@@ -1,0 +1,116 @@
+"""Pure ASGI middleware in front of vLLM's HTTP server.
+
+Notes who sends each request (see `caller`), serves /impala/* and adds impala's metrics to /metrics.
+Requests and responses of vLLM pass through untouched and unbuffered; the body is read along, not changed.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from impala_vllm.adapters.vllm import caller as callers
+from impala_vllm.adapters.vllm import endpoints, metrics
+from impala_vllm.adapters.vllm.caller import Caller
+from impala_vllm.adapters.vllm.engine import Engine, current_caller
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Middleware:
+    """Added to vLLM's own list by the plugin, only where impala is selected."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._engine: Engine | None = None
+        self._authentication: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or (engine := self._connect(scope)) is None:
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(endpoints.PREFIX + "/"):
+            await self._serve(engine, path, scope, send)
+        elif path == "/metrics" and scope["method"] == "GET":
+            await metrics.append(self._app, engine, scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._pass(engine, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _pass(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, with its caller known to whoever calls the engine on its behalf."""
+        headers = _headers(scope)
+        config = engine.config.metadata
+        caller = callers.from_headers(headers, config)
+        token = current_caller.set(caller)
+        try:
+            if caller.session is None and headers.get("content-type", "").startswith("application/json"):
+                receive = _reading_along(receive, caller, engine)
+            await self._app(scope, receive, send)
+        finally:
+            current_caller.reset(token)
+
+    async def _serve(self, engine: Engine, path: str, scope: Scope, send: Send) -> None:
+        if scope["method"] != "GET":
+            found = endpoints.Answer(405, b'{"error": "GET only"}')
+        elif path not in endpoints.OPEN_PATHS and not self._may_enter(scope):
+            found = endpoints.Answer(401, b'{"error": "Unauthorized"}')
+        else:
+            found = await endpoints.answer(engine, path, scope["query_string"].decode("latin-1"))
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(found.body)).encode())]
+        await send({"type": "http.response.start", "status": found.status, "headers": headers})
+        await send({"type": "http.response.body", "body": found.body})
+
+    def _connect(self, scope: Scope) -> Engine | None:
+        """The engine of this process, from its first request on; None on a server without one."""
+        if self._engine is None:
+            client = getattr(scope["app"].state, "engine_client", None)
+            if client is not None:
+                self._engine = Engine(client)
+                self._authentication = _authentication(scope["app"].state.args)
+        return self._engine
+
+    def _may_enter(self, scope: Scope) -> bool:
+        from starlette.datastructures import Headers
+
+        return self._authentication is None or self._authentication.verify_token(Headers(scope=dict(scope)))
+
+
+def _authentication(args: Any) -> Any:
+    """vLLM's own check of API keys, which itself guards /v1 and its like only; None without keys."""
+    from vllm import envs
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    tokens = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    return AuthenticationMiddleware(app=None, tokens=tokens) if tokens else None  # type: ignore[arg-type]
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _reading_along(receive: Receive, caller: Caller, engine: Engine) -> Receive:
+    """`receive`, noting the ids in the body once it is complete and before anybody acts on it."""
+    parts: list[bytes] = []
+    size = 0
+
+    async def receive_and_note() -> Message:
+        nonlocal size
+        message = await receive()
+        if message["type"] == "http.request" and size <= callers.MAX_BODY_BYTES:
+            part = message.get("body", b"")
+            size += len(part)
+            parts.append(part)
+            if size > callers.MAX_BODY_BYTES:
+                parts.clear()
+            elif not message.get("more_body", False):
+                callers.add_body(caller, b"".join(parts), engine.config.metadata)
+                parts.clear()
+        return message
+
+    return receive_and_note

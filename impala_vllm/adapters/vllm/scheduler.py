@@ -1,0 +1,86 @@
+"""The scheduler vLLM is given: vLLM's own, watched by an `Observer`.
+
+`Scheduler` is what `scheduler_cls` names. Calling it gives an instance of the class that vLLM
+itself would have taken for the final configuration, synchronous or asynchronous, with the hooks on.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from impala_vllm.adapters.vllm import choice, tool_markers
+from impala_vllm.adapters.vllm.observer import Observer
+from impala_vllm.adapters.vllm.snapshot import install_snapshot
+from impala_vllm.config import Mode
+from impala_vllm.core.identity import Identity
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger("vllm.impala")
+
+
+class Scheduler:
+    """Builds the observed scheduler for a finished configuration; stock vLLM's in mode off."""
+
+    def __new__(cls, vllm_config: "VllmConfig", *args: Any, **kwargs: Any) -> Any:
+        is_async = bool(vllm_config.scheduler_config.async_scheduling)
+        settings = choice.of(vllm_config)
+        install_snapshot()
+        if vllm_config.diffusion_config is not None:
+            logger.warning("impala: diffusion models keep vLLM's own scheduler; nothing is observed")
+            return _diffusion(is_async)(vllm_config, *args, **kwargs)
+        if settings.config.mode is Mode.OFF:
+            return (AsyncScheduler if is_async else SyncScheduler)(vllm_config, *args, **kwargs)
+        scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
+        scheduler.observer = Observer(
+            Identity(settings.config.identity), tool_markers.read(vllm_config.model_config.tokenizer)
+        )
+        logger.info(
+            "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
+            "AsyncScheduler" if is_async else "Scheduler",
+            "on" if is_async else "off",
+        )
+        if not vllm_config.cache_config.enable_prefix_caching:
+            logger.warning("impala: prefix caching is off: only requests that carry a session id are linked to traces")
+        return scheduler
+
+
+class _Observed(SyncScheduler):
+    """The hooks. Each calls vLLM's own method unchanged."""
+
+    observer: Observer
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:  # else the next input of a streaming session
+            self.observer.on_arrival(request)
+        super().add_request(request)
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self.observer.on_step(scheduler_output.total_num_scheduled_tokens)
+        return outputs
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        freed = super()._free_request(request, delay_free_blocks)
+        self.observer.on_finish(request)
+        return freed
+
+
+class ObservedSync(_Observed):
+    """For configurations without async scheduling."""
+
+
+class ObservedAsync(_Observed, AsyncScheduler):
+    """For async scheduling; its base keeps the overlap."""
+
+
+def _diffusion(is_async: bool) -> type[SyncScheduler]:
+    from vllm.v1.core.sched import diffusion_scheduler
+
+    return diffusion_scheduler.DiffusionAsyncScheduler if is_async else diffusion_scheduler.DiffusionScheduler
