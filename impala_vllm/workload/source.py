@@ -1,0 +1,93 @@
+"""Reads log files: plain or zstandard, one file or a directory of them, with line numbers in every error."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+import msgspec
+import zstandard
+
+S = TypeVar("S")
+
+
+class WorkloadError(ValueError):
+    """A log that cannot be read, in one line: what, where, and what to do."""
+
+
+OnError = Callable[[WorkloadError], None]
+
+
+class Line(NamedTuple):
+    """One non-empty line and where it stands."""
+
+    data: bytes
+    where: str
+    """`FILE:LINE`."""
+
+
+def fail(error: WorkloadError) -> None:
+    """The strict way to treat a bad line: stop."""
+    raise error
+
+
+def files(path: Path) -> list[Path]:
+    """The file itself, or what a directory holds, by name."""
+    try:
+        found = (
+            sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
+        )
+        if not found:
+            raise WorkloadError(f"{path}: the directory holds no file; give a log or a directory of logs")
+        for file in found:
+            with file.open("rb"):
+                pass
+    except OSError as e:
+        raise WorkloadError(f"{path}: cannot read it ({e.strerror}); give a log or a directory of logs") from e
+    return found
+
+
+def lines(file: Path) -> Iterator[Line]:
+    """Non-empty lines of a file, one at a time."""
+    with _open(file) as stream:
+        number = 0
+        try:
+            for number, data in enumerate(stream, 1):
+                data = data.strip()
+                if data:
+                    yield Line(data, f"{file}:{number}")
+        except zstandard.ZstdError as e:
+            raise WorkloadError(f"{file}:{number + 1}: damaged zstandard data ({e}); fetch the file again") from e
+        except OSError as e:
+            raise WorkloadError(f"{file}:{number + 1}: cannot read on ({e.strerror}); check the disk") from e
+
+
+def whole(file: Path) -> bytes:
+    """All of a file."""
+    return b"\n".join(line.data for line in lines(file))
+
+
+def records(file: Path, decoder: msgspec.json.Decoder[S], on_error: OnError) -> Iterator[tuple[S, str]]:
+    """Decoded lines and where they stand; bad ones go to `on_error`."""
+    for line in lines(file):
+        try:
+            yield decoder.decode(line.data), line.where
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            on_error(bad_line(line.where, e))
+
+
+def bad_line(where: str, error: Exception) -> WorkloadError:
+    """The one line for a record that is not what its format asks for."""
+    what = str(error) if isinstance(error, msgspec.ValidationError) else f"not valid JSON ({error})"
+    return WorkloadError(f"{where}: {what}; mend or remove that line, or name another --format")
+
+
+def _open(file: Path) -> IO[bytes]:
+    raw = file.open("rb")
+    if raw.read(4) != zstandard.FRAME_HEADER and file.suffix != ".zst":
+        raw.seek(0)
+        return raw
+    raw.seek(0)
+    # Long-range frames (--long=27) ask for a 128 MiB window.
+    reader: Any = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(raw, read_across_frames=True)
+    return io.BufferedReader(reader, 1 << 20)
