@@ -12,13 +12,15 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-TEMPLATE_VERSION = 1
-"""Raised when the way below of making the files changes without any of its inputs changing."""
+METHOD = 2
+"""Raised when the code below makes other files from the same inputs: part of the recipe."""
 
 VOCABULARY_SIZE = 4096
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -50,6 +52,14 @@ SIZES = {
 
 MAX_TOKENS = 131_072
 """Longest prompt and output together: whole recorded sessions fit unscaled."""
+
+CPU_DTYPE = "float32"
+"""What to serve it with on a CPU (`--dtype`). The files are bfloat16: `auto` is right on a GPU, but CPUs without
+bfloat16 instructions emulate it, and greedy outputs then depend on how requests were batched."""
+
+ATTENTION_SHARPNESS = 3.0
+"""Scale of the queries. At 1, random attention averages its context away and an answer hardly depends on it;
+at 3, another block anywhere in a 600-token prompt changes the first answered token."""
 
 
 def build(size: str = "26m", seed: int = 0, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -88,7 +98,7 @@ def _recipe(size: str, seed: int) -> dict[str, Any]:
     except metadata.PackageNotFoundError as e:
         raise TinyModelError(f"building a model needs {e.name}; pip install 'impala-vllm[cpu]' brings it") from e
     return {
-        "method": TEMPLATE_VERSION,
+        "method": METHOD,
         "shape": asdict(SIZES[size]),
         "max_tokens": MAX_TOKENS,
         "seed": seed,
@@ -131,8 +141,26 @@ def _write(directory: Path, size: Size, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight.fill_(ATTENTION_SHARPNESS)
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
-    model.to(torch.bfloat16).save_pretrained(directory)
+    with _no_progress_bar():
+        model.to(torch.bfloat16).save_pretrained(directory)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Writing takes a fraction of a second; the bar would outlive it on the caller's terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer() -> Any:
