@@ -5,6 +5,7 @@ starts: one line on stderr, exit code 2.
 """
 
 import argparse
+import errno
 import os
 import socket
 import sys
@@ -73,6 +74,12 @@ def finish(args: argparse.Namespace) -> None:
     _apply(args, settings)
 
 
+def fail_to_load(model: str, error: OSError) -> NoReturn:
+    """Leave because vLLM could not find `model`."""
+    reason = next(iter(str(error).splitlines()), "")[:200]
+    _fail(f"model {model}: cannot be loaded ({reason}); give an existing directory or a hub name that can be reached")
+
+
 def _settings(args: argparse.Namespace) -> Settings:
     flags: dict[str, tuple[str, Any]] = {}
     for flag, (name, _, _) in _FLAGS.items():
@@ -114,8 +121,6 @@ def _is_taken(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OSError as e:
-            import errno
-
             return e.errno == errno.EADDRINUSE
     return False
 

@@ -48,7 +48,12 @@ def _with_finish(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        config = original(self, *args, **kwargs)
+        try:
+            config = original(self, *args, **kwargs)
+        except OSError as e:
+            if isinstance(self.scheduler_cls, choice.Choice):  # chosen on a command line
+                command_line.fail_to_load(self.model, e)
+            raise
         if choice.is_ours(self.scheduler_cls):
             choice.adopt(self, config)
         return config

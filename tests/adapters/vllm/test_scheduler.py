@@ -1,0 +1,152 @@
+"""The scheduler class vLLM is given, built as the engine builds it but without an engine."""
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from impala_vllm.adapters.vllm import choice
+from impala_vllm.config import load
+from impala_vllm.plugin import register
+from impala_vllm.replay import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    register()
+    return str(tiny_model.build("1m"))
+
+
+def build(model, asynchronous=False, mode="observe", num_blocks=64):
+    """A scheduler as the engine builds it. The CPU platform has the last word on async: it is set after that."""
+    settings = load(None, {"mode": ("test", mode)})
+    args = EngineArgs(model=model, max_model_len=512, block_size=32, scheduler_cls=choice.Choice.of(settings))
+    config = args.create_engine_config()
+    config.scheduler_config.async_scheduling = asynchronous
+    return from_config(config, num_blocks)
+
+
+def from_config(config, num_blocks=64):
+    config.cache_config.num_gpu_blocks = num_blocks
+    spec = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=32, dtype=torch.float32)
+    groups = [KVCacheGroupSpec(["layer"], spec)]
+    return config.scheduler_config.get_scheduler_cls()(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=32,
+        hash_block_size=32,
+    )
+
+
+@pytest.mark.parametrize(("asynchronous", "base"), [(False, SyncScheduler), (True, AsyncScheduler)])
+def test_the_base_follows_the_final_configuration(model, asynchronous, base):
+    scheduler = build(model, asynchronous)
+    assert isinstance(scheduler, base)
+    assert isinstance(scheduler, AsyncScheduler) is asynchronous
+    assert scheduler.observer.identity is not None
+
+
+def test_the_flag_does_not_decide_the_base(model):
+    settings = load(None)
+    args = EngineArgs(model=model, async_scheduling=True, scheduler_cls=choice.Choice.of(settings))
+    config = args.create_engine_config()
+    assert not config.scheduler_config.async_scheduling  # the CPU platform said no
+    assert not isinstance(from_config(config), AsyncScheduler)
+
+
+@pytest.mark.parametrize(("asynchronous", "base"), [(False, SyncScheduler), (True, AsyncScheduler)])
+def test_mode_off_is_exactly_vllms_class(model, asynchronous, base):
+    assert type(build(model, asynchronous, mode="off")) is base
+
+
+def requests():
+    init_none_hash(sha256)
+    hasher = get_request_block_hasher(32, sha256)
+    for i in range(12):
+        prompt = [7] * 64 + [100 + i] * (20 + 40 * (i % 4))
+        params = SamplingParams(max_tokens=40 + 3 * i, ignore_eos=True, temperature=0.0)
+        yield Request(f"r{i}", prompt, params, None, arrival_time=float(i), block_hasher=hasher)
+
+
+def drive(scheduler):
+    """Serve the requests with a stand-in for the model; every decision the scheduler took."""
+    decisions = []
+    waiting = list(requests())
+    for step in range(400):
+        if waiting and step % 2 == 0:
+            scheduler.add_request(waiting.pop(0))
+        if step == 9:
+            scheduler.finish_requests("r2", RequestStatus.FINISHED_ABORTED)
+        if not scheduler.has_requests() and not waiting:
+            break
+        scheduled = scheduler.schedule()
+        ids = list(scheduled.num_scheduled_tokens)
+        sampled = [[] if scheduler.requests[i].is_prefill_chunk else [50] for i in ids]
+        output = ModelRunnerOutput(
+            req_ids=ids, req_id_to_index={i: n for n, i in enumerate(ids)}, sampled_token_ids=sampled
+        )
+        outputs = scheduler.update_from_output(scheduled, output)
+        ended = sorted((o.request_id, str(o.finish_reason)) for c in outputs.values() for o in c.outputs if o.finished)
+        decisions.append((dict(scheduled.num_scheduled_tokens), sorted(scheduled.finished_req_ids), ended))
+    assert not scheduler.has_requests()
+    return decisions
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_observing_changes_no_decision_even_when_kv_is_short(model, asynchronous):
+    observed = build(model, asynchronous, num_blocks=18)
+    decisions = drive(observed)
+    assert decisions == drive(build(model, asynchronous, mode="off", num_blocks=18))
+    finished = observed.observer.finished
+    assert (finished["length"], finished["abort"]) == (11, 1)
+    assert observed.observer.num_unfinished == 0
+    assert observed.observer.heartbeat.busy_since_s is None
+    assert observed.observer.heartbeat.num_steps == len(decisions)
+    observed.observer.identity.check_invariants()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_finished_turns_are_told_with_final_tokens_only(model, asynchronous, monkeypatch):
+    scheduler = build(model, asynchronous)
+    told = {}
+    monkeypatch.setattr(
+        scheduler.observer.identity, "finish", lambda finish, now: told.update({finish.request_id: finish})
+    )
+    drive(scheduler)
+    for i, request in enumerate(requests()):
+        if i != 2:
+            tokens = request.num_prompt_tokens + 40 + 3 * i
+            assert (told[f"r{i}"].num_tokens, len(told[f"r{i}"].blocks)) == (tokens, tokens // 32)
+
+
+def test_the_settings_survive_the_way_to_the_engine_process(model):
+    import pickle
+
+    settings = load(None, {"mode": ("--impala-mode", "enforce")})
+    config = EngineArgs(model=model, scheduler_cls=choice.Choice.of(settings)).create_engine_config()
+    assert choice.of(pickle.loads(pickle.dumps(config))) == settings
+
+
+def test_a_scheduler_named_by_hand_takes_its_settings_from_the_environment(model, tmp_path, monkeypatch):
+    (tmp_path / "i.yaml").write_text("identity:\n  max_traces: 5\n")
+    monkeypatch.setenv(choice.CONFIG_VARIABLE, str(tmp_path / "i.yaml"))
+    config = EngineArgs(model=model, scheduler_cls="impala_vllm.Scheduler").create_engine_config()
+    assert choice.of(config).config.identity.max_traces == 5
+
+
+def test_stock_engine_arguments_are_not_touched(model):
+    config = EngineArgs(model=model).create_engine_config()
+    assert not hasattr(config, "impala_settings")
+    assert config.scheduler_config.scheduler_cls is None
