@@ -4,6 +4,7 @@ An arm is data. To add one, add an entry to `ARMS`; everything that is not its d
 pool, block size, forced replay) comes from `Machine` and is the same for all.
 """
 
+import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Machine:
     """A pool in which the workload never evicts."""
     block_size: int = 32
     max_model_len: int = 8192
-    dtype: str = "bfloat16"
+    dtype: str = field(default_factory=lambda: fast_dtype())
     kv_space_gib: int = 2
     """VLLM_CPU_KVCACHE_SPACE; has to hold `unbounded_blocks`."""
     extra_args: tuple[str, ...] = ()
@@ -74,6 +75,18 @@ ARMS: dict[str, Arm] = {
         ),
     )
 }
+
+
+def fast_dtype() -> str:
+    """bfloat16 where the processor has wide registers for it; on AVX2 float32 prefills many times faster.
+
+    Measured on 2 AVX2 cores with the 26 M model: bfloat16 100 tokens/s, float32 over 1,000.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "bfloat16"
+    return "bfloat16" if "avx512f" in flags or "x86" not in platform.machine() else "float32"
 
 
 def pick(names: str) -> list[Arm]:

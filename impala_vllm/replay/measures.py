@@ -3,8 +3,8 @@
 Pure arithmetic over a `Run`; means hide tails, so the tails are there too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from impala_vllm.replay.load import Run, TurnResult
 
@@ -61,10 +61,6 @@ class Measures:
     cpu_s: float | None = None
     """CPU seconds of the server's processes."""
 
-    def as_dict(self) -> dict[str, float | int]:
-        """Known figures by name."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
-
 
 def tasks(run: Run) -> list[Task]:
     """Root sessions in order of arrival."""
@@ -118,11 +114,6 @@ def measure(
         hit_bound=None if new_tokens is None else 1 - new_tokens / max(1, prompt),
         cpu_s=cpu_s,
     )
-
-
-def slowdowns(run: Run, alone_s: Mapping[str, float]) -> list[float]:
-    """Stall of each task over its stall alone on an idle server, where that is known."""
-    return [t.stall_s / alone_s[t.session_id] for t in tasks(run) if alone_s.get(t.session_id, 0.0) > 0]
 
 
 def mean(values: Sequence[float]) -> float:

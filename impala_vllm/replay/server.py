@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 _CAUSE = re.compile(r"\b(?:\w*(?:Error|Exception)|error): .+")
 
@@ -68,7 +69,7 @@ class Server:
             code = self._process.poll()
             if code is not None:
                 self.stop()
-                raise ServerError(f"{self.name}: exited with {code} before it was ready: {self._last_words()}")
+                self.fail(f"exited with {code} before it was ready")
             if _answers(f"{self.url}/health"):
                 return waited
             if waited > timeout_s:
@@ -80,6 +81,15 @@ class Server:
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def check_alive(self) -> None:
+        """Raise ServerError if it has died since it was ready."""
+        if not self.alive():
+            self.fail("died during the run")
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise ServerError with the cause its log gives."""
+        raise ServerError(f"{self.name}: {what}: {self._last_words()}")
 
     def cpu_seconds(self) -> float:
         """CPU time so far of every living process of the group, children that ended included."""

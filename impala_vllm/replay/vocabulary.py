@@ -6,6 +6,7 @@ Read from the files of a model directory (config.json, tokenizer.json); no token
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,7 +52,7 @@ class Vocabulary:
         # The longest run of ids without a special one: byte-level vocabularies keep the specials at
         # either end.
         fences = sorted({-1, size, *(i for i in (*special, eos) if i < size)})
-        low, high = max(zip(fences, fences[1:], strict=False), key=lambda pair: pair[1] - pair[0])
+        low, high = max(pairwise(fences), key=lambda pair: pair[1] - pair[0])
         tool_call = next((i for i, text in special.items() if text == "<tool_call>"), None)
         return cls(low + 1, high - 1, eos, tool_call)
 

@@ -1,0 +1,47 @@
+"""What each benchmark asks, in words for RESULTS.md."""
+
+from typing import NamedTuple
+
+
+class Question(NamedTuple):
+    """A heading and what the table below it answers."""
+
+    title: str
+    asks: str
+
+
+QUESTIONS = {
+    "serving/baseline": Question(
+        "What eviction costs: stock vLLM against a pool that never evicts",
+        "Agent sessions whose KV does not fit HBM together. Stock vLLM forgets a session during its tool calls and "
+        "computes it again; a pool that never evicts is the limit of what caching can do. The distance between the "
+        "two is what there is to win. impala observe decides nothing yet and should equal stock.",
+    ),
+    "serving/link-f1": Question(
+        "Does a live server recognise the sessions?",
+        "Whole recorded sessions, interleaved, no client ids. F1 over links (a request and the one before it in the "
+        "same session), from the running server's own answers.",
+    ),
+    "serving/observe-cost-agent": Question(
+        "What observing costs on agent traffic",
+        "The same saturated batch on stock vLLM and with impala observing, interleaved in pairs. Ratio above 1: "
+        "impala is faster.",
+    ),
+    "serving/observe-cost-azure": Question(
+        "What observing costs on traffic that is not agents",
+        "Single requests with the lengths of a production chat trace, nothing shared; interleaved pairs. Ratio above "
+        "1: impala is faster.",
+    ),
+    "serving/sustained": Question(
+        "How many sessions at once?",
+        "The most sessions kept live at once with a p95 slowdown of at most 2 (stall over stall alone).",
+    ),
+    "serving/fan-out": Question(
+        "Parents with forks and a join",
+        "A parent thinks, forks eight children off its context, and joins them.",
+    ),
+    "serving/labelling": Question(
+        "Labelling jobs on one stem",
+        "One-turn jobs with the same instructions.",
+    ),
+}

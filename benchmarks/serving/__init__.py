@@ -1,0 +1,1 @@
+"""A real vLLM engine under recorded sessions: `python -m benchmarks.serving EXPERIMENT`."""

@@ -1,0 +1,123 @@
+"""`python -m benchmarks.serving EXPERIMENT [--traces FILE]`: run it, print it, record it.
+
+Starts its own servers and stops them. Without --traces (or IMPALA_TRACES) the small bundled log is
+used; the full one is kv-cache-tester's, see docs/benchmarks.md.
+"""
+
+import dataclasses
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks import record
+from benchmarks.serving import figures, sustained
+from benchmarks.serving.experiments import EXPERIMENTS, Source
+from impala_vllm.replay import arms, recording, tiny_model
+from impala_vllm.replay.comparison import order
+from impala_vllm.replay.load import Arrivals, Load
+from impala_vllm.replay.progress import TerminalWatcher
+from impala_vllm.replay.report import Report, write
+from impala_vllm.replay.server import ServerError
+from impala_vllm.replay.trial import run_trials
+from impala_vllm.replay.vocabulary import ModelError, Vocabulary
+from impala_vllm.workload import WorkloadError
+
+
+@click.command()
+@click.argument("experiment", type=click.Choice([*EXPERIMENTS, "sustained"]))
+@click.option("--traces", type=click.Path(path_type=Path), envvar="IMPALA_TRACES", help="Recorded log to replay.")
+@click.option("--arms", "arm_names", help="Comma-separated arms instead of the experiment's own.")
+@click.option("--pairs", type=click.IntRange(min=1), help="Repetitions, interleaved A B B A ...")
+@click.option("--sessions", type=click.IntRange(min=1), help="How many sessions or requests.")
+@click.option("--turns", type=click.IntRange(min=1), help="First turns of each session only.")
+@click.option("--prompt-scale", type=click.IntRange(min=1), help="Divide prompts by this.")
+@click.option("--gap-scale", type=click.FloatRange(min=0.1), help="Divide gaps by this.")
+@click.option("--max-gap", type=click.FloatRange(min=0), help="Cap of a scaled gap, in seconds.")
+@click.option("--poisson", type=click.FloatRange(min=0.001), help="Open loop at so many sessions a second.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Closed loop with so many sessions live.")
+@click.option("--hbm-blocks", type=click.IntRange(min=2), help="KV pool of the bounded arms, in blocks.")
+@click.option("--model", type=click.Path(path_type=Path), help="Model directory; the 26 M one is built otherwise.")
+@click.option("--dtype", help="bfloat16 or float32; what is fast here otherwise.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--fresh-engines", is_flag=True, help="A new engine for every run, not just a new cache salt.")
+@click.option("--send-session-ids", is_flag=True, help="Send X-Session-ID; off, as clients change nothing.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write an HTML report here.")
+@click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
+def main(experiment: str, **options: Any) -> None:
+    """Run EXPERIMENT on a real vLLM engine."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    console = Console(stderr=True)
+    logs = Path(tempfile.mkdtemp(prefix="impala-serving-"))
+    try:
+        _run(experiment, options, console, logs)
+    except (WorkloadError, ServerError, ModelError, tiny_model.TinyModelError, ValueError) as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("stopped; nothing was recorded", err=True)
+        sys.exit(130)
+    shutil.rmtree(logs)
+
+
+def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> None:
+    experiment = EXPERIMENTS["baseline" if name == "sustained" else name]
+    if name == "observe-cost-azure" and options["traces"] is None:
+        raise ValueError("observe-cost-azure needs --traces with an Azure LLM inference trace (.csv); see docs")
+    overrides = {"num_turns": "turns", "prompt": "prompt_scale", "gap": "gap_scale", "max_gap_s": "max_gap"}
+    changed = {k: options[v] for k, v in overrides.items() if options[v] is not None}
+    model = options["model"] or tiny_model.build("26m")
+    machine = arms.Machine(model, **experiment.machine)
+    if options["hbm_blocks"]:
+        machine = dataclasses.replace(machine, hbm_blocks=options["hbm_blocks"])
+    if options["dtype"]:
+        machine = dataclasses.replace(machine, dtype=options["dtype"])
+    scale = dataclasses.replace(experiment.scale, **changed)
+    if scale.max_context_tokens > machine.max_model_len:
+        scale = dataclasses.replace(scale, max_context_tokens=machine.max_model_len)
+    load = experiment.load
+    if options["poisson"]:
+        load = Load(Arrivals.POISSON, rate_per_s=options["poisson"], seed=options["seed"])
+    if options["concurrency"]:
+        load = Load(Arrivals.STEADY, concurrency=options["concurrency"])
+    experiment = dataclasses.replace(experiment, scale=scale, load=load)
+    traces = options["traces"] or recording.bundled()
+    source = Source(traces, options["seed"], Vocabulary.of_model(machine.model), options["sessions"])
+    with console.status(f"reading {traces.name}"):
+        plan = experiment.plan(source, experiment)
+    chosen = arms.pick(options["arm_names"] or ",".join(experiment.arms))
+    console.print(f"{name}: {figures.describe(plan, experiment, machine)}", highlight=False)
+    if name == "sustained":
+        sustained.run(plan, chosen, machine, logs, console, None if options["no_record"] else options["seed"])
+        return
+    runs = order([arm.name for arm in chosen], options["pairs"] or experiment.num_pairs)
+    with TerminalWatcher(console, len(runs)) as watcher:
+        trials = run_trials(
+            plan,
+            chosen,
+            runs,
+            machine,
+            load,
+            logs,
+            watcher,
+            fresh_engines=options["fresh_engines"] or experiment.fresh_engines,
+            send_session_ids=options["send_session_ids"],
+        )
+    records = figures.records(experiment, trials, plan, machine, traces, options)
+    figures.show(records, Console())
+    if not options["no_record"]:
+        console.print(f"recorded in {record.append(records)}; `python -m benchmarks.report` writes RESULTS.md")
+    if options["html"]:
+        title = f"{name}: {len(plan.roots())} tasks on {len(chosen)} arms"
+        write(Report(title, plan, tuple(chosen), tuple(trials), machine, scale, load), options["html"])
+    if any(t.measures.num_failed for t in trials):
+        raise ServerError("some requests failed, see above: the figures do not count")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Trials into records, and records onto a terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import record
+from benchmarks.record import Origin, Record
+from benchmarks.serving.experiments import Experiment
+from impala_vllm.replay.arms import Machine
+from impala_vllm.replay.comparison import ratio
+from impala_vllm.replay.measures import quantile
+from impala_vllm.replay.plan import Plan
+from impala_vllm.replay.trial import Trial
+
+_HIGHER = ("tasks_per_hour", "requests_per_s", "output_tokens_per_s", "cached_share")
+_CONTEXT = ("hit_bound", "gaps_mean_s", "prompt_tokens", "output_tokens")
+
+
+def describe(plan: Plan, experiment: Experiment, machine: Machine) -> str:
+    """One line on what is about to run."""
+    cut = f"; {plan.num_capped_sessions} sessions cut at the context" if plan.num_capped_sessions else ""
+    return (
+        f"{len(plan.roots())} tasks, {plan.num_turns()} requests, {plan.prompt_tokens():,} prompt tokens, "
+        f"working set {plan.working_set_tokens():,}{cut}; {experiment.scale.describe()}; "
+        f"{experiment.load.describe()}; {machine.describe()}"
+    )
+
+
+def records(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    plan: Plan,
+    machine: Machine,
+    traces: Path,
+    options: Mapping[str, Any],
+) -> list[Record]:
+    """Every figure of every arm, ratios to the first arm, and identity where an arm recognises."""
+    arms = list(dict.fromkeys(t.arm for t in trials))
+    by_arm = {arm: [t for t in trials if t.arm == arm] for arm in arms}
+    params: dict[str, Any] = {
+        "log": traces.name,
+        "tasks": len(plan.roots()),
+        "requests": plan.num_turns(),
+        "prompt tokens": plan.prompt_tokens(),
+        "working set": f"{plan.working_set_tokens()} tokens",
+        "oversubscription": round(plan.working_set_tokens() / (machine.hbm_blocks * machine.block_size), 2),
+        "scale": experiment.scale.describe(),
+        "load": experiment.load.describe(),
+        "engine": machine.describe(),
+        "cold": "fresh engine" if options["fresh_engines"] else "fresh cache salt, engines side by side",
+        "sessions cut": plan.num_capped_sessions,
+        "turns dropped": plan.num_dropped_turns,
+    }
+    make = _Maker(f"serving/{experiment.name}", params, options["seed"], record.origin())
+    made: list[Record] = []
+    for arm, runs in by_arm.items():
+        made.append(make.of(arm, "num_failed", [t.measures.num_failed for t in runs]))
+        for name in experiment.figures:
+            values = [v for t in runs if (v := getattr(t.measures, name)) is not None]
+            if values:
+                made.append(make.of(arm, name, values))
+        if all(t.links is not None for t in runs):
+            made += _identity(make, arm, runs)
+    for name in experiment.ratios:
+        base = [getattr(t.measures, name) for t in by_arm[arms[0]]]
+        for arm in arms[1:]:
+            made.append(make.ratio(arm, arms[0], name, base, [getattr(t.measures, name) for t in by_arm[arm]]))
+    return made
+
+
+def show(made: Sequence[Record], console: Console) -> None:
+    """A table, arms as columns."""
+    arms = list(dict.fromkeys(r.variant for r in made))
+    table = Table("metric", *arms)
+    for metric in dict.fromkeys(r.metric for r in made):
+        cells = {r.variant: f"{r.p50:,.4g} {r.unit}" for r in made if r.metric == metric}
+        table.add_row(metric, *(cells.get(arm, "") for arm in arms))
+    console.print(table)
+
+
+class _Maker:
+    """Records that differ only in arm and figure."""
+
+    def __init__(self, question: str, params: dict[str, Any], seed: int, origin: Origin) -> None:
+        self._question = question
+        self._params = params
+        self._seed = seed
+        self._origin = origin
+
+    def of(self, arm: str, metric: str, values: Sequence[float], **extra: Any) -> Record:
+        base = metric.removesuffix(" ratio")
+        better = "higher" if base in _HIGHER or "F1" in metric or "right" in metric else "lower"
+        return Record(
+            question=self._question,
+            variant=arm,
+            params={**self._params, **extra},
+            metric=metric,
+            unit=_unit(metric),
+            better="-" if base in _CONTEXT else better,
+            n=len(values),
+            p20=quantile(values, 0.2),
+            p50=quantile(values, 0.5),
+            p80=quantile(values, 0.8),
+            source="measured",
+            seed=self._seed,
+            commit=self._origin.commit,
+            versions=self._origin.versions,
+            machine=self._origin.machine,
+            command=self._origin.command,
+        )
+
+    def ratio(self, arm: str, to: str, name: str, base: Sequence[float], values: Sequence[float]) -> Record:
+        r = ratio(base, values)
+        return self.of(
+            arm,
+            f"{name} ratio",
+            [v / b for b, v in zip(base, values, strict=True)],
+            to=to,
+            interval=f"{r.low:.4f}-{r.high:.4f} ({r.coverage:.0%})",
+        )
+
+
+def _identity(make: _Maker, arm: str, runs: Sequence[Trial]) -> list[Record]:
+    scores = [t.links for t in runs if t.links is not None]
+    made = [make.of(arm, f"link {name}", [getattr(s, name.lower()) for s in scores])
+            for name in ("F1", "precision", "recall")]  # fmt: skip
+    made.append(make.of(arm, "sessions all right", [
+        sum(x.num_right == x.num_turns for x in s.sessions) / max(1, len(s.sessions)) for s in scores
+    ]))  # fmt: skip
+    children = [[x for x in s.sessions if x.parent_id is not None] for s in scores]
+    if all(children):
+        share = [sum(bool(x.parent_right) for x in c) / len(c) for c in children]
+        made.append(make.of(arm, "parents right", share, children=len(children[0])))
+    wrong = [sum(x.parent_right is False and x.parent_id is None for x in s.sessions) for s in scores]
+    made.append(make.of(arm, "parents invented", wrong))
+    return made
+
+
+def _unit(metric: str) -> str:
+    if metric.endswith(" ratio"):
+        return "x"
+    for suffix, unit in (("_per_s", "/s"), ("_per_hour", "/h"), ("_s", "s"), ("_tokens", "tokens")):
+        if metric.endswith(suffix):
+            return unit
+    return ""

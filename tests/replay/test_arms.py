@@ -1,0 +1,42 @@
+"""Command lines of the arms: the same but for the one thing each is about."""
+
+from pathlib import Path
+
+import pytest
+
+from impala_vllm.replay.arms import ARMS, Arm, Machine, command, pick, server
+
+MACHINE = Machine(Path("/models/tiny"), dtype="float32", hbm_blocks=100, unbounded_blocks=9000)
+
+
+def after(line: list[str], flag: str) -> str:
+    return line[line.index(flag) + 1]
+
+
+def test_arms_differ_in_what_they_are_about_only() -> None:
+    stock = command(ARMS["stock"], MACHINE)
+    assert "--scheduler" not in stock
+    assert command(ARMS["impala-observe"], MACHINE) == [*stock, "--scheduler", "impala", "--impala-mode", "observe"]
+    unbounded = command(ARMS["unbounded"], MACHINE)
+    assert [a for a, b in zip(stock, unbounded, strict=True) if a != b] == ["100"]
+
+
+def test_an_arm_forces_replay_and_reports_cached_tokens() -> None:
+    for arm in ARMS.values():
+        line = command(arm, MACHINE)
+        assert after(line, "--logits-processors").endswith(":ForcedReplay")
+        assert "--enable-prompt-tokens-details" in line
+        assert after(line, "--block-size") == "32"
+        assert after(line, "--host") == "127.0.0.1"
+
+
+def test_a_server_gets_a_port_of_its_own_and_the_arms_environment(tmp_path: Path) -> None:
+    arm = Arm("x", "x", env={"X": "1"})
+    one, other = server(arm, MACHINE, tmp_path), server(arm, MACHINE, tmp_path)
+    assert one.port != other.port
+    assert str(one.port) in one.command
+
+
+def test_an_unknown_arm_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown arm 'fast'; known: stock, unbounded"):
+        pick("stock,fast")

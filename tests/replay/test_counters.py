@@ -1,0 +1,20 @@
+"""Prometheus pages."""
+
+from impala_vllm.replay.counters import computed_tokens, parse
+
+PAGE = """# HELP vllm:prompt_tokens_total Number
+vllm:prompt_tokens_total{engine="0",model_name="a b} c"} 100.0
+vllm:prompt_tokens_total{engine="1"} 20
+vllm:prefix_cache_hits_total{engine="0"} 4.5e1
+plain 3
+broken{x="y"}
+"""
+
+
+def test_samples_are_summed_over_labels_and_bad_lines_skipped() -> None:
+    assert parse(PAGE) == {"vllm:prompt_tokens_total": 120.0, "vllm:prefix_cache_hits_total": 45.0, "plain": 3.0}
+
+
+def test_computed_tokens_are_those_that_were_not_found() -> None:
+    assert computed_tokens({"vllm:prompt_tokens_total": 20.0}, parse(PAGE)) == 55
+    assert computed_tokens({}, {"plain": 3.0}) is None
