@@ -11,7 +11,8 @@ from benchmarks.record import Record, RecordError
 ONE = Record(
     question="serving/baseline", variant="stock", params={"load": "batch", "to": "x"}, metric="tasks_per_hour",
     unit="/h", better="higher", n=5, p20=290.5, p50=300.0, p80=1310.25, source="measured", seed=0, commit="abc123",
-    versions={"python": "3.11", "vllm": "0.32.0"}, machine="Some CPU, 2 cores", command="python -m benchmarks.serving baseline",
+    versions={"python": "3.11", "vllm": "0.32.0"}, machine="Some CPU, 2 cores",
+    command="python -m benchmarks.serving baseline",
 )  # fmt: skip
 
 

@@ -52,6 +52,9 @@ def test_parents_are_right_wrong_or_invented() -> None:
 
 def test_the_engines_request_id_leads_back_to_ours() -> None:
     run = Run((turn("a", 0, 7),), 8)
-    links = [{"request_id": "cmpl-run0-000007-0", "trace_id": "x", "parent_trace_id": None, "source": "new"},
-             {"request_id": "cmpl-run9-000007-0", "trace_id": "z", "parent_trace_id": None, "source": "new"}]  # fmt: skip
+    rest = {"parent_trace_id": None, "source": "new"}
+    links = [
+        {"request_id": "cmpl-run0-000007-0", "trace_id": "x", **rest},
+        {"request_id": "cmpl-run9-000007-0", "trace_id": "z", **rest},
+    ]
     assert join(run, links) == {"a#0": Recognised("x", None, "new")}

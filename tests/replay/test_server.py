@@ -55,9 +55,10 @@ def test_a_server_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_says_why_in_one_line(tmp_path: Path) -> None:
-    with make("raise ValueError('no such model')", tmp_path) as server:
-        with pytest.raises(ServerError, match=r"fake: exited with 1 .*ValueError: no such model \(log: ") as caught:
-            server.wait_ready(30)
+    server = make("raise ValueError('no such model')", tmp_path)
+    server.start()
+    with pytest.raises(ServerError, match=r"fake: exited with 1 .*ValueError: no such model \(log: ") as caught:
+        server.wait_ready(30)
     assert "\n" not in str(caught.value)
 
 
