@@ -1,5 +1,7 @@
 """The scheduler class vLLM is given, built as the engine builds it but without an engine."""
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -37,7 +39,7 @@ def build(model, asynchronous=False, mode="observe", num_blocks=64):
     return from_config(config, num_blocks)
 
 
-def from_config(config, num_blocks=64):
+def from_config(config, num_blocks=64) -> Any:
     config.cache_config.num_gpu_blocks = num_blocks
     spec = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=32, dtype=torch.float32)
     groups = [KVCacheGroupSpec(["layer"], spec)]

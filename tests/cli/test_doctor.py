@@ -1,0 +1,88 @@
+"""`impala doctor` on this machine, and on machines where something is missing."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from impala_vllm.adapters.vllm import compat
+from impala_vllm.cli.doctor import doctor
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.delenv("IMPALA_CONFIG", raising=False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    return lambda *flags: CliRunner().invoke(doctor, list(flags))
+
+
+def test_json_is_whole_and_says_it_works_where_vllm_is_supported(run):
+    pytest.importorskip("vllm")
+    done = run("--json")
+    found = json.loads(done.stdout)
+    assert found["works"] is True, found["missing"]
+    assert done.exit_code == 0
+    assert all(seam["ok"] for seam in found["seams"])
+    assert found["versions"]["torch"] is not None
+    assert found["active"]["mode"].startswith("observe")
+
+
+def test_the_table_names_every_seam(run):
+    pytest.importorskip("vllm")
+    done = run()
+    assert "EngineArgs.add_cli_args" in done.stdout
+    assert "impala works here" in done.stdout
+
+
+def test_without_vllm_it_says_how_to_get_it(run, monkeypatch):
+    monkeypatch.setattr(compat, "version", lambda: None)
+    done = run()
+    assert done.exit_code == 1
+    assert "pip install 'impala-vllm[vllm]'" in done.stdout
+
+
+def test_it_runs_where_neither_vllm_nor_torch_can_be_imported(run, monkeypatch):
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("vllm", "torch")] + ["vllm", "torch"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run("--json").exit_code == 1
+
+
+def test_an_unsupported_vllm_is_named_with_the_window(run, monkeypatch):
+    monkeypatch.setattr(compat, "version", lambda: "0.29.0")
+    found = json.loads(run("--json").stdout)
+    assert found["works"] is False
+    assert found["seams"] == []
+    assert "0.32.x" in found["missing"][0]["effect"]
+
+
+def test_a_changed_seam_is_fatal(run, monkeypatch):
+    monkeypatch.setattr(compat, "version", lambda: "0.32.0")
+    monkeypatch.setattr(compat, "check", lambda: [compat.Seam("vllm.x:Y.z", "arrivals", "has no z")])
+    done = run()
+    assert done.exit_code == 1
+    assert "has no z" in done.stdout
+
+
+def test_filtered_plugins_are_fatal(run, monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    done = run()
+    assert done.exit_code == 1
+    assert "add impala to VLLM_PLUGINS" in done.stdout
+
+
+def test_what_is_accepted_but_not_active_is_said(run, tmp_path):
+    file = tmp_path / "i.yaml"
+    file.write_text("mode: enforce\nledger: l.jsonl\n")
+    found = json.loads(run("--json", "--config", str(file)).stdout)
+    assert "ledger is not active" in found["active"]["ignored"]
+    assert "it observes" in found["active"]["ignored"]
+
+
+def test_a_bad_file_is_one_line_and_2(run, tmp_path):
+    file = tmp_path / "i.yaml"
+    file.write_text("mod: observe\n")
+    done = run("--config", str(file))
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean mode?" in done.stderr
