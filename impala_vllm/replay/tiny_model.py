@@ -142,11 +142,12 @@ def _write(directory: Path, size: Size, seed: int) -> None:
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
     with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_norm.weight.fill_(ATTENTION_SHARPNESS)
+        for name, weight in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                weight.fill_(ATTENTION_SHARPNESS)
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
     with _no_progress_bar():
-        model.to(torch.bfloat16).save_pretrained(directory)
+        model.bfloat16().save_pretrained(directory)
 
 
 @contextmanager
