@@ -16,9 +16,10 @@ from impala_vllm.replay.trial import Trial, run_trials
 from impala_vllm.replay.vocabulary import Vocabulary
 
 ARMS = ("stock", "impala-observe", "unbounded")
-# A few minutes on two cores: contexts of some 2,000 tokens, a pool for three of the nine sessions.
-SCALE = Scale(prompt=48, gap=12.0, max_gap_s=4.0, max_context_tokens=4096)
-POOL_BLOCKS = 192
+MODEL = "8m"
+# A few minutes on two cores: contexts of some 1,500 tokens, a pool for three of the nine sessions.
+SCALE = Scale(prompt=64, output=12, max_output_tokens=24, gap=12.0, max_gap_s=3.0, max_context_tokens=2560)
+POOL_BLOCKS = 144
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def run(out: Path, console: Console) -> Outcome:
     Raises ServerError, TinyModelError or ModelError, in one line. Its servers are gone on return.
     """
     with console.status("building a tiny model (random weights, real tokenizer)"):
-        model = tiny_model.build("26m")
+        model = tiny_model.build(MODEL)
     plan = lower(recording.choose(recording.bundled()), SCALE, Vocabulary.of_model(model))
     machine = arms.Machine(model, hbm_blocks=POOL_BLOCKS, max_model_len=SCALE.max_context_tokens)
     pool = POOL_BLOCKS * machine.block_size

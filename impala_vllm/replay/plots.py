@@ -17,7 +17,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _TOOL = "#9a9a9a"
 _TEXT = "#123456"
 """Stands for the page's text colour until the SVG is written."""
-_WIDTH = 7.2
+_WIDTH = 5.8
 
 
 def completion(trials: Sequence[Trial], names: Mapping[str, str]) -> str:

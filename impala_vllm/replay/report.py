@@ -75,6 +75,7 @@ def render(report: Report) -> str:
         "completion": plots.completion(shown, names),
         "timeline": plots.timeline(shown, names),
         "work": plots.work(shown),
+        "child": next((names[s.session_id] for s in report.plan.sessions if s.parent_id is not None), None),
         "links": recognising.links if recognising else None,
         "sessions": [(names[s.session_id], s, verdict(s)) for s in recognising.links.sessions]
         if recognising and recognising.links
