@@ -1,6 +1,7 @@
 """The routes under /impala: health, traces, links. JSON, bounded, ids and hashes only."""
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
@@ -14,6 +15,7 @@ PREFIX = "/impala"
 OPEN_PATHS = ("/impala/health",)
 """Answered without an API key, like vLLM's own /health: they say nothing about clients."""
 DEFAULT_ROWS = 100
+_CURSORS = {"traces": re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?:t[0-9]{1,18}"), "links": re.compile(r"[0-9]{1,18}")}
 
 
 class Answer(NamedTuple):
@@ -73,7 +75,7 @@ def _page(of: str, query: dict[str, list[str]]) -> dict[str, Any]:
     if state is not None and state not in {s.value for s in State}:
         raise ValueError(f"state: must be one of {', '.join(s.value for s in State)}, not {state!r}")
     after = values.get("after")
-    if after is not None and not after.partition(":")[0].replace(".", "", 1).isdecimal():
+    if after is not None and not _CURSORS[of].fullmatch(after):
         raise ValueError(f"after: must be the `next` of an earlier answer, not {after!r}")
     return {"of": of, "limit": int(limit), "state": state, "after": after}
 

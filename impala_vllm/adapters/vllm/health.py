@@ -67,4 +67,6 @@ def _judge_rank(health: Health, snapshot: dict[str, Any], config: HealthConfig) 
     if snapshot["paused"]:
         health.lower(Status.DEGRADED, f"{rank}: the scheduler is paused")
     if not snapshot["identity"]["on"]:
-        health.lower(Status.DEGRADED, f"{rank}: identity is switched off ({snapshot['identity']['error']})")
+        health.lower(
+            Status.DEGRADED, f"{rank}: identity is switched off ({snapshot['identity']['error']}; see the log)"
+        )

@@ -130,6 +130,6 @@ class Observer:
 
     def _switch_off(self, error: Exception) -> None:
         self.identity = None
-        self.identity_error = f"{type(error).__name__}: {error}"
+        self.identity_error = type(error).__name__  # its text may name sessions, and /impala/health is open
         self._num_open.clear()
         logger.error("impala: identity failed and is switched off, serving continues", exc_info=error)

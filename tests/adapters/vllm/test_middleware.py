@@ -162,7 +162,9 @@ async def test_an_engine_that_does_not_answer_is_asked_once():
         task.cancel()
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "state=odd", "after=odd", "page=2"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=x", "limit=1001", "state=odd", "after=odd", "after=7", "after=1.2.3:t1", "page=2"]
+)
 async def test_bad_queries_are_refused_in_one_line(query):
     status, _, body = await Site().request("GET", f"/impala/traces?{query}")
     assert status == 400
