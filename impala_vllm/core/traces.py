@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from impala_vllm.core.types import Namespace, Outcome, RequestId, Source, TraceId
+from impala_vllm.core.types import BlockHash, Namespace, Outcome, RequestId, Source, TraceId
 
 if TYPE_CHECKING:
     from impala_vllm.core.identity.chain import Chain
+    from impala_vllm.core.identity.parentage import Suspect
+
+
+MAX_NESTING = 8
+"""Ancestors of a trace: agents that start agents are two or three deep, and activity is noted all the way up."""
 
 
 class State(Enum):
@@ -41,10 +46,12 @@ class Trace:
         "num_running",
         "num_tokens",
         "num_turns",
+        "opening",
         "parent_trace_id",
         "session_id",
         "source",
         "started_s",
+        "suspects",
         "trace_id",
     )
 
@@ -58,6 +65,10 @@ class Trace:
         """Live children, oldest first."""
         self.chains: list[Chain] = []
         """Its conversations, the least recently used first: several roles may take turns in one trace."""
+        self.opening: BlockHash | None = None
+        """Last block of the stem it started with: what kind of agent it is. None: no known stem."""
+        self.suspects: list[Suspect] = []
+        """Who may be its parent, likeliest first."""
         self.first_request_id = request_id
         self.last_request_id = request_id
         self.num_turns = 0
@@ -100,9 +111,23 @@ class TraceTable:
         """The trace, None when it is unknown or forgotten."""
         return None if trace_id is None else self._traces.get(trace_id)
 
-    def add(self, trace: Trace, parent: Trace | None) -> None:
-        """Enter a trace as the most recently active one, below `parent`."""
+    def add(self, trace: Trace) -> None:
+        """Enter a trace as the most recently active one."""
         self._traces[trace.trace_id] = trace
+
+    def adopt(self, trace: Trace, parent: Trace | None) -> None:
+        """Make `parent` the trace's parent, or nobody. Loops and more than `MAX_NESTING` levels: nobody."""
+        above, levels = parent, 0
+        while above is not None:
+            levels += 1
+            if above is trace or levels > MAX_NESTING:
+                parent = None
+                break
+            above = self.get(above.parent_trace_id)
+        before = self.get(trace.parent_trace_id)
+        if before is not None:
+            before.children.pop(trace.trace_id, None)
+        trace.parent_trace_id = None
         if parent is not None:
             trace.parent_trace_id = parent.trace_id
             parent.children[trace.trace_id] = None

@@ -68,7 +68,11 @@ class Score:
     by_source: defaultdict[Source, Tally] = field(default_factory=lambda: defaultdict(Tally))
     by_kind: defaultdict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
     confusion: Counter[tuple[Kind, Source]] = field(default_factory=Counter[tuple[Kind, Source]])
-    parents: Parents = field(default_factory=Parents)
+    _parents: dict[str, tuple[str | None, str | None]] = field(default_factory=dict[str, tuple[str | None, str | None]])
+    """True trace -> (true name of the parent it was given, its true parent)."""
+    _parents_at_start: dict[str, tuple[str | None, str | None]] = field(
+        default_factory=dict[str, tuple[str | None, str | None]]
+    )
     _last_of_predicted: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _last_of_true: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _prompts: defaultdict[str, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
@@ -93,10 +97,7 @@ class Score:
             self.exact += last is not None and last.request_id == before.request_id
         self.by_source[link.source].note(right if before is not None else kind in (Kind.START, Kind.SUBAGENT_START))
         self.confusion[kind, link.source] += 1
-        if kind in (Kind.START, Kind.SUBAGENT_START) and before is None:
-            self._note_parent(turn, link)
-        elif kind is Kind.SUBAGENT_START:
-            self.parents.missed += 1
+        self._note_parent(turn, link, first=kind in (Kind.START, Kind.SUBAGENT_START))
         self._last_of_predicted[link.trace_id] = turn
         self._last_of_true[true] = turn
         self._learn(turn.blocks, true)
@@ -104,7 +105,7 @@ class Score:
     @property
     def precision(self) -> float:
         """Right among predicted links; 1 where none were predicted."""
-        return self.links.share() if self.links.total else 1.0
+        return self.links.right / self.links.total if self.links.total else 1.0
 
     @property
     def recall(self) -> float:
@@ -123,17 +124,24 @@ class Score:
         both = self.links.total + self.true_links
         return 2 * self.exact / both if both else 1.0
 
-    def _note_parent(self, turn: Turn, link: Link) -> None:
-        if link.parent_trace_id is None:
-            self.parents.missed += turn.parent_trace_id is not None
-            return
-        parent = self._last_of_predicted.get(link.parent_trace_id)
-        if turn.parent_trace_id is None:
-            self.parents.unasked += 1
-        elif parent is not None and parent.trace_id == turn.parent_trace_id:
-            self.parents.right += 1
-        else:
-            self.parents.wrong += 1
+    def _note_parent(self, turn: Turn, link: Link, first: bool) -> None:
+        """Remember what was last said of the true trace's parent, and what was said at its start."""
+        parent = self._last_of_predicted.get(link.parent_trace_id) if link.parent_trace_id else None
+        said = None if link.parent_trace_id is None else (parent.trace_id if parent else "")
+        true = turn.trace_id or ""
+        if first:
+            self._parents_at_start[true] = (said, turn.parent_trace_id)
+        self._parents[true] = (said, turn.parent_trace_id)
+
+    @property
+    def parents(self) -> Parents:
+        """As of each trace's last request: later turns may correct the first."""
+        return _judge(self._parents)
+
+    @property
+    def parents_at_start(self) -> Parents:
+        """As of each trace's first request."""
+        return _judge(self._parents_at_start)
 
     def _kind(self, turn: Turn, true: str) -> Kind:
         if true not in self._last_of_true:
@@ -161,10 +169,25 @@ class Score:
     def _learn(self, blocks: tuple[int, ...], true: str) -> None:
         prompts = self._prompts[true]
         known = max((_shared(blocks, prompt) for prompt in prompts), default=0)
-        prompts[:] = [p for p in prompts if _shared(blocks, p) < len(p)][-MAX_PROMPTS + 1 :] + [blocks]
+        prompts[:] = [p for p in prompts if _shared(blocks, p) < len(p)][-MAX_PROMPTS + 1 :]
+        prompts.append(blocks)
         for block in blocks[known:]:
             # None: several traces hold it.
             self._owners[block] = true if self._owners.get(block, true) == true else None
+
+
+def _judge(parents: dict[str, tuple[str | None, str | None]]) -> Parents:
+    result = Parents()
+    for said, true in parents.values():
+        if true is None:
+            result.unasked += said is not None
+        elif said is None:
+            result.missed += 1
+        elif said == true:
+            result.right += 1
+        else:
+            result.wrong += 1
+    return result
 
 
 def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -2,7 +2,8 @@
 
 Ids are local to a session. The blocks that hold tool definitions and system prompt are the same for
 every session with the same (tool tokens, system tokens, model), so they share one namespace; all
-others are the session's own. A sub-agent's requests count their time from its marker.
+others are the session's own. A sub-agent's requests count their time from its start; its marker stands
+where it was done, `duration_ms` later (markers without a duration: where it was launched).
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ class _Subagent(msgspec.Struct, tag_field="type", tag="subagent"):
     t: float
     agent_id: str
     requests: list[_Plain | _Streamed]
+    duration_ms: float | None = None
     tool_tokens: int = 0
     system_tokens: int = 0
 
@@ -127,10 +129,11 @@ def _turns(session: _Session, ids: _SessionIds) -> Iterator[Turn]:
     for number, entry in enumerate(session.requests):
         if isinstance(entry, _Subagent):
             trace = f"{session.id}/{entry.agent_id}"
+            start_s = entry.t - (entry.duration_ms or 0.0) / 1000
             for step, call in enumerate(entry.requests):
                 blocks = ids.blocks(call, session.block_size, entry.tool_tokens, entry.system_tokens)
                 # An agent id may come twice in a session, a marker's place in it cannot.
-                yield _turn(session, call, entry.t, blocks, f"{trace}.{number}", step, session.id)
+                yield _turn(session, call, start_s, blocks, f"{trace}.{number}", step, session.id)
         else:
             blocks = ids.blocks(entry, session.block_size, session.tool_tokens, session.system_tokens)
             yield _turn(session, entry, 0.0, blocks, session.id, number, None)

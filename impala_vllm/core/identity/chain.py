@@ -8,15 +8,28 @@ from impala_vllm.core.types import RequestId
 class Chain:
     """A line of prompts each of which extends the one before. Written by `core.identity` alone."""
 
-    __slots__ = ("first_depth", "last_s", "prompt_depth", "request_id", "running", "tip", "trace")
+    __slots__ = (
+        "last_s",
+        "opening",
+        "prompt_depth",
+        "prompt_tokens",
+        "request_id",
+        "running",
+        "tip",
+        "tokens",
+        "trace",
+    )
 
-    def __init__(self, trace: Trace, first_depth: int) -> None:
+    def __init__(self, trace: Trace, opening: int) -> None:
         self.trace = trace
         self.tip: Tip[Chain] = Tip(self)
-        self.first_depth = first_depth
+        self.opening = opening
         """Blocks of its first prompt: whoever shares less may merely share an opening."""
-        self.prompt_depth = first_depth
+        self.prompt_depth = opening
         """Blocks of its last prompt."""
+        self.prompt_tokens = 0
+        self.tokens = 0
+        """Tokens of its last prompt, and of the output once finished."""
         self.request_id: RequestId | None = None
         self.running = False
         self.last_s = trace.last_event_s

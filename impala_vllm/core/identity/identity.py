@@ -12,11 +12,14 @@ from impala_vllm.core.identity.chain import Chain
 from impala_vllm.core.identity.config import IdentityConfig
 from impala_vllm.core.identity.index import PrefixIndex
 from impala_vllm.core.identity.ladder import NUM_STEM_STARTS, Rung, climb
+from impala_vllm.core.identity.parentage import SURE_TURNS, Parentage
 from impala_vllm.core.traces import Trace, TraceTable
 from impala_vllm.core.types import Arrival, BlockHash, Finish, Link, Namespace, Outcome, RequestId, Source, TraceId
 
 MAX_CHAINS = 8
 """Conversations remembered a trace: more roles than the largest multi-agent stack measured (5)."""
+_INFERRED = frozenset(Source) - {Source.EXPLICIT, Source.FORK, Source.OFF}
+"""Sources that say nothing about a parent themselves."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Identity:
         self._indexes: dict[Namespace, PrefixIndex[Chain]] = {}
         self._sessions: dict[tuple[Namespace, str], Trace] = {}
         self._open: dict[RequestId, _Open] = {}
+        self._parentage = Parentage(config.subagent_window_s)
         self._num_started = 0
         self.num_blocks = 0
         """Block hashes indexed over all namespaces."""
@@ -59,20 +63,23 @@ class Identity:
         index = self._index(arrival.namespace)
         rung = climb(arrival, now, index, self.traces, self._sessions, self.config)
         trace = rung.trace or self._start(arrival, rung, index, now)
+        trace.num_turns += 1
+        if rung.source in _INFERRED:
+            self._reconsider(trace)
         link = Link(
             trace.trace_id,
             trace.parent_trace_id,
-            rung.source,
+            Source.SUBAGENT if rung.source is Source.NEW and trace.parent_trace_id else rung.source,
             rung.confidence,
             rung.matched.depth,
             rung.chain.request_id if rung.chain else (trace.last_request_id if rung.trace else None),
         )
         chain = self._chain(rung, trace, len(arrival.blocks))
         self._move(chain, arrival.blocks)
-        chain.prompt_depth = len(arrival.blocks)
+        chain.prompt_depth, chain.prompt_tokens = len(arrival.blocks), arrival.num_tokens
+        chain.tokens = arrival.num_tokens
         chain.request_id, chain.running, chain.last_s = arrival.request_id, True, now
         trace.last_request_id = arrival.request_id
-        trace.num_turns += 1
         trace.num_running += 1
         trace.num_tokens = arrival.num_tokens
         trace.source, trace.confidence = link.source, link.confidence
@@ -92,9 +99,10 @@ class Identity:
         trace.num_tokens = finish.num_tokens
         trace.last_finish_s, trace.last_outcome = now, finish.outcome
         if chain.request_id == finish.request_id:
-            chain.running, chain.last_s = False, now
+            chain.running, chain.last_s, chain.tokens = False, now, finish.num_tokens
             if finish.outcome not in (Outcome.ABORT, Outcome.ERROR) and len(finish.blocks) > chain.tip.depth:
                 self._move(chain, finish.blocks)
+        self._parentage.note_end(trace, now)
         self.traces.touch(trace, now)
         self._shrink()
 
@@ -132,12 +140,25 @@ class Identity:
     def _start(self, arrival: Arrival, rung: Rung, index: PrefixIndex[Chain], now: float) -> Trace:
         self._num_started += 1
         trace = Trace(TraceId(f"t{self._num_started}"), arrival.namespace, arrival.request_id, now)
-        self.traces.add(trace, rung.parent)
+        self.traces.add(trace)
+        stem = index.stem_depth(rung.matched)
+        if rung.source is Source.NEW:
+            trace.opening = arrival.blocks[stem - 1] if stem else None
+            trace.suspects = self._parentage.suspects(arrival.namespace, now, self.traces)
+        else:
+            self.traces.adopt(trace, rung.parent)
         index.note_start(rung.matched)
         if arrival.session_id is not None:
             trace.session_id = arrival.session_id
             self._sessions[arrival.namespace, arrival.session_id] = trace
         return trace
+
+    def _reconsider(self, trace: Trace) -> None:
+        """See again who the trace's parent may be, as long as that is open."""
+        if trace.suspects or trace.num_turns == SURE_TURNS:
+            parent = self._parentage.parent(trace, self.traces)
+            self.traces.adopt(trace, parent)
+            self._parentage.learn(trace)
 
     def _chain(self, rung: Rung, trace: Trace, depth: int) -> Chain:
         """The conversation the request goes on with: the one it follows, or another one beside it."""
@@ -145,7 +166,7 @@ class Identity:
             chain = rung.chain
             trace.chains.remove(chain)
         else:
-            chain = Chain(trace, depth)
+            chain = Chain(trace, depth if rung.chain is None else min(depth, rung.chain.opening))
         trace.chains.append(chain)
         if len(trace.chains) > MAX_CHAINS:
             for stale in [c for c in trace.chains if not c.running][: len(trace.chains) - MAX_CHAINS]:

@@ -116,25 +116,23 @@ class PrefixIndex(Generic[T]):
         self._place(tip, run, len(blocks))
         return found.depth
 
-    def near(self, found: Match[T], limit: int) -> list[Shared[T]]:
-        """Up to `limit` chains that share most with the match, best first: then those ending nearest to it.
+    def near(self, found: Match[T], limit: int) -> Iterator[Shared[T]]:
+        """Chains that share most with the match, best first; at most about `limit` of each run on the way up.
 
-        Climbs from the match towards the root only until `limit` chains are seen.
+        A caller that stops early pays for nothing above.
         """
-        chains: list[Shared[T]] = []
         run, depth, seen = found.run, found.depth, None
-        while run is not None and len(chains) < limit:
+        while run is not None:
             here = [Shared(min(tip.depth, depth), tip) for tip in run.tips]
             for child in run.children:
+                if len(here) > limit:
+                    break
                 if child is not seen:
                     shared = min(child.start, depth)
                     here += [Shared(shared, tip) for tip in _below(child, limit)]
-                    if len(here) > 2 * limit:
-                        break
             here.sort(key=lambda s: -s.depth)
-            chains += here[: limit - len(chains)]
+            yield from here
             depth, seen, run = run.start, run, run.parent
-        return chains
 
     def note_start(self, found: Match[T]) -> None:
         """A new trace started by sharing `found`: every block it shared is one trace more of a stem."""

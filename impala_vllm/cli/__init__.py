@@ -1,0 +1,1 @@
+"""The `impala` command."""
