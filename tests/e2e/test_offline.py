@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from impala_vllm.replay import tiny_model
+from impala_vllm.replay.server import free_port
 from tests.e2e.conftest import ENVIRONMENT
 
 PROMPTS = ["The scheduler hands out blocks of memory. " * 3, "Turn over every stone. " * 5]
@@ -77,17 +78,20 @@ def test_run_batch_takes_the_flags(model, stock, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "environment", "says"),
+    ("model_named", "version", "environment", "says"),
     [
-        ("0.31.0", {}, "impala: vLLM 0.31.0 is not supported"),
+        (None, "0.31.0", {}, "impala: vLLM 0.31.0 is not supported"),
+        ("no/such-model", None, {}, "impala: model no/such-model: cannot be loaded"),
         # impala is not even loaded then: the best there is, and what docs/compatibility.md explains.
-        (None, {"VLLM_PLUGINS": "other"}, "ambiguous option: --scheduler"),
+        (None, None, {"VLLM_PLUGINS": "other"}, "ambiguous option: --scheduler"),
     ],
 )
-def test_where_impala_cannot_work_vllm_leaves_with_2_and_no_traceback(model, version, environment, says):
+def test_where_it_cannot_work_vllm_leaves_with_2_and_no_traceback(model, model_named, version, environment, says):
     disguise = f"import vllm.version; vllm.version.__version__ = {version!r}; " if version else ""
     script = f"{disguise}from vllm.entrypoints.cli.main import main; main()"
-    done = run([sys.executable, "-c", script, "serve", model, "--scheduler", "impala"], **environment)
+    port = str(free_port())
+    arguments = [sys.executable, "-c", script, "serve", model_named or model, "--scheduler", "impala", "--port", port]
+    done = run(arguments, **environment)
     assert done.returncode == 2
     assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -5,8 +5,9 @@ does nothing unless impala is selected, so an installed but unselected impala ch
 """
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from impala_vllm.adapters.vllm import choice, command_line
@@ -40,7 +41,8 @@ def _with_finish(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def from_cli_args(cls: type, args: argparse.Namespace) -> Any:
         command_line.finish(args)  # parsing did it already; a no-op then
-        return original(cls, args)
+        with _leaving(args.scheduler_cls, args.model):
+            return original(cls, args)
 
     return from_cli_args
 
@@ -48,15 +50,22 @@ def _with_finish(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with _leaving(self.scheduler_cls, self.model):
             config = original(self, *args, **kwargs)
-        except OSError as e:
-            if isinstance(self.scheduler_cls, choice.Choice):  # chosen on a command line
-                command_line.fail_to_load(self.model, e)
-            raise
         if choice.is_ours(self.scheduler_cls):
             choice.adopt(self, config)
         return config
 
     setattr(create_engine_config, _MARK, True)
     return create_engine_config
+
+
+@contextlib.contextmanager
+def _leaving(scheduler_cls: Any, model: str) -> Iterator[None]:
+    """Where impala was chosen on a command line, a model that cannot be loaded ends it with one line."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(scheduler_cls, choice.Choice):
+            command_line.fail_to_load(model, e)
+        raise
