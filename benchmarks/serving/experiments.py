@@ -107,7 +107,7 @@ def jobs(source: Source, experiment: Experiment) -> Plan:
     )
 
 
-_ROOMY = {"hbm_blocks": 8000, "max_model_len": 32_768}
+_ROOMY = {"hbm_blocks": 6000, "max_model_len": 32_768}
 """Identity and overhead are asked for here, not eviction: everything fits."""
 
 EXPERIMENTS: dict[str, Experiment] = {

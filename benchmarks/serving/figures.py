@@ -77,9 +77,14 @@ def show(made: Sequence[Record], console: Console) -> None:
     arms = list(dict.fromkeys(r.variant for r in made))
     table = Table("metric", *arms)
     for metric in dict.fromkeys(r.metric for r in made):
-        cells = {r.variant: f"{r.p50:,.4g} {r.unit}" for r in made if r.metric == metric}
+        cells = {r.variant: _cell(r) for r in made if r.metric == metric}
         table.add_row(metric, *(cells.get(arm, "") for arm in arms))
     console.print(table)
+
+
+def _cell(r: Record) -> str:
+    interval = f"  [{r.params['interval']}]" if "interval" in r.params else ""
+    return f"{r.p50:,.4g} {r.unit}{interval}"
 
 
 class _Maker:

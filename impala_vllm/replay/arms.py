@@ -22,7 +22,7 @@ class Machine:
     model: Path
     hbm_blocks: int = 384
     """Pool of KV blocks: 12,288 tokens, a quarter of the default workload's working set."""
-    unbounded_blocks: int = 8000
+    unbounded_blocks: int = 4000
     """A pool in which the workload never evicts."""
     block_size: int = 32
     max_model_len: int = 8192

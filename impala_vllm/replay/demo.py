@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from impala_vllm.replay import arms, recording, report, tiny_model
 from impala_vllm.replay.load import Load
@@ -52,10 +52,10 @@ def run(out: Path, console: Console) -> Outcome:
         trials = run_trials(plan, chosen, ARMS, machine, load, out / "logs", watcher)
     _figures(trials, console)
     _recognised(trials, console)
+    (out / "runs.json").write_bytes(msgspec.json.format(msgspec.json.encode([asdict(t) for t in trials]), indent=1))
     page = out / "report.html"
     title = f"{len(plan.roots())} agents on a server with too little memory"
     report.write(Report(title, plan, tuple(chosen), tuple(trials), machine, SCALE, load), page)
-    (out / "runs.json").write_bytes(msgspec.json.format(msgspec.json.encode([asdict(t) for t in trials]), indent=1))
     return Outcome(page, sum(t.measures.num_failed for t in trials))
 
 
@@ -80,9 +80,9 @@ def _recognised(trials: list[Trial], console: Console) -> None:
         return
     rows = {t["trace_id"]: t for t in trial.traces}
     table = Table(
-        "recorded session", "turns", "live trace", "its turns", "state", "turns right", "",
-        title="/impala/traces of the live server beside the recorded truth (no client sent an id)",
-        title_justify="left",
+        Column("recorded session", overflow="fold"), "turns", "live trace", "its turns", "state", "turns right",
+        Column("verdict", overflow="fold"),
+        title="Recorded truth beside /impala/traces of the live server; no client sent an id", title_justify="left",
     )  # fmt: skip
     for s in trial.links.sessions:
         live = rows.get(s.trace_id or "", {})
