@@ -9,6 +9,7 @@ class Chain:
     """A line of prompts each of which extends the one before. Written by `core.identity` alone."""
 
     __slots__ = (
+        "era",
         "last_s",
         "opening",
         "prompt_depth",
@@ -20,8 +21,10 @@ class Chain:
         "trace",
     )
 
-    def __init__(self, trace: Trace, opening: int) -> None:
+    def __init__(self, trace: Trace, opening: int, era: int = 0) -> None:
         self.trace = trace
+        self.era = era
+        """How often the history had been rewritten when it began, as far as identity believes."""
         self.tip: Tip[Chain] = Tip(self)
         self.opening = opening
         """Blocks of its first prompt: whoever shares less may merely share an opening."""

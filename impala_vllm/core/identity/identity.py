@@ -30,6 +30,8 @@ class Stats:
     expired_traces: int = 0
     evicted_traces: int = 0
     forgotten_blocks: int = 0
+    splits: int = 0
+    """Compactions that turned out to be none."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class Identity:
         rung = climb(arrival, now, index, self.traces, self._sessions, self.config)
         trace = rung.trace or self._start(arrival, rung, index, now)
         trace.num_turns += 1
+        if rung.chain is not None and rung.source in (Source.CONTINUATION, Source.RETRY):
+            self._split(trace, rung.chain.era, now)
         if rung.source in _INFERRED:
             self._reconsider(trace)
         link = Link(
@@ -153,6 +157,29 @@ class Identity:
             self._sessions[arrival.namespace, arrival.session_id] = trace
         return trace
 
+    def _split(self, trace: Trace, era: int, now: float) -> None:
+        """Undo a compaction that was none: a history that was believed rewritten goes on as it was.
+
+        What came after the rewriting becomes a trace of its own from here on.
+        """
+        later = [chain for chain in trace.chains if chain.era > era]
+        if not later:
+            return
+        self._num_started += 1
+        other = Trace(TraceId(f"t{self._num_started}"), trace.namespace, later[0].request_id or RequestId(""), now)
+        other.chains = later
+        other.source, other.confidence = Source.NEW, trace.confidence
+        other.last_request_id = later[-1].request_id or other.first_request_id
+        other.num_turns = len(later)
+        other.num_tokens = later[-1].tokens
+        other.num_running = sum(done.chain in later for done in self._open.values())
+        trace.num_running -= other.num_running
+        trace.chains = [chain for chain in trace.chains if chain.era <= era]
+        for chain in later:
+            chain.trace = other
+        self.traces.add(other)
+        self.stats.splits += 1
+
     def _reconsider(self, trace: Trace) -> None:
         """See again who the trace's parent may be, as long as that is open."""
         if trace.suspects or trace.num_turns == SURE_TURNS:
@@ -166,7 +193,9 @@ class Identity:
             chain = rung.chain
             trace.chains.remove(chain)
         else:
-            chain = Chain(trace, depth if rung.chain is None else min(depth, rung.chain.opening))
+            before = rung.chain if rung.chain is not None and rung.trace is trace else None
+            era = 0 if before is None else before.era + (rung.source is Source.COMPACTION)
+            chain = Chain(trace, depth if before is None else min(depth, before.opening), era)
         trace.chains.append(chain)
         if len(trace.chains) > MAX_CHAINS:
             for stale in [c for c in trace.chains if not c.running][: len(trace.chains) - MAX_CHAINS]:

@@ -6,6 +6,7 @@ caller's business) end somewhere in a run; what no chain needs any more is forgo
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from impala_vllm.core.types import BlockHash
@@ -117,14 +118,14 @@ class PrefixIndex(Generic[T]):
         return found.depth
 
     def near(self, found: Match[T], limit: int) -> Iterator[Shared[T]]:
-        """Chains that share most with the match, best first; at most about `limit` of each run on the way up.
+        """Chains that share most with the match, best first; of each run on the way up about `limit`, latest first.
 
         A caller that stops early pays for nothing above.
         """
         run, depth, seen = found.run, found.depth, None
         while run is not None:
-            here = [Shared(min(tip.depth, depth), tip) for tip in run.tips]
-            for child in run.children:
+            here = [Shared(min(tip.depth, depth), tip) for tip in islice(reversed(run.tips), limit)]
+            for child in reversed(run.children):
                 if len(here) > limit:
                     break
                 if child is not seen:
@@ -209,7 +210,7 @@ def _below(run: Run[T], limit: int) -> Iterator[Tip[T]]:
     stack = [run]
     while stack and limit > 0:
         top = stack.pop()
-        for tip in top.tips:
+        for tip in reversed(top.tips):
             yield tip
             limit -= 1
             if limit == 0:

@@ -15,8 +15,8 @@ from impala_vllm.core.types import Arrival, Namespace, Source
 
 NUM_STEM_STARTS = 2
 """A block with which this many further traces started is system prompt, not identity."""
-HANDOVER_S = 5.0
-"""Roles of one program take turns without a pause: the next one speaks within this long."""
+HANDOVER_S = 15.0
+"""Roles of one program take turns without a pause: the next speaks within about one model call."""
 HANDOVER_TOKENS = 128
 """Two tasks may open with the same phrase, not with the same half page."""
 EDIT_SHRINK, EDIT_GROWTH = -0.01, 0.02
