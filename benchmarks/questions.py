@@ -24,13 +24,13 @@ QUESTIONS = {
     ),
     "serving/observe-cost-agent": Question(
         "What observing costs on agent traffic",
-        "The same saturated batch on stock vLLM and with impala observing, interleaved in pairs. Ratio above 1: "
-        "impala is faster.",
+        "The same saturated batch on stock vLLM and with impala observing, interleaved in pairs. A ratio of "
+        "requests_per_s below 1 is what observing costs; one of cpu_s above 1 likewise.",
     ),
     "serving/observe-cost-azure": Question(
         "What observing costs on traffic that is not agents",
-        "Single requests with the lengths of a production chat trace, nothing shared; interleaved pairs. Ratio above "
-        "1: impala is faster.",
+        "Single requests with the lengths of a production chat trace, nothing shared; interleaved pairs. "
+        "Ratios as above.",
     ),
     "serving/sustained": Question(
         "How many sessions at once?",

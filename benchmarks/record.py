@@ -102,17 +102,19 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def _commit() -> str:
+    """The commit, `-dirty` with changes in tracked files; results of earlier runs are no change."""
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results",
+               ":(top,exclude)RESULTS.md")  # fmt: skip
     try:
-        ran = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return _git("rev-parse", "--short=12", "HEAD") + ("-dirty" if _git(*changed) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return ran.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _versions() -> dict[str, str]:
@@ -139,9 +141,8 @@ def _machine() -> str:
 
 
 def _command() -> str:
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name:
-        name = spec.name.removesuffix(".__main__")
-        return shlex.join(["python", "-m", name, *sys.argv[1:]])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """As typed, but for where files lie on this machine."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec is not None and spec.name else None
+    start = [Path(sys.argv[0]).name] if name is None else ["python", "-m", name]
+    return shlex.join([*start, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])

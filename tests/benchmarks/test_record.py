@@ -66,3 +66,8 @@ def test_this_process_says_where_it_ran() -> None:
     assert origin.command == "python -m x"
     assert "cores" in origin.machine
     assert "python" in origin.versions
+
+
+def test_a_command_names_no_place_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "baseline", "--traces", "/somewhere/private/log.jsonl", "--pairs", "2"])
+    assert record.origin().command.endswith("baseline --traces log.jsonl --pairs 2")
