@@ -74,6 +74,8 @@ def read(file: Path, on_error: OnError) -> Iterator[Turn]:
 def _problem(record: _Record, latest: float) -> str | None:
     if record.block_size < 1:
         return f"block_size is {record.block_size}; write the tokens a block holds"
+    if len(set(record.block_ids)) != len(record.block_ids):
+        return "an id comes twice in block_ids; write ids that stand for a block and all before it"
     if record.arrival_s < latest:
         return f"arrival_s {record.arrival_s} comes after {latest}; sort the log by arrival_s"
     if record.finish_s is not None and record.finish_s < record.arrival_s:

@@ -1,9 +1,8 @@
 """The prefix index against a list of chains."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import pytest
 
 from impala_vllm.core.identity.index import BrokenChain, PrefixIndex, Tip
 
@@ -13,13 +12,15 @@ def chained(word: list[int]) -> list[bytes]:
     return [bytes(word[: i + 1]) for i in range(len(word))]
 
 
-words = st.lists(st.integers(0, 2), max_size=8)
+words = st.lists(st.integers(0, 1), max_size=12)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), words), max_size=30), words)
-def test_index_knows_exactly_the_prefixes_of_its_chains(moves: list[tuple[int, list[int]]], asked: list[int]) -> None:
-    index: PrefixIndex[int] = PrefixIndex(2)
+@given(st.lists(st.tuples(st.integers(0, 4), words), max_size=30), words, st.integers(1, 5))
+def test_index_knows_exactly_the_prefixes_of_its_chains(
+    moves: list[tuple[int, list[int]]], asked: list[int], stride: int
+) -> None:
+    index: PrefixIndex[int] = PrefixIndex(2, stride)
     tips = [Tip(i) for i in range(5)]
     model: dict[int, list[bytes]] = {}
     for owner, word in moves:
@@ -53,9 +54,9 @@ def test_stem_is_what_enough_further_traces_started_with() -> None:
 
 
 def test_hashes_that_are_not_chained_are_refused() -> None:
-    index: PrefixIndex[int] = PrefixIndex(2)
+    index: PrefixIndex[int] = PrefixIndex(2, stride=1)
     index.move(Tip(1), [1, 2, 3])
     with pytest.raises(BrokenChain):
         index.move(Tip(2), [9, 8, 2])
     with pytest.raises(BrokenChain):
-        PrefixIndex[int](2).move(Tip(1), [1, 1])
+        PrefixIndex[int](2, stride=1).move(Tip(1), [1, 1])

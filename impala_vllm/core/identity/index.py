@@ -65,30 +65,46 @@ class Shared(NamedTuple, Generic[T]):
 
 
 class PrefixIndex(Generic[T]):
-    """The tree. Every hash belongs to exactly one run, and every prefix of a known chain is known."""
+    """The tree. Every block belongs to exactly one run, and every prefix of a known chain is known."""
 
-    def __init__(self, num_starts: int) -> None:
-        """Remember up to `num_starts` trace starts a run, for `stem_depth`."""
+    def __init__(self, num_starts: int, stride: int = 8) -> None:
+        """Remember up to `num_starts` trace starts a run, for `stem_depth`.
+
+        The dict holds the first block of each run and every `stride`-th of all blocks: a miss of the cache a
+        block is what an insertion costs, and the blocks between are compared in the run's own list.
+        """
         self._runs: dict[BlockHash, Run[T]] = {}
         self._num_starts = num_starts
+        self._stride = stride
+        self._num_blocks = 0
 
     def __len__(self) -> int:
-        return len(self._runs)
+        """Blocks known."""
+        return self._num_blocks
 
-    def match(self, blocks: Sequence[BlockHash], known: int = 0) -> Match[T]:
-        """The longest known prefix of `blocks`; the first `known` blocks need not be asked. O(log n)."""
-        runs = self._runs
-        low, high = known, len(blocks)  # blocks[:low] are known, blocks[high:] are not
+    def match(self, blocks: Sequence[BlockHash]) -> Match[T]:
+        """The longest known prefix of `blocks`. O(log n)."""
+        runs, stride = self._runs, self._stride
+        low, high = 0, len(blocks) // stride  # of the blocks in the dict, low are known, those above high are not
         while low < high:
-            mid = (low + high) // 2
-            if blocks[mid] in runs:
-                low = mid + 1
+            mid = (low + high + 1) // 2
+            if blocks[mid * stride - 1] in runs:
+                low = mid
             else:
-                high = mid
-        run = runs[blocks[low - 1]] if low else None
-        if run is not None and not run.start < low <= run.end:
+                high = mid - 1
+        depth = low * stride
+        run = runs[blocks[depth - 1]] if depth else None
+        if run is not None and not run.start < depth <= run.end:
             raise BrokenChain("a block hash came at two different depths")
-        return Match(low, run)
+        while depth < len(blocks):  # fewer than `stride` steps
+            block = blocks[depth]
+            if run is None or depth == run.end or run.blocks[depth - run.start] != block:
+                branch = runs.get(block)
+                if branch is None or branch.start != depth:
+                    break
+                run = branch
+            depth += 1
+        return Match(depth, run)
 
     def move(self, tip: Tip[T], blocks: Sequence[BlockHash]) -> int:
         """End `tip` at the end of `blocks` (none: let go of it), index what is new, forget what nothing needs.
@@ -110,9 +126,11 @@ class PrefixIndex(Generic[T]):
             run = Run(run, found.depth, fresh)
             if run.parent is not None:
                 run.parent.children[run] = None
-        num_known = len(self._runs)
-        self._runs.update(dict.fromkeys(fresh, run))
-        if len(self._runs) != num_known + len(fresh):
+        keys = self._keys(run, found.depth)
+        num_keys = len(self._runs)
+        self._runs.update(dict.fromkeys(keys, run))
+        self._num_blocks += len(fresh)
+        if len(self._runs) != num_keys + len(keys):
             raise BrokenChain("a block hash came with two different prefixes")
         self._place(tip, run, len(blocks))
         return found.depth
@@ -156,11 +174,12 @@ class PrefixIndex(Generic[T]):
     def check_invariants(self) -> None:
         """Raise AssertionError if the tree, the dict and the chains disagree. O(n), for tests."""
         runs = set(self._runs.values())
-        assert sum(len(run.blocks) for run in runs) == len(self._runs)
+        assert sum(len(run.blocks) for run in runs) == self._num_blocks
+        assert sum(len(self._keys(run, run.start)) for run in runs) == len(self._runs)
         for run in runs:
             assert run.blocks
             assert run.tips or run.children, "an unused run"
-            assert all(self._runs[b] is run for b in run.blocks)
+            assert all(self._runs[b] is run for b in self._keys(run, run.start))
             assert (run.parent is None) == (run.start == 0)
             if run.parent is not None:
                 assert run in run.parent.children
@@ -182,14 +201,23 @@ class PrefixIndex(Generic[T]):
         if before is not None and end == before.end:
             self._trim(before)
 
+    def _keys(self, run: Run[T], depth: int) -> list[BlockHash]:
+        """The blocks of the run from `depth` on that the dict holds."""
+        first = depth + self._stride - 1 - depth % self._stride
+        keys = run.blocks[first - run.start :: self._stride]
+        if depth == run.start and first != run.start:
+            keys.append(run.blocks[0])
+        return keys
+
     def _trim(self, run: Run[T]) -> None:
         """Forget the tail of `run` that no chain needs, and empty runs up to the root."""
         above: Run[T] | None = run
         while above is not None:
             run = above
             keep = _needed(run) - run.start
-            for block in run.blocks[keep:]:
+            for block in self._keys(run, run.start + keep):
                 del self._runs[block]
+            self._num_blocks -= len(run.blocks) - keep
             del run.blocks[keep:]
             if run.blocks:
                 return
