@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+_Anything: Any = Any if TYPE_CHECKING else object
+"""Base of what stands in for vLLM's classes in front of a type checker."""
 
 
 @dataclass
@@ -14,7 +17,7 @@ class FakeParams:
 
 
 @dataclass
-class FakeRequest:
+class FakeRequest(_Anything):
     """vllm.v1.request.Request."""
 
     request_id: str

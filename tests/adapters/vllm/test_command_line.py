@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import socket
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_not_selected_changes_no_argument(parse):
 
 def test_selected_sets_scheduler_and_middleware(parse):
     args = parse("--scheduler", "impala", "--middleware", "some.one")
-    assert args.scheduler_cls == "impala_vllm.Scheduler"
+    assert str(args.scheduler_cls) == "impala_vllm.Scheduler"
     assert args.middleware == ["some.one", command_line.MIDDLEWARE]
     assert restore(args.scheduler_cls.impala_settings).config.mode is Mode.OBSERVE
 
@@ -83,9 +84,9 @@ def test_the_settings_survive_every_way_vllm_copies_its_arguments(parse):
     args = parse("--scheduler", "impala", "--impala-mode", "enforce")
     args = pickle.loads(pickle.dumps(args))
     engine_args = AsyncEngineArgs.from_cli_args(args)
-    copies = [AsyncEngineArgs(**vars(engine_args)), dataclasses.replace(engine_args)]
-    for copied in copies:
-        assert restore(copied.scheduler_cls.impala_settings).config.mode is Mode.ENFORCE
+    for copied in (AsyncEngineArgs(**vars(engine_args)), dataclasses.replace(engine_args)):
+        scheduler_cls: Any = copied.scheduler_cls
+        assert restore(scheduler_cls.impala_settings).config.mode is Mode.ENFORCE
     assert args.middleware == [command_line.MIDDLEWARE]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,10 @@ class Site:
         self.app = SimpleNamespace(state=SimpleNamespace(engine_client=self.client, args=args))
         self.middleware = Middleware(self.inner)
         self.chunks = chunks
-        self.body = self.caller = self.headers = None
-        self.pieces = []
+        self.body: Any = None
+        self.caller: Any = None
+        self.headers: Any = None
+        self.pieces: list[Any] = []
 
     async def inner(self, scope, receive, send):
         self.headers = dict(scope["headers"])
