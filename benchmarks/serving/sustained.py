@@ -25,11 +25,12 @@ LEAST_STALL_S = 0.05
 
 
 def most(slowdown: Callable[[int], float], highest: int, limit: float = LIMIT) -> int:
-    """The largest n in 1..highest with slowdown(n) <= limit, taking it to grow with n; 0 if none.
+    """The largest n in 1..highest with slowdown(n) <= limit, taking it to grow with n.
 
-    Doubles, then halves the bracket: O(log n) measurements.
+    One alone is not slowed by definition, so it is not measured. Doubles, then halves the bracket:
+    O(log n) measurements.
     """
-    good, probe = 0, 1
+    good, probe = 1, 2
     while probe <= highest and slowdown(probe) <= limit:
         good, probe = probe, probe * 2
     bad = min(probe, highest + 1)

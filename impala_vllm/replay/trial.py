@@ -76,9 +76,12 @@ def run_trials(
             repetition = sum(t.arm == name for t in trials)
             watcher.running(name, repetition, plan.num_turns())
             salt = f"run{i}"
-            trial = _trial(
-                plan, by_name[name], servers[name], repetition, load, salt, new_tokens, watcher, send_session_ids
-            )
+            try:
+                trial = _trial(
+                    plan, by_name[name], servers[name], repetition, load, salt, new_tokens, watcher, send_session_ids
+                )
+            except OSError as e:
+                servers[name].fail(f"does not answer any more ({e})")
             trials.append(trial)
             watcher.ended(trial)
     return trials
