@@ -59,10 +59,17 @@ def test_every_request_gets_a_line_and_truth_is_not_read(tmp_path: Path, capsys:
 
 def test_what_happens_later_does_not_change_earlier_answers(tmp_path: Path) -> None:
     def line(number: int, at: float, blocks: Sequence[int]) -> str:
-        return json.dumps(
-            {"request_id": f"r{number}", "arrival_s": at, "finish_s": at + 5, "block_size": 16, "block_ids": list(blocks),
-             "input_tokens": 16 * len(blocks), "output_tokens": 16, "output_block_ids": [100 + number]}
-        ) + "\n"  # fmt: skip
+        record = {
+            "request_id": f"r{number}",
+            "arrival_s": at,
+            "finish_s": at + 5,
+            "block_size": 16,
+            "block_ids": list(blocks),
+            "input_tokens": 16 * len(blocks),
+            "output_tokens": 16,
+            "output_block_ids": [100 + number],
+        }
+        return json.dumps(record) + "\n"
 
     lines = [line(0, 0, [1, 2]), line(1, 1, [1, 2, 100]), line(2, 9, [1, 2, 100, 101, 3])]
     answers: list[str] = []

@@ -22,13 +22,6 @@ WEKA = {
 REQUEST = {
     "request_id": "r", "arrival_s": 1.0, "block_size": 16, "block_ids": [1], "input_tokens": 20, "output_tokens": 3
 }  # fmt: skip
-    "request_id": "r",
-    "arrival_s": 1.0,
-    "block_size": 16,
-    "block_ids": [1],
-    "input_tokens": 20,
-    "output_tokens": 3,
-}
 CHAT = {"request_id": "c", "arrival_s": 0.5, "messages": [{"role": "user", "content": "x" * 200}], "later_key": 1}
 
 
