@@ -216,6 +216,7 @@ _POSITIVE = (
     "identity.max_blocks",
     "identity.lease_s",
     "identity.subagent_window_s",
+    "identity.compaction_window_s",
     "health.stalled_after_s",
     "health.answer_within_s",
 )
