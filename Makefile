@@ -6,7 +6,7 @@ OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest
 
 help:  ## This list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## Build .venv with a CPU vLLM, impala-vllm and the tools; run it again at any time
 	@PYTHON="$(PYTHON)" python3 -m tools.setup_env

@@ -4,7 +4,10 @@ Importing this package is cheap and imports neither torch nor vLLM.
 `impala_vllm.Scheduler` is resolved on first use, because only a vLLM process can use it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impala_vllm.adapters.vllm.scheduler import Scheduler
 
 __all__ = ["Scheduler", "__version__"]
 

@@ -61,7 +61,9 @@ class TiersConfig:
     host_gib: float = 0.0
     """Host DRAM for KV; 0: HBM only."""
     nvme_path: str | None = None
+    """Directory of the KV slab on NVMe; None: no such tier."""
     nvme_gib: float = 0.0
+    """Size of that slab; needs `nvme_path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Config:
     """All of it. `load()` builds one; every field works untuned."""
 
     mode: Mode = Mode.OBSERVE
+    """What impala may do: off, observe or enforce."""
     identity: IdentityConfig = field(default_factory=IdentityConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
