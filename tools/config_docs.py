@@ -6,6 +6,7 @@ Each field's text is the docstring below it, so the page cannot say anything the
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
 import typing
@@ -19,9 +20,9 @@ HEAD = """# Configuration
 
 Written by `python -m tools.config_docs` from the code; do not edit.
 
-Every field has a default that works untuned. Values come from the defaults, then one YAML file (`--impala-config FILE`, or the
-`IMPALA_CONFIG` variable for `LLM(...)`), then flags. An unknown key is an error that names the nearest known one. The server prints all
-of them once at start, each with where it came from.
+Every field has a default that works untuned. Values come from the defaults, then one YAML file
+(`--impala-config FILE`, or the `IMPALA_CONFIG` variable for `LLM(...)`), then flags. An unknown key is an error that
+names the nearest known one. The server prints all of them once at start, each with where it came from.
 
 ```yaml
 mode: observe
@@ -68,7 +69,7 @@ def _field_docs(cls: type) -> dict[str, str]:
     body = typing.cast("ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
     return {
         field.target.id: note.value.value
-        for field, note in zip(body, body[1:], strict=False)
+        for field, note in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(note, ast.Expr)
