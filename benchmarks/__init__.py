@@ -1,1 +1,1 @@
-"""Benchmarks: micro (pytest-benchmark), sim and serving; records in `results/`, tables in RESULTS.md."""
+"""Benchmarks: identity, micro (pytest-benchmark), sim and serving; records in `results/`, tables in RESULTS.md."""

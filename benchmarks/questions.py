@@ -10,6 +10,11 @@ class Question(NamedTuple):
     asks: str
 
 
+_IDENTITY = (
+    "Naive gives a request to the owner of the longest prefix it knows. Link F1 asks whether a request was put into "
+    "the trace it belongs to; predecessor F1 only whether the one request named as the one before is of that trace."
+)
+
 QUESTIONS = {
     "serving/baseline": Question(
         "What eviction costs: stock vLLM against a pool that never evicts",
@@ -43,5 +48,21 @@ QUESTIONS = {
     "serving/labelling": Question(
         "Labelling jobs on one stem",
         "One-turn jobs with the same instructions.",
+    ),
+    "identity/kv-cache-tester": Question(
+        "Claude Code sessions, all started within an hour",
+        f"Sessions that share tools and system prompt, rewrite their history and start sub-agents. {_IDENTITY}",
+    ),
+    "identity/kv-cache-tester-10h": Question("The same sessions, started within ten hours", _IDENTITY),
+    "identity/kv-cache-tester-100h": Question("The same sessions, started within a hundred hours", _IDENTITY),
+    "identity/magagent": Question(
+        "Several agents in one program", f"Roles with prompts of their own, one after the other. {_IDENTITY}"
+    ),
+    "identity/taubench": Question(
+        "An agent and a simulated user", f"Two roles, many prompts shorter than a block. {_IDENTITY}"
+    ),
+    "identity/miniswe": Question("One agent, one history", f"The easy case. {_IDENTITY}"),
+    "identity/tau-bench-trajectories": Question(
+        "Four attempts at each task, with equal openings", f"The prefix is no evidence for long. {_IDENTITY}"
     ),
 }

@@ -19,6 +19,11 @@ CHAPTERS = {
         "A real vLLM engine under a real HTTP client; recorded sessions, outputs forced to the recorded ones. "
         "How: [docs/benchmarks.md](docs/benchmarks.md).",
     ),
+    "identity": (
+        "Identity",
+        "Recorded sessions as an engine would see them, without client ids: whose turn is each request? One setting "
+        "for all logs. How: [docs/identity.md](docs/identity.md).",
+    ),
     "micro": ("Micro", "Time of single operations, under pytest-benchmark."),
     "sim": ("Simulated", "Policies in virtual time. **Simulated**, not measured."),
 }

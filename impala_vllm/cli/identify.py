@@ -16,10 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from impala_vllm.core.identity import Identity, IdentityConfig
-from impala_vllm.core.identity.index import BrokenChain
-from impala_vllm.core.types import Arrival, Link
-from impala_vllm.workload import Format, Turn, WorkloadError, interleave, read
-from impala_vllm.workload.events import events
+from impala_vllm.core.types import Link
+from impala_vllm.workload import Format, Turn, WorkloadError, interleave, links, load
 from impala_vllm.workload.score import Parents, Score, Tally
 
 FORMATS = [f.value for f in Format if f is not Format.AZURE]
@@ -43,7 +41,7 @@ def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: f
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=None)
-        turns = _load(file, form)
+        turns = load(file, form)
         if spread_s is not None:
             turns = interleave(turns, spread_s, Random(seed))
         progress.update(task, description="identifying", total=len(turns), completed=0)
@@ -51,7 +49,7 @@ def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: f
         sources: Counter[str] = Counter()
         traces: set[str] = set()
         with _replacing(out) as sink:
-            for turn, link in _links(turns):
+            for turn, link in links(turns, Identity(IdentityConfig())):
                 score.note(turn, link)
                 sources[link.source.value] += 1
                 traces.add(link.trace_id)
@@ -79,31 +77,6 @@ def report(score: Score) -> dict[str, Any] | None:
         "parents": _parents(score.parents),
         "parents_at_start": _parents(score.parents_at_start),
     }
-
-
-def _load(file: Path, form: str) -> list[Turn]:
-    turns = list(read(file, form))
-    if not turns:
-        raise WorkloadError(f"{file}: no request in it; give a log with at least one")
-    turns.sort(key=lambda turn: turn.arrival_s)
-    if not any(turn.blocks for turn in turns) and not any(turn.session_id for turn in turns):
-        raise WorkloadError(f"{file}: no prompt fills a block, so nothing can be recognised; give a log with prompts")
-    return turns
-
-
-def _links(turns: list[Turn]) -> Iterator[tuple[Turn, Link]]:
-    identity = Identity(IdentityConfig())
-    for event in events(turns):
-        try:
-            if isinstance(event.fact, Arrival):
-                yield event.turn, identity.arrive(event.fact, event.now)
-            else:
-                identity.finish(event.fact, event.now)
-        except BrokenChain as e:
-            raise WorkloadError(
-                f"{event.turn.recording}: request {event.turn.request_id}: {e}; write ids that stand for a block"
-                " and all before it"
-            ) from e
 
 
 def _line(turn: Turn, link: Link) -> dict[str, Any]:

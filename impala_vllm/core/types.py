@@ -20,7 +20,11 @@ Opaque bytes where the engine made it, an integer id where a log did.
 
 
 class Namespace(NamedTuple):
-    """What keeps two requests apart for good: no link ever crosses a namespace."""
+    """What keeps two requests apart for good: no trace ever crosses a namespace.
+
+    A trace's parent may be in another model's namespace, as sub-agents often run one of their own, but
+    never in another tenant's or salt's.
+    """
 
     tenant: str = ""
     salt: str = ""

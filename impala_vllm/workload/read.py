@@ -9,6 +9,7 @@ import msgspec
 
 from impala_vllm.workload import azure, messages, mooncake, requests, weka
 from impala_vllm.workload.source import OnError, WorkloadError, fail, files, lines, whole
+from impala_vllm.workload.text_blocks import BLOCK_TOKENS
 from impala_vllm.workload.turn import Turn
 
 
@@ -36,8 +37,26 @@ class _Kind(Enum):
 _MESSAGES = (_Kind.CHATS, _Kind.STEPS, _Kind.TRAJECTORIES)
 
 
-def read(path: str | Path, format: Format | str = Format.AUTO, on_error: OnError = fail) -> Iterator[Turn]:
+def load(path: str | Path, format: Format | str = Format.AUTO, block_tokens: int = BLOCK_TOKENS) -> list[Turn]:
+    """All turns in order of arrival. Raises WorkloadError also where there is nothing to recognise a trace by."""
+    turns = sorted(read(path, format, block_tokens=block_tokens), key=lambda turn: turn.arrival_s)
+    if not turns:
+        raise WorkloadError(f"{path}: no request in it; give a log with at least one")
+    if not any(turn.blocks for turn in turns) and not any(turn.session_id for turn in turns):
+        raise WorkloadError(f"{path}: no prompt fills a block, so nothing can be recognised; give a log with prompts")
+    return turns
+
+
+def read(
+    path: str | Path,
+    format: Format | str = Format.AUTO,
+    on_error: OnError = fail,
+    *,
+    block_tokens: int = BLOCK_TOKENS,
+) -> Iterator[Turn]:
     """Turns of a log file or a directory of them, plain or zstandard.
+
+    `block_tokens` is the size of the blocks that logs of text are cut into; logs of block ids have their own.
 
     Raises WorkloadError at the first bad line, unless `on_error` returns: then that line is left out.
     Turns of one recording come in order of arrival; see `interleave` to merge recordings.
@@ -55,11 +74,11 @@ def read(path: str | Path, format: Format | str = Format.AUTO, on_error: OnError
         elif kind is _Kind.AZURE:
             yield from azure.read(file, on_error)
         elif kind is _Kind.CHATS:
-            yield from messages.read_chats(file, on_error)
+            yield from messages.read_chats(file, on_error, block_tokens)
         elif kind is _Kind.STEPS:
-            yield from messages.read_steps(file, on_error)
+            yield from messages.read_steps(file, on_error, block_tokens)
         elif kind is _Kind.TRAJECTORIES:
-            yield from messages.read_trajectories(file, on_error)
+            yield from messages.read_trajectories(file, on_error, block_tokens)
 
 
 def _kind(file: Path, wanted: Format) -> _Kind:

@@ -65,6 +65,8 @@ class Score:
     true_links: int = 0
     exact: int = 0
     """Predicted links to the very request before."""
+    followed: Tally = field(default_factory=Tally)
+    """Requests named as the one before: right if of the same true trace, whatever the predicted one mixes."""
     by_source: defaultdict[Source, Tally] = field(default_factory=lambda: defaultdict(Tally))
     by_kind: defaultdict[Kind, Tally] = field(default_factory=lambda: defaultdict(Tally))
     confusion: Counter[tuple[Kind, Source]] = field(default_factory=Counter[tuple[Kind, Source]])
@@ -77,6 +79,8 @@ class Score:
     _last_of_true: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _prompts: defaultdict[str, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
     _owners: dict[int, str | None] = field(default_factory=dict[int, str | None])
+    _traces: dict[str, str] = field(default_factory=dict[str, str])
+    """Request -> true trace."""
 
     def note(self, turn: Turn, link: Link) -> None:
         """Count one request; those without ground truth are left out."""
@@ -95,11 +99,14 @@ class Score:
             self.links.note(right)
             last = self._last_of_true.get(true)
             self.exact += last is not None and last.request_id == before.request_id
+        if link.previous_request_id is not None:
+            self.followed.note(self._traces.get(link.previous_request_id) == true)
         self.by_source[link.source].note(right if before is not None else kind in (Kind.START, Kind.SUBAGENT_START))
         self.confusion[kind, link.source] += 1
         self._note_parent(turn, link, first=kind in (Kind.START, Kind.SUBAGENT_START))
         self._last_of_predicted[link.trace_id] = turn
         self._last_of_true[true] = turn
+        self._traces[turn.request_id] = true
         self._learn(turn.blocks, true)
 
     @property
@@ -123,6 +130,12 @@ class Score:
         """The same, where only the very request before counts."""
         both = self.links.total + self.true_links
         return 2 * self.exact / both if both else 1.0
+
+    @property
+    def predecessor_f1(self) -> float:
+        """The same over the requests named as the one before."""
+        both = self.followed.total + self.true_links
+        return 2 * self.followed.right / both if both else 1.0
 
     def _note_parent(self, turn: Turn, link: Link, first: bool) -> None:
         """Remember what was last said of the true trace's parent, and what was said at its start."""
