@@ -72,14 +72,7 @@ def records(
             if shares:
                 numbers = sorted({tally.total for tally in tallies})
                 of = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-                add(
-                    variant,
-                    f"{kind.value.replace('_', ' ')} right",
-                    "",
-                    "higher",
-                    shares,
-                    **{"requests of that kind": of},
-                )
+                add(variant, f"{kind.value.replace('_', ' ')} right", "", "higher", shares, of=of)
     return made
 
 

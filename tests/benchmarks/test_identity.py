@@ -56,6 +56,7 @@ def test_every_subagent_counts_once() -> None:
     ends = ("with the right parent", "with a wrong parent", "without a parent")
     for variant in ("naive", "impala"):
         assert sum(value(records, variant, f"sub-agents {end}") for end in ends) == 13
+    assert {r.params["of"] for r in records if r.metric == "subagent start right"} == {"13"}
     assert value(records, "naive", "sub-agents with the right parent") == 0
     assert value(records, "impala", "sub-agents with the right parent") > 0
     assert not [r for r in made(AGENTS) if r.metric.startswith("sub-agents")]
@@ -84,6 +85,7 @@ def test_the_command_prints_both_variants() -> None:
     assert result.exit_code == 0, result.output
     assert "naive" in result.stdout
     assert "link F1" in result.stdout
+    assert any("subagent" in row and "13" in row for row in result.stdout.splitlines())
 
 
 def test_naive_needs_four_blocks_and_keeps_namespaces_apart() -> None:
