@@ -6,6 +6,7 @@ Where to get the logs: docs/identity.md.
 
 import re
 import sys
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -60,6 +61,8 @@ def _run(
     name: str | None,
     no_record: bool,
 ) -> None:
+    if spread_s is not None and not isfinite(spread_s):
+        raise ValueError(f"--interleave {spread_s}: give a number of seconds")
     chosen = _seeds(seeds) if spread_s is not None else [None]
     label = _label(name or traces.name.partition(".")[0])
     console = Console(stderr=True)
@@ -89,7 +92,8 @@ def _run(
     made = figures.records(f"identity/{label}", params, seed, trials, record.origin())
     figures.show(made, Console())
     if not no_record:
-        console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
+        place = record.append(made)
+        console.print(f"recorded in {place}; `python -m benchmarks.report` writes RESULTS.md", soft_wrap=True)
 
 
 def _read(traces: Path, form: str, block_tokens: int | None) -> list[Turn]:

@@ -105,6 +105,7 @@ def test_naive_needs_four_blocks_and_keeps_namespaces_apart() -> None:
     [
         (["--traces", "missing.jsonl"], "cannot read it"),
         (["--traces", str(SESSIONS), "--interleave", "60", "--seeds", "a"], "whole numbers with commas"),
+        (["--traces", str(SESSIONS), "--interleave", "inf"], "number of seconds"),
         (["--traces", str(SESSIONS), "--name", "a/b"], "letters, digits"),
         (["--traces", str(SESSIONS), "--block-tokens", "32"], "leave out --block-tokens"),
     ],
