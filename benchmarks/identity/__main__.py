@@ -38,6 +38,13 @@ FORMATS = [f.value for f in Format if f is not Format.AZURE]
 )
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds of --interleave, one repetition each.")
 @click.option("--block-tokens", type=click.IntRange(min=1), help=f"Block of logs of text; {BLOCK_TOKENS} otherwise.")
+@click.option(
+    "--naive-blocks",
+    type=click.IntRange(min=1),
+    default=MIN_BLOCKS,
+    show_default=True,
+    help="Shortest match the naive owner believes.",
+)
 @click.option("--name", help="What the records call the log; its file name otherwise.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
 def main(**options: Any) -> None:
@@ -58,6 +65,7 @@ def _run(
     spread_s: float | None,
     seeds: str,
     block_tokens: int | None,
+    naive_blocks: int,
     name: str | None,
     no_record: bool,
 ) -> None:
@@ -73,7 +81,7 @@ def _run(
         progress.update(task, total=2 * len(chosen) * len(turns), completed=0)
         for seed in chosen:
             overlapping = turns if spread_s is None or seed is None else interleave(turns, spread_s, Random(seed))
-            variants: dict[str, Recogniser] = {"naive": Naive(), "impala": Identity(IdentityConfig())}
+            variants: dict[str, Recogniser] = {"naive": Naive(naive_blocks), "impala": Identity(IdentityConfig())}
             for variant, recogniser in variants.items():
                 progress.update(task, description=variant if seed is None else f"{variant}, seed {seed}")
                 trials.append(replay(variant, recogniser, overlapping, lambda: progress.advance(task)))
@@ -85,7 +93,7 @@ def _run(
         "tokens a block": ", ".join(str(size) for size in sorted({turn.block_size for turn in turns})),
         "starts": "as recorded" if spread_s is None else f"within {spread_s:g} s",
         "seeds": "-" if spread_s is None else ", ".join(str(seed) for seed in chosen),
-        "naive": f"owner of the longest known prefix of at least {MIN_BLOCKS} blocks",
+        "naive": f"owner of the longest known prefix of at least {naive_blocks} blocks",
         "impala": "default configuration",
     }
     seed = chosen[0] if len(chosen) == 1 else None

@@ -11,7 +11,8 @@ MIN_BLOCKS = 4
 class Naive:
     """Forgets nothing and knows no parents."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_blocks: int = MIN_BLOCKS) -> None:
+        self._min_blocks = min_blocks
         self._owners: dict[Namespace, dict[BlockHash, tuple[TraceId, RequestId]]] = {}
         self._num_traces = 0
 
@@ -21,7 +22,7 @@ class Naive:
         blocks = arrival.blocks
         # Hashes are chained: one that is unknown has only unknown ones after it.
         matched = bisect_left(blocks, True, key=lambda block: block not in owners)
-        trace_id, before = owners[blocks[matched - 1]] if matched >= MIN_BLOCKS else (self._new(), None)
+        trace_id, before = owners[blocks[matched - 1]] if matched >= self._min_blocks else (self._new(), None)
         owners.update(dict.fromkeys(blocks, (trace_id, arrival.request_id)))
         return Link(trace_id, None, Source.CONTINUATION if before else Source.NEW, 0.5, matched, before)
 

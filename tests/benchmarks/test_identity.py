@@ -100,6 +100,12 @@ def test_naive_needs_four_blocks_and_keeps_namespaces_apart() -> None:
     assert arrive("d", [1, 2, 3, 4, 5, 6]) == first
 
 
+def test_the_naive_threshold_can_be_changed() -> None:
+    four, one = (run("--traces", AGENTS, "--naive-blocks", number) for number in ("4", "1"))
+    assert four.exit_code == one.exit_code == 0
+    assert four.stdout != one.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
