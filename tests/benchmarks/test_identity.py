@@ -100,10 +100,10 @@ def test_naive_needs_four_blocks_and_keeps_namespaces_apart() -> None:
     assert arrive("d", [1, 2, 3, 4, 5, 6]) == first
 
 
-def test_the_naive_threshold_can_be_changed() -> None:
-    four, one = (run("--traces", AGENTS, "--naive-blocks", number) for number in ("4", "1"))
-    assert four.exit_code == one.exit_code == 0
-    assert four.stdout != one.stdout
+def test_a_naive_owner_that_believes_less_starts_more_traces() -> None:
+    turns = load(AGENTS)
+    one, four = (replay("naive", Naive(blocks), turns, int).num_traces for blocks in (1, 4))
+    assert one < four
 
 
 @pytest.mark.parametrize(
