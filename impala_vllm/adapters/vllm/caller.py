@@ -79,7 +79,7 @@ def add_body(caller: Caller, body: bytes, config: MetadataConfig) -> None:
         return
     try:
         fields = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
     metadata: dict[Any, Any] = fields.metadata if isinstance(fields.metadata, dict) else {}
     session = _clean(metadata.get("session_id")) or _clean(fields.litellm_session_id) or _claude_user(metadata)

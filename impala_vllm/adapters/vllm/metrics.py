@@ -5,6 +5,7 @@ No label carries an id. `engine` is the data-parallel rank, as in vLLM's own met
 """
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -89,21 +90,18 @@ def exposition(snapshots: list[dict[str, Any]] | None) -> bytes:
 async def append(app: Any, engine: Engine, scope: Any, receive: Any, send: Any) -> None:
     """Answer GET /metrics with vLLM's text and impala's behind it."""
     ours = exposition(await engine.snapshots())
-    # Compressed text cannot be appended to.
-    plain = {**scope, "headers": [h for h in scope["headers"] if h[0] != b"accept-encoding"]}
-    start: dict[str, Any] = {}
+    # Neither compressed text nor OpenMetrics, which ends with `# EOF`, can be appended to.
+    plain = {**scope, "headers": [h for h in scope["headers"] if h[0] not in (b"accept", b"accept-encoding")]}
+    is_text = False
 
     async def send_with_ours(message: Any) -> None:
-        nonlocal start
+        nonlocal is_text
         if message["type"] == "http.response.start":
-            start = dict(message)
-            return
-        last = not message.get("more_body", False)
-        if start:
-            headers = [h for h in start["headers"] if h[0].lower() != b"content-length"]
-            await send({**start, "headers": headers})
-            start = {}
-        if last:
+            is_text = message["status"] == HTTPStatus.OK
+            if is_text:
+                headers = [h for h in message["headers"] if h[0].lower() != b"content-length"]
+                message = {**message, "headers": headers}
+        elif is_text and not message.get("more_body", False):
             body = message.get("body", b"")
             message = {**message, "body": body + (b"" if body.endswith(b"\n") else b"\n") + ours}
         await send(message)

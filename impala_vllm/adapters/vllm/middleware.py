@@ -4,6 +4,7 @@ Notes who sends each request (see `caller`), serves /impala/* and adds impala's 
 Requests and responses of vLLM pass through untouched and unbuffered; the body is read along, not changed.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from impala_vllm.adapters.vllm import caller as callers
 from impala_vllm.adapters.vllm import endpoints, metrics
 from impala_vllm.adapters.vllm.caller import Caller
 from impala_vllm.adapters.vllm.engine import Engine, current_caller
+
+logger = logging.getLogger("vllm.impala")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,6 +28,7 @@ class Middleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._engine: Engine | None = None
+        self._is_off = False
         self._authentication: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,11 +72,14 @@ class Middleware:
 
     def _connect(self, scope: Scope) -> Engine | None:
         """The engine of this process, from its first request on; None on a server without one."""
-        if self._engine is None:
-            client = getattr(scope["app"].state, "engine_client", None)
-            if client is not None:
-                self._engine = Engine(client)
+        client = getattr(scope["app"].state, "engine_client", None) if self._engine is None else None
+        if client is not None and not self._is_off:
+            try:
                 self._authentication = _authentication(scope["app"].state.args)
+                self._engine = Engine(client)
+            except Exception as e:
+                self._is_off = True
+                logger.error("impala: the middleware failed and is switched off, serving continues", exc_info=e)
         return self._engine
 
     def _may_enter(self, scope: Scope) -> bool:

@@ -196,6 +196,47 @@ async def test_metrics_follow_vllms_own():
     assert b"accept-encoding" not in site.headers
 
 
+async def test_metrics_are_asked_for_as_plain_text_because_nothing_may_follow_the_end_of_openmetrics():
+    from prometheus_client import CollectorRegistry, make_asgi_app
+
+    site = Site()
+    site.middleware._app = make_asgi_app(registry=CollectorRegistry())
+    _, headers, body = await site.request("GET", "/metrics", {"Accept": "application/openmetrics-text;version=1.0.0"})
+    assert b"text/plain" in headers[b"Content-Type"]
+    assert b"impala_up 1.0" in body
+    assert b"# EOF" not in body
+
+
+async def test_nothing_is_appended_to_a_refusal():
+    site = Site()
+
+    async def refuse(scope, receive, send):
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    site.middleware._app = refuse
+    assert await site.request("GET", "/metrics") == (404, {b"content-length": b"2"}, b"{}")
+
+
+async def test_a_body_nested_without_end_says_nothing_and_passes():
+    site = Site()
+    body = b'{"metadata":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert (await site.request("POST", "/v1/chat/completions", JSON, [body]))[0] == 200
+    assert site.body == body
+    assert site.caller.session is None
+
+
+async def test_a_middleware_that_cannot_reach_the_engine_lets_everything_pass(caplog):
+    site = Site()
+    del site.client.vllm_config
+    for _ in range(2):
+        assert (await site.request("POST", "/v1/completions", JSON, [b"{}"]))[0] == 200
+    assert site.caller is None
+    assert [r.message for r in caplog.records].count(
+        "impala: the middleware failed and is switched off, serving continues"
+    ) == 1
+
+
 async def test_other_traffic_and_servers_without_an_engine_pass():
     site = Site(snapshots=[])
     site.app.state = SimpleNamespace()
