@@ -34,7 +34,8 @@ class Parentage:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._silent: dict[tuple[str, str], deque[tuple[float, Suspect]]] = {}
+        self._silent: OrderedDict[tuple[str, str], deque[tuple[float, Suspect]]] = OrderedDict()
+        """By tenant and salt, the one noted last at the end; none is empty."""
         self._openings: OrderedDict[BlockHash, list[int]] = OrderedDict()
 
     def note_end(self, trace: Trace, now: float) -> None:
@@ -43,16 +44,24 @@ class Parentage:
             return
         if trace.last_outcome not in (Outcome.TOOL_CALL, Outcome.UNKNOWN):
             return
-        silent = self._silent.setdefault(_scope(trace.namespace), deque(maxlen=MAX_SILENT))
+        scope = _scope(trace.namespace)
+        silent = self._silent.setdefault(scope, deque(maxlen=MAX_SILENT))
         silent.append((now, Suspect(trace.trace_id, trace.num_turns)))
         self._prune(silent, now)
+        self._silent.move_to_end(scope)
+        # Clients choose salts, one a request if they like: a scope goes with the last output in its window.
+        while next(iter(self._silent.values()))[-1][0] < now - self._window_s:
+            self._silent.popitem(last=False)
 
     def suspects(self, namespace: Namespace, now: float, traces: TraceTable) -> list[Suspect]:
         """Traces that fell silent within the window and still are, the last one first."""
-        silent = self._silent.get(_scope(namespace))
+        scope = _scope(namespace)
+        silent = self._silent.get(scope)
         if silent is None:
             return []
         self._prune(silent, now)
+        if not silent:
+            del self._silent[scope]
         waiting = (suspect for _, suspect in reversed(silent) if _waits(suspect, traces) is not None)
         return list(islice(waiting, MAX_SUSPECTS))
 
