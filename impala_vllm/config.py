@@ -49,7 +49,7 @@ class HealthConfig:
     """When a server counts as stalled."""
 
     stalled_after_s: float = 60.0
-    """No step finished for this long while requests wait. A long prefill step takes seconds."""
+    """No token computed for this long while requests wait. A long prefill step takes seconds."""
     answer_within_s: float = 2.0
     """How long /impala/* waits for the engine before it answers without it."""
 
@@ -145,10 +145,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot read it ({e.strerror}); give --impala-config an existing YAML file") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 text; give --impala-config a YAML file") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # a day that is none is a plain ValueError
         mark = getattr(e, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or e}); mend that line") from e
+        problem = " ".join(str(getattr(e, "problem", None) or e).split())
+        raise ConfigError(f"{where}: not valid YAML ({problem}); mend that line") from e
     if data is None:
         return {}
     if not isinstance(data, dict):
