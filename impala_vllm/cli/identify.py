@@ -1,6 +1,7 @@
 """`impala identify`: the traces of a log, by the same online code the engine runs, scored if the log knows them."""
 
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -38,6 +39,8 @@ FORMATS = [f.value for f in Format if f is not Format.AZURE]
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of --interleave.")
 def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: float | None, seed: int) -> None:
     """Recognise the traces in FILE, a log or a directory of logs, without client ids."""
+    if spread_s is not None and not math.isfinite(spread_s):
+        raise click.BadParameter(f"{spread_s} is no number of seconds", param_hint="'--interleave'")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=None)
@@ -48,7 +51,7 @@ def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: f
         score = Score()
         sources: Counter[str] = Counter()
         traces: set[str] = set()
-        with _replacing(out) as sink:
+        with _replacing(out, file) as sink:
             for turn, link in links(turns, Identity(IdentityConfig())):
                 score.note(turn, link)
                 sources[link.source.value] += 1
@@ -90,11 +93,16 @@ def _line(turn: Turn, link: Link) -> dict[str, Any]:
 
 
 @contextmanager
-def _replacing(path: Path | None) -> Iterator[IO[str] | None]:
+def _replacing(path: Path | None, log: Path) -> Iterator[IO[str] | None]:
     """A file that appears under its name only when everything went well."""
     if path is None:
         yield None
         return
+    if path.exists() and not path.is_file():
+        raise WorkloadError(f"{path}: no regular file, so it cannot be replaced; give -o a file")
+    if path.exists() and path.samefile(log):
+        raise WorkloadError(f"{path}: that is the log itself; give -o another file")
+    path = path.resolve()  # what a link points to is replaced, not the link
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as e:
@@ -106,8 +114,10 @@ def _replacing(path: Path | None) -> Iterator[IO[str] | None]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp makes it private
         os.replace(name, path)
-    except BaseException:
+    except BaseException as e:
         os.unlink(name)
+        if isinstance(e, OSError):
+            raise WorkloadError(f"{path}: cannot write it ({e.strerror}); make room, or give -o another folder") from e
         raise
 
 

@@ -5,6 +5,7 @@ install works without what other commands need.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run, and exit: 0, the command's own code, or 2 with one line on stderr for bad usage and bad input."""
     try:
         code = impala.main(args=argv, prog_name="impala", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        sys.exit(BAD_INPUT)
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx else "impala"
         _fail(f"{e.format_message().rstrip('.')}; see `{where} --help`")
@@ -59,9 +63,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except click.Abort:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe went away
-        sys.stderr.close()
+        _drop_output()
         sys.exit(0)
+    except OSError as e:  # commands explain their own files: what is left is the output
+        _drop_output()
+        _fail(f"{e.filename or 'standard output'}: {e.strerror or e}; make room, or write elsewhere")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the flush at exit would fail again, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(ctx: click.Context, wanted: bool) -> None:

@@ -24,9 +24,10 @@ def read(file: Path, on_error: OnError) -> Iterator[Turn]:
             continue
         try:
             stamp, context, generated = next(csv.reader([line.data.decode()]))
-            when = datetime.fromisoformat(stamp[:26])  # seven decimals in the files, six in a datetime
+            # Seven decimals in the files, six in a datetime; a zone would be the same in every line.
+            when = datetime.fromisoformat(stamp[:26]).replace(tzinfo=None)
             input_tokens, output_tokens = int(context), int(generated)
-        except ValueError as e:
+        except (ValueError, csv.Error) as e:
             on_error(WorkloadError(f"{line.where}: {e}; write TIMESTAMP,ContextTokens,GeneratedTokens"))
             continue
         start = start or when

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from impala_vllm.workload.source import OnError, WorkloadError, bad_line, records, whole
+from impala_vllm.workload.source import BAD_JSON, OnError, WorkloadError, bad_line, records, whole
 from impala_vllm.workload.text_blocks import BLOCK_TOKENS, block_ids, num_tokens, render
 from impala_vllm.workload.turn import Turn
 
@@ -51,12 +51,15 @@ class _Trajectory(msgspec.Struct):
 
 def read_chats(file: Path, on_error: OnError, block_tokens: int = BLOCK_TOKENS) -> Iterator[Turn]:
     """Turns of a log of OpenAI chat requests."""
+    seen: set[str] = set()
     for record, where in records(file, msgspec.json.Decoder(_Chat), on_error):
-        prompt = render(record.messages, record.tools, record.response_format)
         answer = _answer(record.output)
-        if answer is None:
-            on_error(WorkloadError(f"{where}: output is neither text nor a message; write what the model answered"))
+        problem = _problem(record, answer, seen)
+        if problem is not None or answer is None:
+            on_error(WorkloadError(f"{where}: {problem}"))
             continue
+        seen.add(record.request_id)
+        prompt = render(record.messages, record.tools, record.response_format)
         blocks = block_ids(prompt, block_tokens)
         yield Turn(
             request_id=record.request_id,
@@ -103,7 +106,7 @@ def read_trajectories(file: Path, on_error: OnError, block_tokens: int = BLOCK_T
     """Turns of tau-bench trajectories: one for each assistant message, all starting at zero."""
     try:
         runs = msgspec.json.decode(whole(file), type=list[_Trajectory])
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except BAD_JSON as e:
         on_error(bad_line(f"{file}:1", e))
         return
     for place, run in enumerate(runs):
@@ -124,6 +127,16 @@ def read_trajectories(file: Path, on_error: OnError, block_tokens: int = BLOCK_T
                 recording=f"{file}:{name}",
                 trace_id=name,
             )
+
+
+def _problem(record: _Chat, answer: bytes | None, seen: set[str]) -> str | None:
+    if record.request_id in seen:
+        return f"request_id {record.request_id} was there before; give every request an id of its own"
+    if record.finish_s is not None and record.finish_s < record.arrival_s:
+        return f"finish_s {record.finish_s} is before arrival_s {record.arrival_s}; mend one of them"
+    if answer is None:
+        return "output is neither text nor a message; write what the model answered"
+    return None
 
 
 def _answer(output: Any) -> bytes | None:

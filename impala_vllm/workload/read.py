@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from impala_vllm.workload import azure, messages, mooncake, requests, weka
-from impala_vllm.workload.source import OnError, WorkloadError, fail, files, lines, whole
+from impala_vllm.workload.source import BAD_JSON, OnError, WorkloadError, fail, files, lines, whole
 from impala_vllm.workload.text_blocks import BLOCK_TOKENS
 from impala_vllm.workload.turn import Turn
 
@@ -101,14 +101,14 @@ def _guess(first: bytes, file: Path) -> _Kind | None:
         return _Kind.AZURE
     try:
         record = msgspec.json.decode(first)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except BAD_JSON:
         try:  # a document over many lines
             record = msgspec.json.decode(whole(file)) if first[:1] in (b"[", b"{") else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except BAD_JSON:
             return None
     if isinstance(record, list):
         items = cast("list[Any]", record)
-        return _Kind.TRAJECTORIES if items and "traj" in items[0] else None
+        return _Kind.TRAJECTORIES if items and isinstance(items[0], dict) and "traj" in items[0] else None
     if not isinstance(record, dict):
         return None
     keys = cast("dict[str, Any]", record).keys()

@@ -45,12 +45,14 @@ def read(file: Path, on_error: OnError) -> Iterator[Turn]:
     """Turns of one file, in its order, which must be the order of arrival."""
     decoder = msgspec.json.Decoder(_Record)
     latest = float("-inf")
+    seen: set[str] = set()
     for record, where in records(file, decoder, on_error):
-        problem = _problem(record, latest)
+        problem = _problem(record, latest, seen)
         if problem is not None:
             on_error(WorkloadError(f"{where}: {problem}"))
             continue
         latest = record.arrival_s
+        seen.add(record.request_id)
         yield Turn(
             request_id=record.request_id,
             arrival_s=record.arrival_s,
@@ -71,7 +73,7 @@ def read(file: Path, on_error: OnError) -> Iterator[Turn]:
         )
 
 
-def _problem(record: _Record, latest: float) -> str | None:
+def _problem(record: _Record, latest: float, seen: set[str]) -> str | None:
     if record.block_size < 1:
         return f"block_size is {record.block_size}; write the tokens a block holds"
     if len(set(record.block_ids)) != len(record.block_ids):
@@ -80,4 +82,6 @@ def _problem(record: _Record, latest: float) -> str | None:
         return f"arrival_s {record.arrival_s} comes after {latest}; sort the log by arrival_s"
     if record.finish_s is not None and record.finish_s < record.arrival_s:
         return f"finish_s {record.finish_s} is before arrival_s {record.arrival_s}; mend one of them"
+    if record.request_id in seen:
+        return f"request_id {record.request_id} was there before; give every request an id of its own"
     return None

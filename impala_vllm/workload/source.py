@@ -15,6 +15,9 @@ class WorkloadError(ValueError):
     """A log that cannot be read, in one line: what, where, and what to do."""
 
 
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for a text that is not the record asked for, or is nested too deep."""
+
 OnError = Callable[[WorkloadError], None]
 
 
@@ -40,6 +43,8 @@ def files(path: Path) -> list[Path]:
         if not found:
             raise WorkloadError(f"{path}: the directory holds no file; give a log or a directory of logs")
         for file in found:
+            if file.exists() and not file.is_file():
+                raise WorkloadError(f"{file}: no regular file, and a log is read twice; save it to a file first")
             with file.open("rb"):
                 pass
     except OSError as e:
@@ -49,17 +54,17 @@ def files(path: Path) -> list[Path]:
 
 def lines(file: Path) -> Iterator[Line]:
     """Non-empty lines of a file, one at a time."""
-    with _open(file) as stream:
-        number = 0
-        try:
+    number = 0
+    try:
+        with _open(file) as stream:
             for number, data in enumerate(stream, 1):
                 data = data.strip()
                 if data:
                     yield Line(data, f"{file}:{number}")
-        except zstandard.ZstdError as e:
-            raise WorkloadError(f"{file}:{number + 1}: damaged zstandard data ({e}); fetch the file again") from e
-        except OSError as e:
-            raise WorkloadError(f"{file}:{number + 1}: cannot read on ({e.strerror}); check the disk") from e
+    except zstandard.ZstdError as e:
+        raise WorkloadError(f"{file}:{number + 1}: damaged zstandard data ({e}); fetch the file again") from e
+    except OSError as e:
+        raise WorkloadError(f"{file}:{number + 1}: cannot read on ({e.strerror}); check the disk") from e
 
 
 def whole(file: Path) -> bytes:
@@ -72,7 +77,7 @@ def records(file: Path, decoder: msgspec.json.Decoder[S], on_error: OnError) -> 
     for line in lines(file):
         try:
             yield decoder.decode(line.data), line.where
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except BAD_JSON as e:
             on_error(bad_line(line.where, e))
 
 

@@ -8,12 +8,13 @@ where it was done, `duration_ms` later (markers without a duration: where it was
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from impala_vllm.core.types import Outcome
 from impala_vllm.workload.requests import OUTCOMES
-from impala_vllm.workload.source import OnError, bad_line, lines, whole
+from impala_vllm.workload.source import BAD_JSON, OnError, bad_line, lines, whole
 from impala_vllm.workload.turn import Turn
 
 
@@ -46,7 +47,7 @@ class _Subagent(msgspec.Struct, tag_field="type", tag="subagent"):
 
 class _Session(msgspec.Struct):
     id: str
-    block_size: int
+    block_size: Annotated[int, msgspec.Meta(ge=1)]
     requests: list[_Plain | _Streamed | _Subagent]
     tool_tokens: int = 0
     system_tokens: int = 0
@@ -119,7 +120,7 @@ def read(paths: list[Path], on_error: OnError) -> Iterator[Turn]:
         for data, where in sources:
             try:
                 session = decoder.decode(data)
-            except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            except BAD_JSON as e:
                 on_error(bad_line(where, e))
                 continue
             yield from sorted(_turns(session, ids.session()), key=lambda turn: turn.arrival_s)

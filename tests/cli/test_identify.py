@@ -1,6 +1,7 @@
 """`impala identify` from the outside: figures, files, exit codes."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from impala_vllm.cli.main import main
 DATA = Path(__file__).parents[1] / "data"
 AGENTS = DATA / "agents.requests.jsonl.zst"
 SESSIONS = DATA / "sessions.weka.jsonl.zst"
+GOOD = {
+    "request_id": "r", "arrival_s": 0, "block_size": 16, "block_ids": [1], "input_tokens": 16, "output_tokens": 1
+}  # fmt: skip
 
 
 def run(*argv: str | Path) -> int:
@@ -91,6 +95,11 @@ def test_what_happens_later_does_not_change_earlier_answers(tmp_path: Path) -> N
         (b"{}\n", ["--format", "requests"]),
         (b"{}\n", ["--format", "nonsense"]),
         (b"{}\n", ["--nonsense"]),
+        (b"[1, 2]", []),
+        (b'{"messages": [], "arrival_s": 1, "tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", []),
+        (b'{"id": "a", "block_size": 0, "requests": [{"type": "n", "t": 0, "hash_ids": [1], "in": 3}]}', []),
+        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n" + b"a" * 200_000 + b",1,2\n", []),
+        (b"{}\n", ["--interleave", "nan"]),
         (None, []),
     ],
 )
@@ -108,17 +117,41 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert [p for p in tmp_path.iterdir() if p != log] == []
 
 
+@pytest.mark.parametrize("kind", ["requests", "messages"])
+def test_a_request_id_that_comes_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    log = tmp_path / "log.jsonl"
+    line = {
+        "requests": {"arrival_s": 0, "block_size": 16, "block_ids": [1], "input_tokens": 16},
+        "messages": {"arrival_s": 0, "messages": [{"role": "user", "content": "x" * 200}]},
+    }[kind]
+    log.write_text(2 * (json.dumps({"request_id": "r", **line}) + "\n"))
+    assert run("identify", log) == 2
+    assert "log.jsonl:2: request_id r was there before" in capsys.readouterr().err
+
+
+def test_only_a_regular_file_is_read_or_replaced_and_never_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, pipe, link = tmp_path / "log.jsonl", tmp_path / "pipe", tmp_path / "link"
+    log.write_text(json.dumps(GOOD) + "\n")
+    os.mkfifo(pipe)
+    assert run("identify", pipe) == 2
+    assert run("identify", log, "-o", pipe) == 2
+    assert pipe.is_fifo()
+    assert run("identify", log, "-o", log) == 2
+    assert json.loads(log.read_text()) == GOOD
+    assert capsys.readouterr().err.count("\n") == 3
+    link.symlink_to(tmp_path / "out.jsonl")
+    assert run("identify", log, "-o", link) == 0
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "out.jsonl").read_text())["request_id"] == "r"
+
+
 def test_a_corrupt_line_in_the_middle_leaves_an_older_output_alone(tmp_path: Path) -> None:
     log, out = tmp_path / "log.jsonl", tmp_path / "out.jsonl"
-    good = {
-        "request_id": "r",
-        "arrival_s": 0,
-        "block_size": 16,
-        "block_ids": [1],
-        "input_tokens": 16,
-        "output_tokens": 1,
-    }
-    log.write_text(json.dumps(good) + "\n{broken\n")
+    log.write_text(json.dumps(GOOD) + "\n{broken\n")
     out.write_text("older")
     assert run("identify", log, "-o", out) == 2
     assert out.read_text() == "older"
@@ -126,15 +159,7 @@ def test_a_corrupt_line_in_the_middle_leaves_an_older_output_alone(tmp_path: Pat
 
 def test_ids_that_are_not_chained_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.jsonl"
-    good = {
-        "request_id": "r",
-        "arrival_s": 0,
-        "block_size": 16,
-        "block_ids": [1, 1],
-        "input_tokens": 32,
-        "output_tokens": 1,
-    }
-    log.write_text(json.dumps(good) + "\n")
+    log.write_text(json.dumps({**GOOD, "block_ids": [1, 1]}) + "\n")
     assert run("identify", log) == 2
     assert "log.jsonl:1: an id comes twice" in capsys.readouterr().err
 
@@ -142,4 +167,9 @@ def test_ids_that_are_not_chained_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_version_and_help() -> None:
     assert run("--version") == 0
     assert run("--help") == 0
-    assert run() in (0, 2)
+    assert run() == 2
+
+
+def test_without_a_command_the_help_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert any(line.strip().startswith("identify ") for line in capsys.readouterr().err.splitlines())

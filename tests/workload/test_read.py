@@ -49,7 +49,9 @@ def test_request_logs_keep_the_order_of_arrival(tmp_path: Path) -> None:
 
 def test_bad_lines_can_be_left_out_and_each_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text(json.dumps(REQUEST) + '\n{"request_id": "x"}\n{"cut o\n\n' + json.dumps(REQUEST) + "\n")
+    log.write_text(
+        json.dumps(REQUEST) + '\n{"request_id": "x"}\n{"cut o\n\n' + json.dumps({**REQUEST, "request_id": "s"}) + "\n"
+    )
     errors: list[str] = []
     turns = list(read(log, on_error=lambda e: errors.append(str(e))))
     assert len(turns) == 2
@@ -58,7 +60,9 @@ def test_bad_lines_can_be_left_out_and_each_is_named(tmp_path: Path) -> None:
 
 def test_messages_extend_their_history(tmp_path: Path) -> None:
     more = [*CHAT["messages"], {"role": "assistant", "content": "yes"}, {"role": "user", "content": "y" * 100}]  # type: ignore[misc]
-    first, second = read(write(tmp_path / "log.jsonl", {**CHAT, "output": "yes"}, {**CHAT, "messages": more}))
+    first, second = read(
+        write(tmp_path / "log.jsonl", {**CHAT, "output": "yes"}, {**CHAT, "request_id": "d", "messages": more})
+    )
     assert second.blocks[: len(first.blocks)] == first.blocks
     assert first.block_size == 16
     assert len(first.blocks) == 3
