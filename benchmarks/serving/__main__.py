@@ -66,6 +66,7 @@ def main(experiment: str, **options: Any) -> None:
 
 
 def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> None:
+    _check(name, options)
     experiment = EXPERIMENTS["baseline" if name == "sustained" else name]
     if name == "observe-cost-azure" and options["traces"] is None:
         raise ValueError("observe-cost-azure needs --traces with an Azure LLM inference trace (.csv); see docs")
@@ -117,6 +118,18 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         write(Report(title, plan, tuple(chosen), tuple(trials), machine, scale, load), options["html"])
     if any(t.measures.num_failed for t in trials):
         raise ServerError("some requests failed, see above: the figures do not count")
+
+
+def _check(name: str, options: dict[str, Any]) -> None:
+    """Refuse what would be ignored, or would fail only once everything has run."""
+    if options["poisson"] and options["concurrency"]:
+        raise ValueError("--poisson is open loop and --concurrency closed loop; drop one of them")
+    # It searches for the number of live sessions itself, on one load a step.
+    fixed = ("pairs", "poisson", "concurrency", "fresh_engines", "send_session_ids", "html")
+    if name == "sustained" and (given := [option for option in fixed if options[option]]):
+        raise ValueError(f"sustained: --{given[0].replace('_', '-')} changes nothing here; leave it out")
+    if options["html"] and not options["html"].absolute().parent.is_dir():
+        raise ValueError(f"--html {options['html']}: no such folder; make it first")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from impala_vllm.replay.client import Client
 from impala_vllm.replay.load import Arrivals, Load, Run, drive
 from impala_vllm.replay.measures import quantile, tasks
 from impala_vllm.replay.plan import Plan
+from impala_vllm.replay.server import ServerError
 
 LIMIT = 2.0
 LEAST_STALL_S = 0.05
@@ -107,4 +108,9 @@ class _Search:
             async with Client(self._url, "tiny", salt=name) as client:
                 return await drive(self._plan, client, Load(Arrivals.STEADY, concurrency=concurrency), name)
 
-        return asyncio.run(go())
+        done = asyncio.run(go())
+        if num_failed := sum(r.error is not None for r in done.results):
+            raise ServerError(
+                f"{self._arm}: {num_failed} requests failed with {concurrency} live; its figures do not count"
+            )
+        return done

@@ -93,6 +93,9 @@ def test_ramps_do_not_count() -> None:
         (["observe-cost-azure"], "needs --traces"),
         (["baseline", "--traces", "/no/such/file"], "/no/such/file: cannot read it"),
         (["baseline", "--arms", "warp"], "unknown arm 'warp'"),
+        (["baseline", "--poisson", "1", "--concurrency", "2"], "drop one of them"),
+        (["baseline", "--html", "/no/such/folder/r.html"], "no such folder"),
+        (["sustained", "--fresh-engines"], "--fresh-engines changes nothing here"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], says: str) -> None:
