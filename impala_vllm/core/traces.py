@@ -147,10 +147,6 @@ class TraceTable:
         if parent is not None:
             parent.children.pop(trace.trace_id, None)
 
-    def recent(self) -> Iterator[Trace]:
-        """Most recently active first."""
-        return reversed(self._traces.values())
-
     def idle(self) -> Iterator[Trace]:
         """Traces that may go, least recently active first: no request of theirs or of a child is open."""
         return (trace for trace in self._traces.values() if not trace.num_running and not trace.children)
