@@ -83,7 +83,7 @@ def read_steps(file: Path, on_error: OnError, block_tokens: int = BLOCK_TOKENS) 
     """Turns of one recorded session, sorted by time: concurrent calls are logged as they end."""
     steps = [record for record, _ in records(file, msgspec.json.Decoder(_Step), on_error)]
     steps.sort(key=lambda step: step.timestamp)
-    name = file.name.split(".", 1)[0]
+    name = _stem(file)
     for number, step in enumerate(steps):
         prompt, answer = step.input.encode(errors="surrogatepass"), step.output.encode(errors="surrogatepass")
         blocks = block_ids(prompt, block_tokens)
@@ -110,7 +110,7 @@ def read_trajectories(file: Path, on_error: OnError, block_tokens: int = BLOCK_T
         on_error(bad_line(f"{file}:1", e))
         return
     for place, run in enumerate(runs):
-        name = f"task{run.task_id}.{run.trial}.{place}"
+        name = f"{_stem(file)}.task{run.task_id}.{run.trial}.{place}"  # every file counts from task 0
         said = [i for i, message in enumerate(run.traj) if message.get("role") == "assistant"]
         for number, i in enumerate(said):
             prompt, after = render(run.traj[:i]), render(run.traj[: i + 1])
@@ -148,6 +148,11 @@ def _answer(output: Any) -> bytes | None:
     if isinstance(output, dict):
         return render([{"role": "assistant", **output}])
     return None
+
+
+def _stem(file: Path) -> str:
+    """The file's name without its endings: what keeps the ids of several files apart."""
+    return Path(file.name.removesuffix(".zst")).stem
 
 
 def _seconds(stamp: float) -> float:

@@ -122,3 +122,12 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path: Path, content: bytes) -
         list(read(log))
     assert str(error.value).startswith(str(log))
     assert "\n" not in str(error.value)
+
+
+def test_trajectories_of_two_files_are_told_apart(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]
+    for name in ("one.json", "two.json"):
+        (tmp_path / name).write_text(json.dumps([{"task_id": 0, "traj": said}]))
+    first, second = read(tmp_path)
+    assert first.trace_id != second.trace_id
+    assert first.request_id != second.request_id
