@@ -145,4 +145,9 @@ def _command() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec is not None and spec.name else None
     start = [Path(sys.argv[0]).name] if name is None else ["python", "-m", name]
-    return shlex.join([*start, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+    return shlex.join([*start, *(_without_folder(a) for a in sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    return f"{flag}{equals}{Path(value).name}" if value.startswith("/") else argument

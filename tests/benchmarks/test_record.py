@@ -71,3 +71,5 @@ def test_this_process_says_where_it_ran() -> None:
 def test_a_command_names_no_place_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["bench", "baseline", "--traces", "/somewhere/private/log.jsonl", "--pairs", "2"])
     assert record.origin().command.endswith("baseline --traces log.jsonl --pairs 2")
+    monkeypatch.setattr("sys.argv", ["bench", "baseline", "--traces=/somewhere/private/log.jsonl", "--poisson=2"])
+    assert record.origin().command.endswith("baseline --traces=log.jsonl --poisson=2")

@@ -86,3 +86,16 @@ def test_a_bad_file_is_one_line_and_2(run, tmp_path):
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean mode?" in done.stderr
+
+
+def test_a_vllm_that_cannot_be_imported_is_a_lack_and_not_a_traceback(run, monkeypatch):
+    pytest.importorskip("vllm")
+
+    def fail(name):
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(compat.importlib, "import_module", fail)
+    done = run("--json")
+    assert done.exit_code == 1
+    (lack,) = [lack for lack in json.loads(done.stdout)["missing"] if lack["what"] == "vLLM cannot be imported"]
+    assert "libcudart" in lack["effect"]

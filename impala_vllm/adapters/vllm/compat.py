@@ -5,6 +5,7 @@ changed vLLM is named by what changed rather than by a crash.
 """
 
 import importlib
+import importlib.util
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,21 @@ class Seam:
 
 
 def version() -> str | None:
-    """vLLM's version, or None where it is not installed."""
+    """vLLM's version, or None where it is not installed or cannot be imported."""
     try:
         return importlib.import_module("vllm.version").__version__
-    except ImportError:
+    except (ImportError, OSError):  # OSError: a shared library of torch's is missing
         return None
+
+
+def import_problem() -> str | None:
+    """Why an installed vLLM cannot be imported, in one line; None where it can, or where there is none."""
+    try:
+        if importlib.util.find_spec("vllm") is not None:
+            importlib.import_module("vllm.version")
+    except (ImportError, OSError) as e:
+        return f"{type(e).__name__}: {e}".splitlines()[0]
+    return None
 
 
 def is_supported(version: str) -> bool:

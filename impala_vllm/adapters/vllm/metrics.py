@@ -4,6 +4,7 @@ Built from the engines' snapshot at every scrape, so they are the same whichever
 No label carries an id. `engine` is the data-parallel rank, as in vLLM's own metrics.
 """
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from impala_vllm.adapters.vllm.engine import Engine
+
+logger = logging.getLogger("vllm.impala")
 
 _Family = CounterMetricFamily | GaugeMetricFamily
 _Value = Callable[[dict[str, Any]], float | None]
@@ -60,6 +63,12 @@ _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
         lambda s: s["identity"].get("evicted"),
     ),
     (
+        "impala_compactions_undone",
+        CounterMetricFamily,
+        "Rewritten histories that turned out to be another trace's.",
+        lambda s: s["identity"].get("splits"),
+    ),
+    (
         "impala_traces_expired",
         CounterMetricFamily,
         "Traces ended by their lease.",
@@ -89,7 +98,11 @@ def exposition(snapshots: list[dict[str, Any]] | None) -> bytes:
 
 async def append(app: Any, engine: Engine, scope: Any, receive: Any, send: Any) -> None:
     """Answer GET /metrics with vLLM's text and impala's behind it."""
-    ours = exposition(await engine.snapshots())
+    try:
+        ours = exposition(await engine.snapshots())
+    except Exception as e:  # vLLM's own metrics must not go down with ours
+        logger.warning("impala: no metrics of ours in this scrape (%s)", type(e).__name__)
+        ours = b""
     # Neither compressed text nor OpenMetrics, which ends with `# EOF`, can be appended to.
     plain = {**scope, "headers": [h for h in scope["headers"] if h[0] not in (b"accept", b"accept-encoding")]}
     is_text = False

@@ -33,8 +33,11 @@ class Middleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or (engine := self._connect(scope)) is None:
+        if scope["type"] not in ("http", "websocket") or (engine := self._connect(scope)) is None:
             await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._pass(engine, scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path.startswith(endpoints.PREFIX + "/"):

@@ -76,6 +76,7 @@ def _identity(observer: Observer) -> dict[str, Any]:
         "expired": identity.stats.expired_traces,
         "evicted": identity.stats.evicted_traces,
         "forgotten_blocks": identity.stats.forgotten_blocks,
+        "splits": identity.stats.splits,
     }
 
 

@@ -18,7 +18,7 @@ from impala_vllm.core.types import Arrival, BlockHash, Finish, Link, Namespace, 
 
 MAX_CHAINS = 8
 """Conversations remembered a trace: more roles than the largest multi-agent stack measured (5)."""
-_INFERRED = frozenset(Source) - {Source.EXPLICIT, Source.FORK, Source.OFF}
+_INFERRED = frozenset(Source) - {Source.EXPLICIT, Source.FORK}
 """Sources that say nothing about a parent themselves."""
 
 

@@ -95,6 +95,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
             "expired": 0,
             "evicted": 0,
             "forgotten_blocks": 0,
+            "splits": 0,
         },
         "page": {"rows": [], "next": None, "total": 0},
     }

@@ -237,6 +237,30 @@ async def test_a_middleware_that_cannot_reach_the_engine_lets_everything_pass(ca
     ) == 1
 
 
+async def test_a_fault_of_our_metrics_leaves_vllms_alone(caplog):
+    broken = snapshot()
+    del broken["steps"]
+    _, _, body = await Site(snapshots=[broken]).request("GET", "/metrics")
+    assert body == b"ok\n"
+    assert "no metrics of ours" in caplog.text
+
+
+async def test_a_websocket_has_a_tenant_too():
+    callers = []
+
+    async def inner(scope, receive, send):
+        callers.append(current_caller.get())
+
+    site = Site()
+    site.middleware._app = inner
+    for key in (b"Bearer one", b"Bearer two"):
+        headers = [(b"authorization", key)]
+        scope = {"type": "websocket", "path": "/v1/realtime", "headers": headers, "app": site.app}
+        await site.middleware(scope, None, None)  # type: ignore[arg-type]
+    assert len({caller.tenant for caller in callers}) == 2
+    assert current_caller.get() is None
+
+
 async def test_other_traffic_and_servers_without_an_engine_pass():
     site = Site(snapshots=[])
     site.app.state = SimpleNamespace()
