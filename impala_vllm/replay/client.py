@@ -61,7 +61,9 @@ class Client:
         import aiohttp  # in the `bench` extra; not needed to read plans and measures
 
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-        self._http = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        # A connection each: vLLM closes idle ones after five seconds, and a request sent at that moment is lost.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._http = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(self, *_: object) -> None:

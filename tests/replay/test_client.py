@@ -115,3 +115,13 @@ async def test_a_server_that_is_gone_is_an_error() -> None:
         answer = await client.send(TURN, "r-1", "s")
     assert answer.error is not None
     assert answer.first_token_s is None
+
+
+async def test_every_request_has_a_connection_of_its_own(engine: tuple[Engine, str]) -> None:
+    """vLLM closes idle connections after five seconds; one reused at that moment would lose its request."""
+    fake, url = engine
+    fake.events = [token(), USAGE, "[DONE]"]
+    async with Client(url, "tiny") as client:
+        for name in ("r-1", "r-2"):
+            assert (await client.send(TURN, name, "session")).error is None
+            assert fake.headers["Connection"] == "close"
