@@ -16,7 +16,11 @@ from typing import Any, cast
 
 import yaml
 
+from impala_vllm.core.admission import AdmissionConfig
+from impala_vllm.core.cost import CostConfig
+from impala_vllm.core.gaps import GapConfig
 from impala_vllm.core.identity.config import IdentityConfig
+from impala_vllm.core.rank import RankConfig
 
 
 class ConfigError(ValueError):
@@ -73,6 +77,10 @@ class Config:
     mode: Mode = Mode.OBSERVE
     """What impala may do: off, observe or enforce."""
     identity: IdentityConfig = field(default_factory=IdentityConfig)
+    gaps: GapConfig = field(default_factory=GapConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     tiers: TiersConfig = field(default_factory=TiersConfig)

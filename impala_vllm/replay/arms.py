@@ -73,6 +73,12 @@ ARMS: dict[str, Arm] = {
             ("--scheduler", "impala", "--impala-mode", "observe"),
             recognises=True,
         ),
+        Arm(
+            "impala-enforce",
+            "impala decides: rank, admission and retention on HBM",
+            ("--scheduler", "impala", "--impala-mode", "enforce"),
+            recognises=True,
+        ),
     )
 }
 

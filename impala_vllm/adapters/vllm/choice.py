@@ -69,10 +69,7 @@ def not_active(config: Config) -> list[str]:
         "registry": config.registry is not None,
         "ledger": config.ledger is not None,
     }
-    lines = [f"{name} is not active in {__version__}: accepted and ignored" for name, asked in missing.items() if asked]
-    if config.mode is Mode.ENFORCE:
-        lines.insert(0, f"mode enforce has no policy yet in {__version__}: it observes")
-    return lines
+    return [f"{name} is not active in {__version__}: accepted and ignored" for name, asked in missing.items() if asked]
 
 
 def _announce(settings: Settings) -> None:
@@ -80,5 +77,7 @@ def _announce(settings: Settings) -> None:
 
     logger = init_logger("vllm.impala")
     logger.info("impala %s is the scheduler; settings:\n  %s", __version__, "\n  ".join(settings.describe()))
+    if settings.config.mode is Mode.ENFORCE:
+        logger.warning("impala: mode enforce is experimental in %s; observe is what is tried and measured", __version__)
     for line in not_active(settings.config):
         logger.warning("impala: %s", line)

@@ -66,6 +66,8 @@ def _judge_rank(health: Health, snapshot: dict[str, Any], config: HealthConfig) 
             )
     if snapshot["paused"]:
         health.lower(Status.DEGRADED, f"{rank}: the scheduler is paused")
+    if snapshot["policy"] is not None and not snapshot["policy"]["on"]:
+        health.lower(Status.DEGRADED, f"{rank}: policy failed and fell back to vLLM's own order (see the log)")
     if not snapshot["identity"]["on"]:
         health.lower(
             Status.DEGRADED, f"{rank}: identity is switched off ({snapshot['identity']['error']}; see the log)"

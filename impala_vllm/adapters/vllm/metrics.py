@@ -19,6 +19,12 @@ logger = logging.getLogger("vllm.impala")
 _Family = CounterMetricFamily | GaugeMetricFamily
 _Value = Callable[[dict[str, Any]], float | None]
 
+
+def _policy(snapshot: dict[str, Any], name: str) -> float | None:
+    found = (snapshot["policy"] or {}).get(name)
+    return None if found is None else float(found)
+
+
 _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
     ("impala_requests", CounterMetricFamily, "Requests that reached the scheduler.", lambda s: s["requests"]),
     ("impala_requests_pooling", CounterMetricFamily, "Of those, pooling requests: no trace.", lambda s: s["pooling"]),
@@ -48,6 +54,25 @@ _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
         GaugeMetricFamily,
         "1: traces are recognised; 0: switched off after an error.",
         lambda s: float(s["identity"]["on"]),
+    ),
+    (
+        "impala_policy_on",
+        GaugeMetricFamily,
+        "1: policy decides; 0: it failed and vLLM's own order is back. Absent unless enforcing.",
+        lambda s: _policy(s, "on"),
+    ),
+    ("impala_held_turns", GaugeMetricFamily, "Turns held back by admission.", lambda s: _policy(s, "held")),
+    (
+        "impala_longest_wait_seconds",
+        GaugeMetricFamily,
+        "Longest a turn has waited to run since the start.",
+        lambda s: _policy(s, "longest_wait_s"),
+    ),
+    (
+        "impala_kv_blocks_evicted",
+        CounterMetricFamily,
+        "Blocks of known traces whose KV was given up.",
+        lambda s: _policy(s, "evicted_blocks"),
     ),
     ("impala_blocks", GaugeMetricFamily, "Block hashes indexed.", lambda s: s["identity"].get("blocks")),
     (

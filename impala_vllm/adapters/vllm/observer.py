@@ -53,19 +53,21 @@ class Observer:
         self._num_open: dict[RequestId, int] = {}
         self._links: deque[tuple[RequestId, Link]] = deque(maxlen=MAX_LINKS)
 
-    def on_arrival(self, request: "Request") -> None:
-        """Before the scheduler queues `request`."""
+    def on_arrival(self, request: "Request") -> Link | None:
+        """Before the scheduler queues `request`. Whose turn it is; None where nobody can tell."""
         started_ns = time.perf_counter_ns()
         now = self.clock()
         self.num_arrived += 1
         self.num_unfinished += 1
         self.heartbeat.note_work(self.num_unfinished, now)
+        link = None
         if self.identity is not None:
             try:
-                self._arrive(self.identity, request, now)
+                link = self._arrive(self.identity, request, now)
             except Exception as e:
                 self._switch_off(e)
         self.spent_ns += time.perf_counter_ns() - started_ns
+        return link
 
     def on_finish(self, request: "Request") -> None:
         """When `request` has ended, however it did."""
@@ -100,21 +102,22 @@ class Observer:
         numbered = enumerate(islice(self._links, skipped, skipped + limit), first + skipped)
         return [(number, turn, link) for number, (turn, link) in numbered]
 
-    def _arrive(self, identity: Identity, request: "Request", now: float) -> None:
+    def _arrive(self, identity: Identity, request: "Request", now: float) -> Link | None:
         if request.sampling_params is None:
             self.num_pooling += 1
-            return
+            return None
         if not request.block_hashes and request.num_prompt_tokens > 0 and not self._can_link(request):
             self.num_unlinked += 1
-            return
+            return None
         turn = facts.turn_id(request)
         self._num_open[turn] = self._num_open.get(turn, 0) + 1
         if self._num_open[turn] > 1:
             self.num_siblings += 1
-            return
+            return None
         link = identity.arrive(facts.arrival(request), now)
         self.num_links += 1
         self._links.append((turn, link))
+        return link
 
     def _finish(self, identity: Identity, request: "Request", now: float) -> None:
         turn = facts.turn_id(request)

@@ -4,6 +4,7 @@
 itself would have taken for the final configuration, synchronous or asynchronous, with the hooks on.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -13,7 +14,8 @@ from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from impala_vllm.adapters.vllm import choice, tool_markers
+from impala_vllm.adapters.vllm import choice, facts, tool_markers
+from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.adapters.vllm.snapshot import install_snapshot
 from impala_vllm.config import Mode
@@ -37,10 +39,14 @@ class Scheduler:
             return _diffusion(is_async)(vllm_config, *args, **kwargs)
         if settings.config.mode is Mode.OFF:
             return (AsyncScheduler if is_async else SyncScheduler)(vllm_config, *args, **kwargs)
-        scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
-        scheduler.observer = Observer(
-            Identity(settings.config.identity), tool_markers.read(vllm_config.model_config.tokenizer)
-        )
+        identity = Identity(settings.config.identity)
+        if settings.config.mode is Mode.ENFORCE:
+            scheduler = (EnforcedAsync if is_async else EnforcedSync)(vllm_config, *args, **kwargs)
+            scheduler.enforcer = Enforcer(scheduler, settings.config)
+            identity.on_forget = scheduler.enforcer.forget
+        else:
+            scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
+        scheduler.observer = Observer(identity, tool_markers.read(vllm_config.model_config.tokenizer))
         logger.info(
             "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
             "AsyncScheduler" if is_async else "Scheduler",
@@ -72,12 +78,72 @@ class _Observed(SyncScheduler):
         return freed
 
 
+class _Enforced(_Observed):
+    """The hooks through which policy steers: a plan before each step, claims on what is freed."""
+
+    enforcer: Enforcer | None = None
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            link = self.observer.on_arrival(request)
+            trace_id = link.trace_id if link is not None else None
+            self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock()))
+        super(_Observed, self).add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self._steer(lambda policy: policy.plan(self.observer.clock()))
+        output = super().schedule(throttle_prefills)
+        self._steer(lambda policy: policy.scheduled(output, self.observer.clock()))
+        return output
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        self._steer(lambda policy: policy.stepped(scheduler_output, self.observer.clock()))
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        if self.enforcer is None:
+            super()._free_request_blocks(request)
+            return
+        identity = self.observer.identity
+        stem = identity.shared_depth(facts.turn_id(request)) if identity is not None else 0
+        self._steer(lambda policy: policy.claim(request, stem))
+        super()._free_request_blocks(request)
+        self._steer(lambda policy: policy.unclaim())
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        freed = super()._free_request(request, delay_free_blocks)
+        reason = str(request.get_finished_reason())
+        self._steer(lambda policy: policy.finish(request, self.observer.clock(), reason))
+        return freed
+
+    def _steer(self, verb: Callable[[Enforcer], None]) -> None:
+        """Let policy do its part; where it fails, stock order from here on."""
+        if self.enforcer is None:
+            return
+        try:
+            verb(self.enforcer)
+        except Exception:
+            logger.exception("impala: policy failed and falls back to stock order, serving continues")
+            self.enforcer.retire()
+            self.enforcer = None
+            if self.observer.identity is not None:
+                self.observer.identity.on_forget = None
+
+
 class ObservedSync(_Observed):
     """For configurations without async scheduling."""
 
 
 class ObservedAsync(_Observed, AsyncScheduler):
     """For async scheduling; its base keeps the overlap."""
+
+
+class EnforcedSync(_Enforced):
+    """Policy over the synchronous base."""
+
+
+class EnforcedAsync(_Enforced, AsyncScheduler):
+    """Policy over the asynchronous base."""
 
 
 def _diffusion(is_async: bool) -> type[SyncScheduler]:

@@ -56,6 +56,7 @@ def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[
         "siblings": observer.num_siblings,
         "finished": dict(observer.finished),
         "identity": _identity(observer),
+        "policy": _policy(scheduler),
         "page": _page(observer, page, now) if page is not None else None,
     }
 
@@ -77,6 +78,21 @@ def _identity(observer: Observer) -> dict[str, Any]:
         "evicted": identity.stats.evicted_traces,
         "forgotten_blocks": identity.stats.forgotten_blocks,
         "splits": identity.stats.splits,
+    }
+
+
+def _policy(scheduler: Any) -> dict[str, Any] | None:
+    """What policy does; None where none was asked for."""
+    if not hasattr(scheduler, "enforcer"):
+        return None
+    enforcer = scheduler.enforcer
+    if enforcer is None:
+        return {"on": False, "held": 0}
+    return {
+        "on": True,
+        "held": enforcer.num_held,
+        "longest_wait_s": enforcer.longest_wait_s,
+        "evicted_blocks": enforcer.free.evicted_blocks if enforcer.free is not None else None,
     }
 
 

@@ -5,12 +5,13 @@ a request belongs to is decided on the ladder (`ladder`); this file carries the 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from impala_vllm.core.identity.chain import Chain
 from impala_vllm.core.identity.config import IdentityConfig
-from impala_vllm.core.identity.index import PrefixIndex
+from impala_vllm.core.identity.index import Match, PrefixIndex
 from impala_vllm.core.identity.ladder import NUM_STEM_STARTS, Rung, climb
 from impala_vllm.core.identity.parentage import SURE_TURNS, Parentage
 from impala_vllm.core.traces import Trace, TraceTable
@@ -53,6 +54,8 @@ class Identity:
         self._open: dict[RequestId, _Open] = {}
         self._parentage = Parentage(config.subagent_window_s)
         self._num_started = 0
+        self.on_forget: Callable[[TraceId], None] | None = None
+        """Told of every trace that leaves the table."""
         self.num_blocks = 0
         """Block hashes indexed over all namespaces."""
 
@@ -109,6 +112,17 @@ class Identity:
         self._parentage.note_end(trace, now)
         self.traces.touch(trace, now)
         self._shrink()
+
+    def shared_depth(self, request_id: RequestId) -> int:
+        """Leading blocks that an open request's chain shares with another trace that is alive. O(log n)."""
+        found = self._open.get(request_id)
+        if found is None or found.chain.tip.run is None:
+            return 0
+        tip = found.chain.tip
+        index = self._index(found.chain.trace.namespace)
+        near = islice(index.near(Match(tip.depth, tip.run), 4), 8)
+        others = (s.depth for s in near if s.tip.owner.trace is not found.chain.trace)
+        return max(others, default=0)
 
     def tick(self, now: float) -> None:
         """End the lease of traces silent for `lease_s`. O(expired)."""
@@ -219,6 +233,8 @@ class Identity:
         if trace.session_id is not None:
             self._sessions.pop((trace.namespace, trace.session_id), None)
         self.traces.remove(trace)
+        if self.on_forget is not None:
+            self.on_forget(trace.trace_id)
         return before - self.num_blocks
 
     def _move(self, chain: Chain, blocks: Sequence[BlockHash]) -> None:

@@ -97,6 +97,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
             "forgotten_blocks": 0,
             "splits": 0,
         },
+        "policy": None,
         "page": {"rows": [], "next": None, "total": 0},
     }
     return {**healthy, **changes}

@@ -1,0 +1,147 @@
+"""vLLM's queue of free blocks, in the order of what their KV is worth instead of when it was used.
+
+Same verbs as `FreeKVCacheBlockQueue` and the same O(1) list surgery, over several lists: blocks nobody
+claims (stock's least-recently-used order, always first), one list for each trace, tail of the chain first,
+and one for shared stems, always last. Which trace gives next is asked of `victims` once a round, only when
+unclaimed blocks have run out; without claims the queue is stock's. One writer: the engine loop's thread.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
+
+from impala_vllm.core.types import TraceId
+
+Claim = TraceId | None
+"""Whose chain a freed block belongs to; None: nobody's."""
+
+
+class FreeQueue:
+    """Drop-in for `block_pool.free_block_queue`. Built from the stock queue, whose blocks it takes over."""
+
+    def __init__(self, stock: FreeKVCacheBlockQueue, victims: Callable[[Iterable[TraceId]], list[TraceId]]) -> None:
+        """`victims` orders traces by what their idle KV is worth, cheapest first. O(n log n), once a round."""
+        self._unclaimed = stock
+        self._stems = FreeKVCacheBlockQueue([])
+        self._chains: dict[TraceId, FreeKVCacheBlockQueue] = {}
+        self._list_of: dict[int, FreeKVCacheBlockQueue] = {}
+        self._victims = victims
+        self._round: list[TraceId] = []
+        self.num_free_blocks = stock.num_free_blocks
+        self.claim: Claim = None
+        """Set around a request's free: the blocks appended meanwhile are this trace's."""
+        self.stem_blocks = frozenset[int]()
+        """Ids among them that other live traces share."""
+        self.evicted_blocks = 0
+        """Claimed blocks handed out, whose KV is lost."""
+
+    @property
+    def num_unclaimed(self) -> int:
+        """Free blocks that are nobody's: taking them costs nothing."""
+        return self._unclaimed.num_free_blocks
+
+    def claims(self) -> dict[TraceId, int]:
+        """Idle blocks by trace."""
+        return {trace_id: chain.num_free_blocks for trace_id, chain in self._chains.items()}
+
+    def release(self, trace_id: TraceId) -> None:
+        """The trace is over: its idle blocks go first from now on, oldest use last. O(blocks)."""
+        chain = self._chains.pop(trace_id, None)
+        if chain is None:
+            return
+        blocks = chain.popleft_n(chain.num_free_blocks)
+        for block in blocks:
+            del self._list_of[block.block_id]
+        self._unclaimed.append_n(blocks)
+
+    def new_round(self) -> None:
+        """Worth has changed (time passed, a turn came or went): ask `victims` again when it comes to that."""
+        self._round = []
+
+    def popleft(self) -> KVCacheBlock:
+        if not self.num_free_blocks:
+            raise ValueError("No free blocks available")
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        assert self.num_free_blocks >= n
+        self.num_free_blocks -= n
+        taken = self._unclaimed.popleft_n(min(n, self._unclaimed.num_free_blocks))
+        while len(taken) < n:
+            chain = self._next_chain()
+            blocks = chain.popleft_n(min(n - len(taken), chain.num_free_blocks))
+            for block in blocks:
+                del self._list_of[block.block_id]
+            self.evicted_blocks += len(blocks)
+            taken += blocks
+        return taken
+
+    def remove(self, block: KVCacheBlock) -> None:
+        self._list_of.pop(block.block_id, self._unclaimed).remove(block)
+        self.num_free_blocks -= 1
+
+    def append(self, block: KVCacheBlock) -> None:
+        self.append_n([block])
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Free cached blocks, the tail of a chain first."""
+        self.num_free_blocks += len(blocks)
+        if self.claim is None:
+            self._unclaimed.append_n(blocks)
+            return
+        stems = [b for b in blocks if b.block_id in self.stem_blocks] if self.stem_blocks else []
+        own = [b for b in blocks if b.block_id not in self.stem_blocks] if stems else blocks
+        if own:
+            self._put(self._chains.setdefault(self.claim, FreeKVCacheBlockQueue([])), own)
+        if stems:
+            self._put(self._stems, stems)
+
+    def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Free blocks without a hash: reused first."""
+        self.num_free_blocks += len(blocks)
+        self._unclaimed.prepend_n(blocks)
+
+    def get_all_free_blocks(self) -> list[KVCacheBlock]:
+        return list(self.iter_blocks_after(None))
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Free blocks in eviction order after the cursor, as far as the order is decided now."""
+        seen = cursor is None
+        for queue in (self._unclaimed, *(self._chains[t] for t in self._order()), self._stems):
+            for block in queue.get_all_free_blocks():
+                if seen:
+                    yield block
+                seen = seen or block is cursor
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if lists and counts disagree. O(n), for tests."""
+        queues = [self._unclaimed, self._stems, *self._chains.values()]
+        blocks = [b for q in queues for b in q.get_all_free_blocks()]
+        assert len(blocks) == len({b.block_id for b in blocks}) == self.num_free_blocks
+        assert all(q.num_free_blocks == len(q.get_all_free_blocks()) for q in queues)
+        for queue in queues[1:]:
+            assert all(self._list_of[b.block_id] is queue for b in queue.get_all_free_blocks())
+        assert len(self._list_of) == len(blocks) - self._unclaimed.num_free_blocks
+
+    def _put(self, queue: FreeKVCacheBlockQueue, blocks: list[KVCacheBlock]) -> None:
+        queue.append_n(blocks)
+        self._list_of.update((b.block_id, queue) for b in blocks)
+
+    def _order(self) -> list[TraceId]:
+        return self._victims([t for t, chain in self._chains.items() if chain.num_free_blocks])
+
+    def _next_chain(self) -> FreeKVCacheBlockQueue:
+        while True:
+            if not self._round:
+                self._forget_empty()
+                self._round = list(reversed(self._order()))
+                if not self._round:
+                    return self._stems
+            chain = self._chains.get(self._round[-1])
+            if chain is not None and chain.num_free_blocks:
+                return chain
+            self._round.pop()
+
+    def _forget_empty(self) -> None:
+        for trace_id in [t for t, chain in self._chains.items() if not chain.num_free_blocks]:
+            del self._chains[trace_id]

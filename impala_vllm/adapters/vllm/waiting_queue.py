@@ -1,0 +1,72 @@
+"""vLLM's waiting queue, of which `schedule()` sees only what is admitted, in the order of rank.
+
+`schedule()` asks `if not queue`, peeks and pops: those see the plan of this step. Counts and iteration see
+every request, held ones included. One writer: the engine loop's thread.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.request import Request
+
+
+class WaitingQueue(RequestQueue):
+    """Every waiting request in order of arrival, and the admitted ones in order of rank."""
+
+    def __init__(self, requests: Iterable[Request] = ()) -> None:
+        self._requests: dict[Request, None] = dict.fromkeys(requests)
+        self._admitted: deque[Request] = deque()
+
+    def admit(self, requests: Iterable[Request]) -> None:
+        """The plan of the coming step, best first. Replaces the one before."""
+        self._admitted = deque(requests)
+
+    def left_over(self) -> Request | None:
+        """The request the last step looked at and could not place, None when it placed all of them."""
+        self._drop_gone()
+        return self._admitted[0] if self._admitted else None
+
+    def add_request(self, request: Request) -> None:
+        self._requests[request] = None
+
+    def prepend_request(self, request: Request) -> None:
+        """Rank decides who is first, so this adds."""
+        self._requests[request] = None
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._requests[request] = None
+
+    def pop_request(self) -> Request:
+        request = self.peek_request()
+        self._admitted.popleft()
+        del self._requests[request]
+        return request
+
+    def peek_request(self) -> Request:
+        self._drop_gone()
+        if not self._admitted:
+            raise IndexError("peek from a queue with nothing admitted")
+        return self._admitted[0]
+
+    def remove_request(self, request: Request) -> None:
+        del self._requests[request]
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._requests.pop(request, None)
+
+    def __bool__(self) -> bool:
+        self._drop_gone()
+        return bool(self._admitted)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(list(self._requests))
+
+    def _drop_gone(self) -> None:
+        while self._admitted and self._admitted[0] not in self._requests:
+            self._admitted.popleft()

@@ -1,0 +1,206 @@
+"""When will a silent trace speak again? A survival curve, learned online, never a fixed TTL.
+
+Gaps fall into bins that grow by sqrt(2). A bin's hazard (the chance to resume there, given silence
+until there) is learned for the population, for each tool signature and for each trace, each level
+shrunk towards the one above. Traces that are silent now count as at risk (right censoring), so that
+traces which never return lower the hazard of long silences while they are still being waited for.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from impala_vllm.core.types import TraceId
+
+SHORTEST_S = 0.01
+NUM_BINS = 44  # 0.01 s * 2^(43/2) is some eight hours: past any lease
+EDGES_S = tuple(SHORTEST_S * 2 ** (i / 2) for i in range(NUM_BINS - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class GapConfig:
+    """Priors and memory of the gap forecast. Counts are in observed gaps."""
+
+    prior_hazard: float = 0.2
+    """Chance to resume within a bin before anything was seen: a median two octaves wide."""
+    prior_weight: float = 2.0
+    """Gaps the prior counts for."""
+    signature_weight: float = 8.0
+    """Gaps the population counts for when a signature is scored."""
+    trace_weight: float = 16.0
+    """Gaps the level above counts for when a trace is scored: most traces are short."""
+    memory: float = 400.0
+    """Gaps after which an observation's weight has fallen to 1/e: workloads drift within minutes."""
+    stale_s: float = 10.0
+    """Age at which a silent trace's curve is built anew when asked for: bounds the cost at 2,000 traces."""
+    max_signatures: int = 512
+    """Signatures remembered; the least recently seen goes first. A tool set has tens."""
+
+
+class GapForecast:
+    """Learns from finishes and resumes; answers for traces that are silent.
+
+    A trace is in at most one gap. Unknown traces: no-op on the way in, None on the way out.
+    Cost: O(bins) for a resume, O(log bins) for most questions; `refresh` is O(silent traces).
+    """
+
+    def __init__(self, config: GapConfig | None = None) -> None:
+        self.config = config or GapConfig()
+        self._population = _Counts(self.config.memory)
+        self._signatures: dict[str, _Counts] = {}
+        self._traces: dict[TraceId, _Counts] = {}
+        self._gaps: dict[TraceId, _Gap] = {}
+        self._hazards = [self.config.prior_hazard] * NUM_BINS
+
+    def finish(self, trace_id: TraceId, now: float, signature: str | None = None) -> None:
+        """The trace went silent after a turn that called `signature` (None: unknown)."""
+        self._gaps[trace_id] = _Gap(now, signature)
+
+    def resume(self, trace_id: TraceId, now: float) -> float | None:
+        """The trace spoke again. Returns the gap in seconds, None when it was not silent."""
+        gap = self._gaps.pop(trace_id, None)
+        if gap is None:
+            return None
+        length_s = max(0.0, now - gap.started_s)
+        index = _bin(length_s)
+        self._population.add(index)
+        if gap.signature is not None:
+            self._signature(gap.signature).add(index)
+        self._traces.setdefault(trace_id, _Counts(self.config.memory)).add(index)
+        return length_s
+
+    def forget(self, trace_id: TraceId) -> None:
+        """The trace is gone from the table; its open gap counts as never resumed."""
+        gap = self._gaps.pop(trace_id, None)
+        if gap is not None:
+            self._population.censor(NUM_BINS - 1)
+            if gap.signature is not None:
+                self._signature(gap.signature).censor(NUM_BINS - 1)
+        self._traces.pop(trace_id, None)
+
+    def refresh(self, now: float) -> None:
+        """Re-learn the hazards from every gap so far, the open ones included. Call about once a second."""
+        open_at = [0.0] * NUM_BINS
+        for gap in self._gaps.values():
+            open_at[_bin(max(0.0, now - gap.started_s))] += 1.0
+        prior = [self.config.prior_hazard] * NUM_BINS
+        self._hazards = self._population.hazards(prior, self.config.prior_weight, open_at)
+
+    def median_remaining_s(self, trace_id: TraceId, now: float) -> float | None:
+        """Seconds by which a silent trace resumes with even odds, given its silence so far.
+
+        `math.inf` where it more likely never resumes; None when it is not silent.
+        """
+        gap = self._gaps.get(trace_id)
+        if gap is None:
+            return None
+        curve = self._fresh_curve(trace_id, gap, now)
+        idle_s = max(0.0, now - gap.started_s)
+        return max(0.0, _when(curve, _cumulative(curve, idle_s) + math.log(2.0)) - idle_s)
+
+    def chance_within(self, trace_id: TraceId, within_s: float, now: float) -> float | None:
+        """P(resume within `within_s` | silence so far); None when it is not silent."""
+        gap = self._gaps.get(trace_id)
+        if gap is None:
+            return None
+        curve = self._fresh_curve(trace_id, gap, now)
+        idle_s = max(0.0, now - gap.started_s)
+        return 1.0 - math.exp(_cumulative(curve, idle_s) - _cumulative(curve, idle_s + within_s))
+
+    def is_silent(self, trace_id: TraceId) -> bool:
+        return trace_id in self._gaps
+
+    def _signature(self, signature: str) -> "_Counts":
+        counts = self._signatures.pop(signature, None) or _Counts(self.config.memory)
+        self._signatures[signature] = counts
+        if len(self._signatures) > self.config.max_signatures:
+            del self._signatures[next(iter(self._signatures))]
+        return counts
+
+    def _fresh_curve(self, trace_id: TraceId, gap: "_Gap", now: float) -> list[float]:
+        if gap.curve is None or now - gap.drawn_s > self.config.stale_s:
+            gap.curve, gap.drawn_s = self._curve(trace_id, gap.signature), now
+        return gap.curve
+
+    def _curve(self, trace_id: TraceId, signature: str | None) -> list[float]:
+        hazards = self._hazards
+        counts = self._signatures.get(signature) if signature is not None else None
+        if counts is not None:
+            hazards = counts.hazards(hazards, self.config.signature_weight)
+        counts = self._traces.get(trace_id)
+        if counts is not None:
+            hazards = counts.hazards(hazards, self.config.trace_weight)
+        curve = [0.0]
+        for hazard in hazards:
+            curve.append(curve[-1] - math.log1p(-min(hazard, 0.999)))
+        return curve
+
+
+class _Gap:
+    __slots__ = ("curve", "drawn_s", "signature", "started_s")
+
+    def __init__(self, started_s: float, signature: str | None) -> None:
+        self.started_s = started_s
+        self.signature = signature
+        self.curve: list[float] | None = None
+        """Cumulative hazard at the lower edge of each bin; one longer than the bins. Drawn when asked for."""
+        self.drawn_s = started_s
+
+
+class _Counts:
+    """Exponentially forgotten counts of gaps by bin: ended by a resume, or given up on."""
+
+    __slots__ = ("_censored", "_decay", "_resumed")
+
+    def __init__(self, memory: float) -> None:
+        self._decay = math.exp(-1.0 / memory)
+        self._resumed = [0.0] * NUM_BINS
+        self._censored = [0.0] * NUM_BINS
+
+    def add(self, index: int) -> None:
+        self._forget()
+        self._resumed[index] += 1.0
+
+    def censor(self, index: int) -> None:
+        self._forget()
+        self._censored[index] += 1.0
+
+    def hazards(self, above: list[float], weight: float, open_at: list[float] | None = None) -> list[float]:
+        """Hazard by bin, shrunk towards `above` as if `weight` gaps had been seen there."""
+        found = [0.0] * NUM_BINS
+        at_risk = 0.0
+        for index in range(NUM_BINS - 1, -1, -1):
+            still_open = open_at[index] if open_at is not None else 0.0
+            # A gap that ends or stands in this bin was at risk for half of it on average.
+            here = self._resumed[index] + at_risk + 0.5 * (self._censored[index] + still_open)
+            found[index] = (self._resumed[index] + weight * above[index]) / (here + weight)
+            at_risk += self._resumed[index] + self._censored[index] + still_open
+        return found
+
+    def _forget(self) -> None:
+        decay = self._decay
+        self._resumed = [n * decay for n in self._resumed]
+        self._censored = [n * decay for n in self._censored]
+
+
+def _bin(length_s: float) -> int:
+    return bisect_right(EDGES_S, length_s)
+
+
+def _cumulative(curve: list[float], at_s: float) -> float:
+    """Cumulative hazard at `at_s`, linear inside a bin."""
+    index = _bin(at_s)
+    if index >= NUM_BINS - 1:
+        return curve[NUM_BINS - 1]
+    low = EDGES_S[index - 1] if index else 0.0
+    share = (at_s - low) / (EDGES_S[index] - low)
+    return curve[index] + share * (curve[index + 1] - curve[index])
+
+
+def _when(curve: list[float], cumulative: float) -> float:
+    """The time at which the curve reaches `cumulative`; the inverse of `_cumulative`."""
+    index = bisect_right(curve, cumulative) - 1
+    if index >= NUM_BINS - 1:
+        return math.inf
+    low = EDGES_S[index - 1] if index else 0.0
+    return low + (EDGES_S[index] - low) * (cumulative - curve[index]) / (curve[index + 1] - curve[index])

@@ -1,0 +1,45 @@
+"""What idle KV is worth, and so whose blocks go first when room is needed.
+
+Value of a trace's chain per block: seconds of recompute it saves, over blocks and over the expected wait
+for it. Dead chains (superseded, ended, unknown) are worth nothing; the chain of a turn that is waiting is
+worth most; a stem is worth what its users are worth together. A chain is evicted from its tail to its root.
+"""
+
+from dataclasses import dataclass
+
+from impala_vllm.core.cost import StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.types import TraceId
+
+SOONEST_S = 0.05
+"""Waits shorter than this are all alike: a few engine steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """KV blocks of one trace that nobody references."""
+
+    trace_id: TraceId
+    num_tokens: int
+    """Tokens a resume would compute again if all of it were gone."""
+    is_waiting: bool = False
+    """Its next turn has arrived and waits."""
+    num_live_children: int = 0
+
+
+class Retention:
+    """Scores holdings; the eviction queue keeps them in order."""
+
+    def __init__(self, gaps: GapForecast, cost: StepCost) -> None:
+        self._gaps = gaps
+        self._cost = cost
+
+    def value(self, holding: Holding, now: float) -> float:
+        """Seconds saved per token and second of waiting; 0 for what nobody will ask for. O(log bins)."""
+        per_token_s = self._cost.prefill_s(holding.num_tokens) / max(1, holding.num_tokens)
+        if holding.is_waiting or holding.num_live_children:
+            return per_token_s / SOONEST_S
+        wait_s = self._gaps.median_remaining_s(holding.trace_id, now)
+        if wait_s is None:
+            return 0.0
+        return per_token_s / max(SOONEST_S, wait_s)

@@ -1,0 +1,85 @@
+"""Rank and admission on schedules small enough to know the best order."""
+
+from impala_vllm.core.admission import Admission, AdmissionConfig, Asking, Idle
+from impala_vllm.core.cost import CostConfig, StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.rank import RankConfig, Waiting, key
+from impala_vllm.core.types import RequestId, TraceId
+
+COST = StepCost(CostConfig(prefill_s_per_token=1e-3, decode_s_per_step=0.01))
+
+
+def turn(name: str, prompt: int, reach: int = 0, arrived_s: float = 0.0, **more: object) -> Waiting:
+    return Waiting(RequestId(name), TraceId(name), arrived_s, prompt, reach, 10.0, **more)  # type: ignore[arg-type]
+
+
+def order(turns: list[Waiting], now: float = 0.0) -> list[str]:
+    return [t.request_id for t in sorted(turns, key=lambda t: key(t, COST, RankConfig(), now))]
+
+
+def test_a_long_prompt_in_reach_goes_before_a_shorter_one_that_is_not() -> None:
+    assert order([turn("cold", 2000), turn("warm", 50_000, reach=49_900)]) == ["warm", "cold"]
+
+
+def test_the_clients_priority_is_the_major_key() -> None:
+    assert order([turn("short", 10, priority=1), turn("long", 9000, priority=0)]) == ["long", "short"]
+
+
+def test_a_preempted_turn_is_never_overtaken() -> None:
+    assert order([turn("short", 10), turn("back", 9000, preempted=True)]) == ["back", "short"]
+
+
+def test_a_turn_past_its_bound_goes_before_every_younger_one() -> None:
+    turns = [turn("long", 100_000, arrived_s=0.0), turn("short", 10, arrived_s=299.0)]
+    assert order(turns, now=299.5) == ["short", "long"]
+    assert order(turns, now=300.0) == ["long", "short"]
+
+
+def forecast(resumes_in_s: float) -> GapForecast:
+    gaps = GapForecast()
+    for i in range(200):
+        gaps.finish(TraceId(f"t{i}"), 0.0)
+        gaps.resume(TraceId(f"t{i}"), resumes_in_s)
+    gaps.refresh(0.0)
+    gaps.finish(TraceId("idle"), 0.0)
+    return gaps
+
+
+def ask(name: str, new: int, own: int = 0, arrived_s: float = 0.0) -> Asking:
+    return Asking(turn(name, 1000, arrived_s=arrived_s), new, own)
+
+
+IDLE = [Idle(TraceId("idle"), 60, 1000)]
+
+
+def admitted(gaps: GapForecast, asks: list[Asking], free: int, running: int, now: float = 0.0) -> list[str]:
+    plan = Admission(gaps, COST, 300.0, AdmissionConfig(patience=7.0)).plan(asks, IDLE, free, running, now)
+    assert plan.num_held == len(asks) - len(plan.admitted)
+    return [a.turn.request_id for a in plan.admitted]
+
+
+def test_kv_that_is_soon_wanted_keeps_its_room() -> None:
+    assert admitted(forecast(1.0), [ask("a", 50)], free=100, running=1) == []
+    assert admitted(forecast(1.0), [ask("a", 40)], free=100, running=1) == ["a"]
+
+
+def test_kv_with_a_long_gap_ahead_does_not_hold_anybody() -> None:
+    assert admitted(forecast(100.0), [ask("a", 50)], free=100, running=1) == ["a"]
+
+
+def test_a_smaller_turn_passes_a_blocked_head() -> None:
+    assert admitted(forecast(1.0), [ask("big", 80), ask("small", 30)], free=100, running=1) == ["small"]
+
+
+def test_an_idle_engine_holds_nobody() -> None:
+    assert admitted(forecast(1.0), [ask("a", 80), ask("b", 90)], free=100, running=0) == ["a"]
+
+
+def test_nobody_is_held_past_the_bound() -> None:
+    late = ask("late", 90, arrived_s=-300.0)
+    assert admitted(forecast(1.0), [late], free=100, running=1) == ["late"]
+
+
+def test_what_a_turn_finds_of_its_own_is_not_counted_as_room_for_others() -> None:
+    asks = [ask("warm", 2, own=38), ask("cold", 10)]
+    assert admitted(forecast(1.0), asks, free=100, running=1) == ["warm"]

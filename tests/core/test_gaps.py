@@ -1,0 +1,127 @@
+"""Gap forecasts: what a survival curve must say, whatever it has learned."""
+
+import math
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impala_vllm.core.gaps import GapConfig, GapForecast
+from impala_vllm.core.types import TraceId
+
+A, B = TraceId("a"), TraceId("b")
+
+
+def learned(gaps: list[float], signature: str | None = None, config: GapConfig | None = None) -> GapForecast:
+    forecast = GapForecast(config)
+    now = 0.0
+    for i, gap in enumerate(gaps):
+        trace = TraceId(f"teacher{i}")
+        forecast.finish(trace, now, signature)
+        forecast.resume(trace, now + gap)
+    forecast.refresh(now)
+    return forecast
+
+
+def test_a_trace_that_is_not_silent_has_no_forecast() -> None:
+    forecast = GapForecast()
+    assert forecast.median_remaining_s(A, 1.0) is None
+    assert forecast.chance_within(A, 1.0, 1.0) is None
+    assert forecast.resume(A, 1.0) is None
+
+
+def test_resume_answers_the_length_of_the_gap() -> None:
+    forecast = GapForecast()
+    forecast.finish(A, 10.0)
+    assert forecast.resume(A, 12.5) == 2.5
+    assert not forecast.is_silent(A)
+
+
+def test_the_median_of_equal_gaps_is_that_gap() -> None:
+    forecast = learned([4.0] * 200)
+    forecast.finish(A, 100.0)
+    median = forecast.median_remaining_s(A, 100.0)
+    assert median is not None
+    assert 2.5 < median < 6.0
+
+
+def test_a_tool_that_takes_longer_is_expected_later() -> None:
+    forecast = GapForecast()
+    for i in range(100):
+        for signature, gap in (("read", 0.1), ("agent", 60.0)):
+            trace = TraceId(f"{signature}{i}")
+            forecast.finish(trace, 0.0, signature)
+            forecast.resume(trace, gap)
+    forecast.refresh(0.0)
+    forecast.finish(A, 100.0, "read")
+    forecast.finish(B, 100.0, "agent")
+    soon, late = forecast.median_remaining_s(A, 100.0), forecast.median_remaining_s(B, 100.0)
+    assert soon is not None
+    assert late is not None
+    assert 20 * soon < late
+
+
+def test_traces_that_never_come_back_lower_the_odds_while_they_are_waited_for() -> None:
+    forecast = learned([1.0] * 20)
+    for i in range(50):
+        forecast.finish(TraceId(f"gone{i}"), 0.0)
+    forecast.finish(A, 100.0)
+    forecast.refresh(100.0)
+    forecast.finish(B, 100.0)
+    chance = forecast.chance_within(B, 60.0, 100.0)
+    assert chance is not None
+    assert chance < 0.6
+
+
+def test_an_old_habit_is_forgotten() -> None:
+    forecast = GapForecast(GapConfig(memory=50.0))
+    for gap, count in ((1.0, 300), (30.0, 300)):
+        for i in range(count):
+            trace = TraceId(f"{gap}-{i}")
+            forecast.finish(trace, 0.0)
+            forecast.resume(trace, gap)
+    forecast.refresh(0.0)
+    forecast.finish(A, 0.0)
+    median = forecast.median_remaining_s(A, 0.0)
+    assert median is not None
+    assert median > 15.0
+
+
+@given(
+    st.lists(st.floats(0.0, 1e5), max_size=60),
+    st.floats(0.0, 1e5),
+    st.floats(0.0, 1e4),
+    st.floats(0.0, 1e4),
+)
+def test_a_forecast_is_a_distribution(gaps: list[float], idle: float, within: float, further: float) -> None:
+    forecast = learned(gaps)
+    forecast.finish(A, 0.0)
+    first, second = (forecast.chance_within(A, w, idle) for w in (within, within + further))
+    median = forecast.median_remaining_s(A, idle)
+    assert first is not None
+    assert second is not None
+    assert median is not None
+    assert 0.0 <= first <= second <= 1.0
+    assert median >= 0.0
+    if median < math.inf:
+        at_median = forecast.chance_within(A, median, idle)
+        assert at_median is not None
+        assert abs(at_median - 0.5) < 1e-6
+
+
+def test_the_same_facts_give_the_same_forecast() -> None:
+    def run() -> list[float | None]:
+        rng = random.Random(7)
+        forecast, said = GapForecast(), []
+        for step in range(300):
+            trace = TraceId(str(rng.randrange(20)))
+            if forecast.is_silent(trace):
+                forecast.resume(trace, float(step))
+            else:
+                forecast.finish(trace, float(step), rng.choice(["x", "y", None]))
+                said.append(forecast.median_remaining_s(trace, step + rng.random()))
+            if step % 10 == 0:
+                forecast.refresh(float(step))
+        return said
+
+    assert run() == run()
