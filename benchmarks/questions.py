@@ -20,7 +20,8 @@ QUESTIONS = {
         "What eviction costs: stock vLLM against a pool that never evicts",
         "Agent sessions whose KV does not fit HBM together. Stock vLLM forgets a session during its tool calls and "
         "computes it again; a pool that never evicts is the limit of what caching can do. The distance between the "
-        "two is what there is to win. impala observe decides nothing yet and should equal stock.",
+        "two is what there is to win. impala-observe decides nothing and should equal stock; impala-enforce is an "
+        "experiment whose bars ask for five pairs and more.",
     ),
     "serving/link-f1": Question(
         "Does a live server recognise the sessions?",
@@ -30,12 +31,13 @@ QUESTIONS = {
     "serving/observe-cost-agent": Question(
         "What observing costs on agent traffic",
         "The same saturated batch on stock vLLM and with impala observing, interleaved in pairs. A ratio of "
-        "requests_per_s below 1 is what observing costs; one of cpu_s above 1 likewise.",
+        "requests_per_s below 1 is what observing costs; one of cpu_s above 1 likewise. Where the interval is wider "
+        "than the 1 % in question, as on a shared machine, it shows no difference and proves no bound; the share of "
+        "time in impala's hooks, by their own clock, does.",
     ),
     "serving/observe-cost-azure": Question(
         "What observing costs on traffic that is not agents",
-        "Single requests with the lengths of a production chat trace, nothing shared; interleaved pairs. "
-        "Ratios as above.",
+        "Single requests with the lengths of a production trace, nothing shared; interleaved pairs. Ratios as above.",
     ),
     "serving/sustained": Question(
         "How many sessions at once?",

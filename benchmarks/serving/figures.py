@@ -63,6 +63,9 @@ def records(
             values = [v for t in runs if (v := getattr(t.measures, name)) is not None]
             if values:
                 made.append(make.of(arm, name, values))
+        shares = [100 * t.observer_s / t.measures.makespan_s for t in runs if t.observer_s is not None]
+        if shares:
+            made.append(make.of(arm, "share of time in impala's hooks", shares))
         if all(t.links is not None for t in runs):
             made += _identity(make, arm, runs)
     for name in experiment.ratios:
@@ -98,7 +101,7 @@ class _Maker:
 
     def of(self, arm: str, metric: str, values: Sequence[float], **extra: Any) -> Record:
         base = metric.removesuffix(" ratio")
-        better = "higher" if base in _HIGHER or "F1" in metric or "right" in metric else "lower"
+        better = "higher" if base in _HIGHER or metric.startswith("link") or "right" in metric else "lower"
         return Record(
             question=self._question,
             variant=arm,
@@ -151,4 +154,4 @@ def _unit(metric: str) -> str:
     for suffix, unit in (("_per_s", "/s"), ("_per_hour", "/h"), ("_s", "s"), ("_tokens", "tokens")):
         if metric.endswith(suffix):
             return unit
-    return ""
+    return "%" if metric.startswith("share of time") else ""

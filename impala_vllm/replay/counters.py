@@ -28,6 +28,12 @@ def parse(page: str) -> dict[str, float]:
     return totals
 
 
+def observer_s(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    """Seconds the engine loop spent in impala between two scrapes, by its own clock; None without impala."""
+    name = "impala_observer_seconds_total"
+    return after[name] - before.get(name, 0.0) if name in after else None
+
+
 def computed_tokens(before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
     """Prompt tokens the engine computed between two scrapes; None where it does not count them."""
     names = ("vllm:prompt_tokens_total", "vllm:prefix_cache_hits_total")

@@ -42,6 +42,8 @@ class Trial:
     """How well the server recognised the sessions, where the arm does."""
     traces: tuple[dict[str, Any], ...] = ()
     """The server's trace table after the run."""
+    observer_s: float | None = None
+    """Seconds of the engine loop spent in impala's hooks."""
 
 
 def run_trials(
@@ -107,16 +109,18 @@ def _trial(
 
     run = asyncio.run(replay())
     engine.check_alive()
+    after = counters.scrape(engine.url)
     measures = measure(
         run,
-        computed_tokens=counters.computed_tokens(before, counters.scrape(engine.url)),
+        computed_tokens=counters.computed_tokens(before, after),
         new_tokens=new_tokens,
         cpu_s=engine.cpu_seconds() - cpu_s,
     )
     if not arm.recognises:
         return Trial(arm.name, repetition, run, measures)
     links = linkage.score(run, linkage.join(run, linkage.fetch(engine.url, "links")))
-    return Trial(arm.name, repetition, run, measures, links, tuple(linkage.fetch(engine.url, "traces")))
+    traces = tuple(linkage.fetch(engine.url, "traces"))
+    return Trial(arm.name, repetition, run, measures, links, traces, counters.observer_s(before, after))
 
 
 async def _warm_up(engine: Server, plan: Plan) -> None:

@@ -1,6 +1,6 @@
 """Prometheus pages."""
 
-from impala_vllm.replay.counters import computed_tokens, parse
+from impala_vllm.replay.counters import computed_tokens, observer_s, parse
 
 PAGE = """# HELP vllm:prompt_tokens_total Number
 vllm:prompt_tokens_total{engine="0",model_name="a b} c"} 100.0
@@ -18,3 +18,9 @@ def test_samples_are_summed_over_labels_and_bad_lines_skipped() -> None:
 def test_computed_tokens_are_those_that_were_not_found() -> None:
     assert computed_tokens({"vllm:prompt_tokens_total": 20.0}, parse(PAGE)) == 55
     assert computed_tokens({}, {"plain": 3.0}) is None
+
+
+def test_time_in_impala_is_the_growth_of_its_own_clock() -> None:
+    before, after = {"impala_observer_seconds_total": 1.5}, {"impala_observer_seconds_total": 1.75}
+    assert observer_s(before, after) == 0.25
+    assert observer_s({}, {}) is None
