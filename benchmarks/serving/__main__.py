@@ -114,7 +114,7 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
     if not options["no_record"]:
         console.print(f"recorded in {record.append(records)}; `python -m benchmarks.report` writes RESULTS.md")
     if options["html"]:
-        title = f"{name}: {len(plan.roots())} tasks on {len(chosen)} arms"
+        title = f"{name}: {len(plan.roots())} tasks on {', '.join(arm.name for arm in chosen)}"
         write(Report(title, plan, tuple(chosen), tuple(trials), machine, scale, load), options["html"])
     if any(t.measures.num_failed for t in trials):
         raise ServerError("some requests failed, see above: the figures do not count")

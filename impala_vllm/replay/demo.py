@@ -67,7 +67,7 @@ def _figures(trials: list[Trial], console: Console) -> None:
     at_stake = report.stake(trials)
     if at_stake is not None:
         console.print(
-            f"impala only observes in this version, so expect stock's speed from it, give or take noise. What there "
+            f"impala only observes here, so expect stock's speed from it, give or take noise. What there "
             f"is to win: a session waits {at_stake.stock.stall_mean_s:.1f} s for stock vLLM and "
             f"{at_stake.unbounded.stall_mean_s:.1f} s where nothing is ever forgotten.\n",
             highlight=False,

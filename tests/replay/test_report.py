@@ -77,7 +77,7 @@ def test_the_page_says_what_is_at_stake_and_who_was_recognised(report: Report) -
     page = render(report)
     assert "what is at stake" in page
     assert "not seen" in page
-    assert "In this version impala <em>observes</em>" in page
+    assert "impala-observe only recognises" in page
 
 
 def test_the_same_trials_give_the_same_page(report: Report) -> None:
