@@ -2,7 +2,7 @@
 
 Value of a trace's chain per block: seconds of recompute it saves, over blocks and over the expected wait
 for it. Dead chains (superseded, ended, unknown) are worth nothing; the chain of a turn that is waiting is
-worth most; a stem is worth what its users are worth together. A chain is evicted from its tail to its root.
+worth most. Shared stems are not scored: the eviction queue gives them last.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ class Holding:
     """Tokens a resume would compute again if all of it were gone."""
     is_waiting: bool = False
     """Its next turn has arrived and waits."""
-    num_live_children: int = 0
 
 
 class Retention:
@@ -37,7 +36,7 @@ class Retention:
     def value(self, holding: Holding, now: float) -> float:
         """Seconds saved per token and second of waiting; 0 for what nobody will ask for. O(log bins)."""
         per_token_s = self._cost.prefill_s(holding.num_tokens) / max(1, holding.num_tokens)
-        if holding.is_waiting or holding.num_live_children:
+        if holding.is_waiting:
             return per_token_s / SOONEST_S
         wait_s = self._gaps.median_remaining_s(holding.trace_id, now)
         if wait_s is None:

@@ -30,10 +30,5 @@ def test_kv_of_a_waiting_turn_is_worth_most() -> None:
     assert worth.value(Holding(LATE, 1000, is_waiting=True), 0.0) >= worth.value(Holding(SOON, 1000), 0.0)
 
 
-def test_a_parent_with_live_children_is_kept_like_a_waiting_turn() -> None:
-    worth = retention()
-    assert worth.value(Holding(LATE, 1000, num_live_children=2), 0.0) > worth.value(Holding(LATE, 1000), 0.0)
-
-
 def test_kv_of_a_trace_nobody_expects_is_worth_nothing() -> None:
     assert retention().value(Holding(TraceId("gone"), 1000), 0.0) == 0.0
