@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from impala_vllm.replay.server import Server
 
 FORCED_REPLAY = "impala_vllm.adapters.vllm.forced_replay:ForcedReplay"
@@ -35,7 +37,7 @@ class Machine:
         tokens = self.hbm_blocks * self.block_size
         return (
             f"model {self.model.name}, {self.dtype}, HBM pool {self.hbm_blocks} blocks of {self.block_size} "
-            f"= {tokens:,} tokens, context {self.max_model_len:,}"
+            f"= {tokens:,} tokens, context {self.max_model_len:,}{''.join(f' {a}' for a in self.extra_args)}"
         )
 
 
@@ -47,10 +49,18 @@ class Arm:
     description: str
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict[str, str])
+    config: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    """What its `--impala-config` file says; none is written where this is empty."""
     unbounded: bool = False
     """Give it the pool that never evicts."""
     recognises: bool = False
     """Answers /impala/traces, so its identity can be scored."""
+
+
+def _enforcing(name: str, description: str, *off: str) -> Arm:
+    """impala that decides, without the named policies."""
+    args = ("--scheduler", "impala", "--impala-mode", "enforce")
+    return Arm(name, description, args, config={policy: {"enabled": False} for policy in off}, recognises=True)
 
 
 ARMS: dict[str, Arm] = {
@@ -73,12 +83,16 @@ ARMS: dict[str, Arm] = {
             ("--scheduler", "impala", "--impala-mode", "observe"),
             recognises=True,
         ),
-        Arm(
-            "impala-enforce",
-            "impala decides: rank, admission and retention on HBM",
-            ("--scheduler", "impala", "--impala-mode", "enforce"),
-            recognises=True,
+        _enforcing(
+            "impala-identity",
+            "impala enforces with every policy off: what its machinery alone does",
+            "rank",
+            "admission",
+            "retention",
         ),
+        _enforcing("impala-rank", "impala decides the order only", "admission", "retention"),
+        _enforcing("impala-rank-admission", "impala decides order and admission; vLLM evicts", "retention"),
+        _enforcing("impala-enforce", "impala decides: rank, admission and retention on HBM"),
     )
 }
 
@@ -104,14 +118,20 @@ def pick(names: str) -> list[Arm]:
 
 
 def server(arm: Arm, machine: Machine, log_dir: Path) -> Server:
-    """A server of this arm, not yet started."""
+    """A server of this arm, not yet started. Its log and configuration are `log_dir`/NAME.log and .yaml."""
     env = {
         "VLLM_CPU_KVCACHE_SPACE": str(machine.kv_space_gib),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         **arm.env,
     }
-    return Server(arm.name, command(arm, machine), log_dir / f"{arm.name}.log", env)
+    line = command(arm, machine)
+    if arm.config:
+        path = log_dir / f"{arm.name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({k: dict(v) for k, v in arm.config.items()}), encoding="utf-8")
+        line += ["--impala-config", str(path)]
+    return Server(arm.name, line, log_dir / f"{arm.name}.log", env)
 
 
 def command(arm: Arm, machine: Machine) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from impala_vllm.replay.arms import ARMS, Arm, Machine, command, pick, server
 
@@ -35,6 +36,35 @@ def test_a_server_gets_a_port_of_its_own_and_the_arms_environment(tmp_path: Path
     one, other = server(arm, MACHINE, tmp_path), server(arm, MACHINE, tmp_path)
     assert one.port != other.port
     assert str(one.port) in one.command
+
+
+@pytest.mark.parametrize(
+    ("name", "off"),
+    [
+        ("impala-identity", {"rank", "admission", "retention"}),
+        ("impala-rank", {"admission", "retention"}),
+        ("impala-rank-admission", {"retention"}),
+    ],
+)
+def test_an_ablation_is_enforcing_without_some_policies(name: str, off: set[str], tmp_path: Path) -> None:
+    assert command(ARMS[name], MACHINE) == command(ARMS["impala-enforce"], MACHINE)
+    line = server(ARMS[name], MACHINE, tmp_path / "logs").command
+    path = tmp_path / "logs" / f"{name}.yaml"
+    assert after(line, "--impala-config") == str(path)
+    assert yaml.safe_load(path.read_text()) == {policy: {"enabled": False} for policy in off}
+
+
+def test_an_arm_without_configuration_writes_none(tmp_path: Path) -> None:
+    assert "--impala-config" not in server(ARMS["impala-enforce"], MACHINE, tmp_path).command
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_describes_what_was_added_to_it() -> None:
+    assert (
+        Machine(Path("m"), dtype="float32", extra_args=("--max-num-seqs", "16"))
+        .describe()
+        .endswith("context 8,192 --max-num-seqs 16")
+    )
 
 
 def test_an_unknown_arm_names_the_known_ones() -> None:
