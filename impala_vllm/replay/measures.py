@@ -45,6 +45,7 @@ class Measures:
     stall_mean_s: float
     stall_p50_s: float
     stall_p95_s: float
+    stall_p99_s: float
     gaps_mean_s: float
     resume_ttft_p50_s: float | None
     resume_ttft_p95_s: float | None
@@ -101,6 +102,7 @@ def measure(
         stall_mean_s=mean(stall),
         stall_p50_s=quantile(stall, 0.5),
         stall_p95_s=quantile(stall, 0.95),
+        stall_p99_s=quantile(stall, 0.99),
         gaps_mean_s=mean([t.gaps_s for t in per_task]),
         resume_ttft_p50_s=quantile(resumes, 0.5) if resumes else None,
         resume_ttft_p95_s=quantile(resumes, 0.95) if resumes else None,

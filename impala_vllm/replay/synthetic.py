@@ -1,10 +1,12 @@
-"""Shapes that no bundled recording has: a parent with forks and a join, jobs on one stem, single requests.
+"""Shapes that no bundled recording has: a parent with forks and a join, jobs on one stem, single requests,
+short turns beside a long generation.
 
 Lengths are given in the engine's tokens: nothing here is scaled.
 """
 
 from collections.abc import Sequence
 
+from impala_vllm.replay import parts
 from impala_vllm.replay.plan import Plan, PlannedSession, PlannedTurn
 from impala_vllm.replay.vocabulary import Vocabulary
 
@@ -69,6 +71,34 @@ def independent(
         turn = _Text(vocabulary, seed, output).turn(f"single{i}#0", vocabulary.text(f"{seed}/single{i}", prompt), 0.0)
         sessions.append(PlannedSession(f"single{i}", (turn,), arrival_s=arrivals_s[i] if arrivals_s else 0.0))
     return Plan(tuple(sessions))
+
+
+def head_of_line(
+    vocabulary: Vocabulary,
+    *,
+    num_short: int = 50,
+    short: tuple[int, int] = (256, 16),
+    long: tuple[int, int] = (512, 1500),
+    spacing_s: float = 0.5,
+    pause_s: float = 10.0,
+    seed: int = 0,
+) -> Plan:
+    """Short (prompt, output) turns alone, a pause, then as many of the same lengths behind one long generation.
+
+    Parts `short-alone`, `long` and `short-beside-long`, on the clock of open-loop load. The pause is for the
+    first to drain: both are asked of one run, so that the machine's drift is not taken for the long one's doing.
+    """
+    every = [i * spacing_s for i in range(num_short)]
+    begin_s = num_short * spacing_s + pause_s
+    return parts.combine(
+        {
+            "short-alone": independent(vocabulary, [short] * num_short, every, seed=3 * seed),
+            "long": independent(vocabulary, [long], [begin_s], seed=3 * seed + 1),
+            "short-beside-long": independent(
+                vocabulary, [short] * num_short, [begin_s + spacing_s + at for at in every], seed=3 * seed + 2
+            ),
+        }
+    )
 
 
 class _Text:
