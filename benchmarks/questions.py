@@ -1,6 +1,9 @@
 """What each benchmark asks, in words for RESULTS.md."""
 
+import re
 from typing import NamedTuple
+
+_LEVEL = re.compile(r"-([0-9.e+]+)x$")
 
 
 class Question(NamedTuple):
@@ -45,11 +48,43 @@ QUESTIONS = {
     ),
     "serving/fan-out": Question(
         "Parents with forks and a join",
-        "A parent thinks, forks eight children off its context, and joins them.",
+        "A parent thinks, forks eight children off its context, and joins them. The makespan is what a user of it "
+        "waits for.",
     ),
     "serving/labelling": Question(
         "Labelling jobs on one stem",
-        "One-turn jobs with the same instructions.",
+        "One-turn jobs with the same instructions: nothing to win, so a makespan_s ratio above 1 is a loss.",
+    ),
+    "serving/agents": Question(
+        "Agent sessions: stock against everything impala decides",
+        "The load of baseline in interleaved pairs. tasks_per_hour should be above stock's and stall below it, at "
+        "every level of oversubscription or, where everything fits, equal to it.",
+    ),
+    "serving/ablation": Question(
+        "What each policy is worth",
+        "The load of agents with policies added one by one. impala-identity decides nothing and should equal stock; "
+        "a policy that adds less than 5 % anywhere has to go.",
+    ),
+    "serving/compute-bound": Question(
+        "When everything fits and arrivals exceed service",
+        "48 sessions with short gaps, 16 requests in service at most, no eviction. Only order can help here: mean "
+        "stall should fall, and p99 must not pay for it.",
+    ),
+    "serving/head-of-line": Question(
+        "Do short turns suffer from one long generation?",
+        "Fifty short turns alone, then fifty behind a generation of 1,500 tokens, in one run. JCT of a single turn is "
+        "its latency: the short ones' p95 beside the long one over that alone should be near 1, and the long one "
+        "must not starve for it.",
+    ),
+    "serving/drift": Question(
+        "What when the load changes its shape?",
+        "A minute each of sessions with short gaps, with long gaps, single requests and fan-outs, open loop. No "
+        "quarter may stall longer than on stock for what was learned in the one before.",
+    ),
+    "serving/control": Question(
+        "What deciding costs on traffic that is not agents",
+        "Single requests that share nothing, interleaved pairs: a ratio of requests_per_s below 0.99 or of cpu_s "
+        "above 1.01 is a loss, as far as the interval can tell.",
     ),
     "identity/kv-cache-tester": Question(
         "Claude Code sessions, all started within an hour",
@@ -68,3 +103,11 @@ QUESTIONS = {
         "Four attempts at each task, with equal openings", f"The prefix is no evidence for long. {_IDENTITY}"
     ),
 }
+
+
+def question(name: str) -> Question | None:
+    """By the name in a record; `NAME-4x` is NAME with a working set of four times HBM."""
+    if name in QUESTIONS or (level := _LEVEL.search(name)) is None:
+        return QUESTIONS.get(name)
+    plain = QUESTIONS.get(name[: level.start()])
+    return plain and plain._replace(title=f"{plain.title}; working set {level.group(1)}x HBM")

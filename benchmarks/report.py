@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import record
-from benchmarks.questions import QUESTIONS
+from benchmarks import questions, record
 from benchmarks.record import Record, RecordError
 
 RESULTS_MD = Path(__file__).parent.parent / "RESULTS.md"
@@ -66,7 +65,7 @@ def _names(r: Record) -> tuple[str, str]:
 
 def _section(batch: Sequence[Record]) -> list[str]:
     first = batch[0]
-    question = QUESTIONS.get(first.question)
+    question = questions.question(first.question)
     name = first.question.partition("/")[2]
     lines = ["", f"### {question.title if question else name}", ""]
     if question:

@@ -16,8 +16,9 @@ import click
 from rich.console import Console
 
 from benchmarks import record
-from benchmarks.serving import figures, sustained
-from benchmarks.serving.experiments import EXPERIMENTS, Source
+from benchmarks.serving import figures, pool, sustained
+from benchmarks.serving.experiment import Source
+from benchmarks.serving.experiments import EXPERIMENTS
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.comparison import order
 from impala_vllm.replay.load import Arrivals, Load
@@ -42,6 +43,9 @@ from impala_vllm.workload import WorkloadError
 @click.option("--poisson", type=click.FloatRange(min=0.001), help="Open loop at so many sessions a second.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Closed loop with so many sessions live.")
 @click.option("--hbm-blocks", type=click.IntRange(min=2), help="KV pool of the bounded arms, in blocks.")
+@click.option(
+    "--oversubscription", type=click.FloatRange(min=0.01), help="Size that pool so that working set / HBM is this."
+)
 @click.option("--model", type=click.Path(path_type=Path), help="Model directory; the 26 M one is built otherwise.")
 @click.option("--dtype", help="bfloat16 or float32; what is fast here otherwise.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -91,6 +95,8 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
     source = Source(traces, options["seed"], Vocabulary.of_model(machine.model), options["sessions"])
     with console.status(f"reading {traces.name}"):
         plan = experiment.plan(source, experiment)
+    times = options["oversubscription"]
+    machine = pool.oversubscribed(machine, plan, times) if times else pool.fitted(machine, plan)
     chosen = arms.pick(options["arm_names"] or ",".join(experiment.arms))
     console.print(f"{name}: {figures.describe(plan, experiment, machine)}", highlight=False)
     if name == "sustained":
@@ -124,6 +130,11 @@ def _check(name: str, options: dict[str, Any]) -> None:
     """Refuse what would be ignored, or would fail only once everything has run."""
     if options["poisson"] and options["concurrency"]:
         raise ValueError("--poisson is open loop and --concurrency closed loop; drop one of them")
+    if options["hbm_blocks"] and options["oversubscription"]:
+        raise ValueError("--hbm-blocks and --oversubscription both size the pool; drop one of them")
+    arrivals = EXPERIMENTS[name].load.arrivals if name in EXPERIMENTS else None
+    if arrivals is Arrivals.RECORDED and (options["poisson"] or options["concurrency"]):
+        raise ValueError(f"{name}: when its parts start is what it is about; leave --poisson and --concurrency out")
     # It searches for the number of live sessions itself, on one load a step.
     fixed = ("pairs", "poisson", "concurrency", "fresh_engines", "send_session_ids", "html")
     if name == "sustained" and (given := [option for option in fixed if options[option]]):

@@ -1,18 +1,9 @@
 """The experiments, as data: which load on which arms, how often, and which figures are the answer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Any
-
-from impala_vllm import workload
-from impala_vllm.replay import recording, synthetic
+from benchmarks.serving import plans
+from benchmarks.serving.experiment import Experiment
 from impala_vllm.replay.load import Arrivals, Load
-from impala_vllm.replay.lowering import Scale, lower
-from impala_vllm.replay.plan import Plan
-from impala_vllm.replay.vocabulary import Vocabulary
-from impala_vllm.workload import WorkloadError
+from impala_vllm.replay.lowering import Scale
 
 BASELINE_FIGURES = (
     "tasks_per_hour",
@@ -29,83 +20,13 @@ BASELINE_FIGURES = (
     "recomputed_tokens",
     "cpu_s",
 )
+AGENT_FIGURES = (*BASELINE_FIGURES, "stall_p99_s")
+AGENT_RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "jct_mean_s")
 COST_FIGURES = ("requests_per_s", "output_tokens_per_s", "makespan_s", "stall_mean_s", "cpu_s")
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the load of an experiment comes from, as the command line says."""
-
-    traces: Path
-    seed: int
-    vocabulary: Vocabulary
-    num_sessions: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """One question to a real engine."""
-
-    name: str
-    arms: tuple[str, ...]
-    plan: Callable[[Source, "Experiment"], Plan]
-    figures: tuple[str, ...]
-    """Fields of `Measures` to record per arm."""
-    ratios: tuple[str, ...] = ()
-    """Fields to compare with the first arm, pair by pair."""
-    num_sessions: int = 16
-    scale: Scale = field(default_factory=Scale)
-    load: Load = field(default_factory=Load)
-    num_pairs: int = 1
-    fresh_engines: bool = False
-    machine: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What differs from the defaults of `arms.Machine`."""
-
-
-def agent_sessions(source: Source, experiment: Experiment) -> Plan:
-    """Recorded sessions, lowered. The bundled log holds fewer: then all of it."""
-    scale = experiment.scale
-    bundled = source.traces == recording.bundled()
-    turns = recording.choose(
-        source.traces,
-        None if bundled else (source.num_sessions or experiment.num_sessions),
-        min_turns=1 if bundled else (scale.num_turns or 2),
-        # Leaves room for the outputs, which shrink less than prompts.
-        max_input_tokens=int(scale.max_context_tokens * scale.prompt * 0.9),
-        seed=source.seed,
-    )
-    return lower(turns, scale, source.vocabulary, source.seed)
-
-
-def single_requests(source: Source, experiment: Experiment) -> Plan:
-    """The first lengths of a log as prompts that share nothing."""
-    scale = experiment.scale
-    count = source.num_sessions or experiment.num_sessions
-    lengths = [
-        (
-            min(max(1, t.input_tokens // scale.prompt), scale.max_context_tokens - scale.max_output_tokens),
-            min(max(scale.min_output_tokens, (t.output_tokens or 0) // scale.output), scale.max_output_tokens),
-        )
-        for t in islice(workload.read(source.traces), count)
-    ]
-    if not lengths:
-        raise WorkloadError(f"{source.traces}: no request in it; give another log")
-    return synthetic.independent(source.vocabulary, lengths, seed=source.seed)
-
-
-def forks(source: Source, experiment: Experiment) -> Plan:
-    """Synthetic parents with eight forks each."""
-    return synthetic.fan_out(
-        source.vocabulary, num_parents=source.num_sessions or experiment.num_sessions, seed=source.seed
-    )
-
-
-def jobs(source: Source, experiment: Experiment) -> Plan:
-    """Synthetic labelling jobs."""
-    return synthetic.labelling(
-        source.vocabulary, num_jobs=source.num_sessions or experiment.num_sessions, seed=source.seed
-    )
-
+_PAIR = ("stock", "impala-enforce")
+_QUARTERS = tuple(f"stall_mean_s of {name}" for name in ("short-gaps", "long-gaps", "single-requests", "fan-outs"))
+_SHORT = ("jct_p95_s of short-alone", "jct_p95_s of short-beside-long")
 
 _ROOMY = {"hbm_blocks": 6000, "max_model_len": 32_768}
 """Identity and overhead are asked for here, not eviction: everything fits."""
@@ -116,7 +37,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "baseline",
             ("stock", "unbounded", "impala-observe"),
-            agent_sessions,
+            plans.agent_sessions,
             BASELINE_FIGURES,
             ("tasks_per_hour", "stall_mean_s", "jct_mean_s"),
             scale=Scale(num_turns=10),
@@ -124,7 +45,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "link-f1",
             ("impala-observe",),
-            agent_sessions,
+            plans.agent_sessions,
             ("makespan_s", "cached_share", "hit_bound", "recomputed_tokens"),
             # Short gaps only shorten the run: which turn follows which does not change.
             scale=Scale(gap=30.0, max_gap_s=3.0, max_context_tokens=32_768),
@@ -133,7 +54,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "observe-cost-agent",
             ("stock", "impala-observe"),
-            agent_sessions,
+            plans.agent_sessions,
             COST_FIGURES,
             ("requests_per_s", "cpu_s"),
             # Next to no gaps: an engine that waits for tools hides what anything costs.
@@ -145,7 +66,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "observe-cost-azure",
             ("stock", "impala-observe"),
-            single_requests,
+            plans.single_requests,
             COST_FIGURES,
             ("requests_per_s", "cpu_s"),
             num_sessions=300,
@@ -155,19 +76,78 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         Experiment(
             "fan-out",
-            ("stock", "unbounded", "impala-observe"),
-            forks,
+            ("stock", "unbounded", "impala-observe", "impala-enforce"),
+            plans.forks,
             BASELINE_FIGURES,
+            ("makespan_s",),
             num_sessions=4,
+            num_pairs=5,
         ),
         Experiment(
             "labelling",
-            ("stock", "impala-observe"),
-            jobs,
+            ("stock", "impala-observe", "impala-enforce"),
+            plans.jobs,
             COST_FIGURES,
-            ("requests_per_s",),
+            ("requests_per_s", "makespan_s"),
             num_sessions=1000,
             load=Load(Arrivals.STEADY, concurrency=64),
+            num_pairs=5,
+        ),
+        Experiment(
+            "agents", _PAIR, plans.agent_sessions, AGENT_FIGURES, AGENT_RATIOS, scale=Scale(num_turns=10), num_pairs=5
+        ),
+        Experiment(
+            "ablation",
+            ("stock", "impala-identity", "impala-rank", "impala-rank-admission", "impala-enforce"),
+            plans.agent_sessions,
+            AGENT_FIGURES,
+            AGENT_RATIOS,
+            scale=Scale(num_turns=10),
+            num_pairs=5,
+        ),
+        Experiment(
+            "compute-bound",
+            _PAIR,
+            plans.crowd,
+            ("requests_per_s", *AGENT_FIGURES),
+            (*AGENT_RATIOS, "stall_p99_s", "requests_per_s"),
+            num_sessions=48,
+            # Short gaps: nearly every session wants service at any time, and 16 of 48 get it.
+            scale=Scale(num_turns=10, gap=60.0, max_gap_s=0.5),
+            num_pairs=5,
+            machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", "16")},
+        ),
+        Experiment(
+            "head-of-line",
+            _PAIR,
+            plans.beside_a_long_one,
+            (*_SHORT, " / ".join(reversed(_SHORT)), "jct_mean_s of long"),
+            (*_SHORT, "jct_mean_s of long"),
+            num_sessions=50,
+            load=Load(Arrivals.RECORDED),
+            num_pairs=5,
+        ),
+        Experiment(
+            "drift",
+            _PAIR,
+            plans.drifting,
+            (*_QUARTERS, *AGENT_FIGURES),
+            (*_QUARTERS, "stall_mean_s", "stall_p95_s"),
+            num_sessions=8,
+            scale=Scale(num_turns=10),
+            load=Load(Arrivals.RECORDED),
+            num_pairs=5,
+        ),
+        Experiment(
+            "control",
+            _PAIR,
+            plans.plain_requests,
+            COST_FIGURES,
+            ("requests_per_s", "cpu_s"),
+            num_sessions=300,
+            scale=Scale(prompt=8, output=8),
+            load=Load(Arrivals.STEADY, concurrency=32),
+            num_pairs=5,
         ),
     )
 }

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.record import Origin, Record
-from benchmarks.serving.experiments import Experiment
+from benchmarks.serving.experiment import Experiment
+from impala_vllm.replay import parts
 from impala_vllm.replay.arms import Machine
 from impala_vllm.replay.comparison import ratio
-from impala_vllm.replay.measures import quantile
+from impala_vllm.replay.measures import measure, quantile
 from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.trial import Trial
 
@@ -28,6 +29,15 @@ def describe(plan: Plan, experiment: Experiment, machine: Machine) -> str:
         f"working set {plan.working_set_tokens():,}{cut}; {experiment.scale.describe()}; "
         f"{experiment.load.describe()}; {machine.describe()}"
     )
+
+
+def figure(trial: Trial, name: str) -> float | None:
+    """A trial's figure by its name in `Experiment.figures`; None where it cannot be told."""
+    if " / " in name:
+        over, under = (figure(trial, part) for part in name.split(" / "))
+        return None if over is None or not under else over / under
+    field, _, part = name.partition(" of ")
+    return getattr(measure(parts.only(trial.run, part)) if part else trial.measures, field)
 
 
 def records(
@@ -55,12 +65,14 @@ def records(
         "sessions cut": plan.num_capped_sessions,
         "turns dropped": plan.num_dropped_turns,
     }
-    make = _Maker(f"serving/{experiment.name}", params, options["seed"], record.origin())
+    times = options.get("oversubscription")
+    question = f"serving/{experiment.name}" + (f"-{times:g}x" if times else "")
+    make = _Maker(question, params, options["seed"], record.origin())
     made: list[Record] = []
     for arm, runs in by_arm.items():
         made.append(make.of(arm, "num_failed", [t.measures.num_failed for t in runs]))
         for name in experiment.figures:
-            values = [v for t in runs if (v := getattr(t.measures, name)) is not None]
+            values = [v for t in runs if (v := figure(t, name)) is not None]
             if values:
                 made.append(make.of(arm, name, values))
         shares = [100 * t.observer_s / t.measures.makespan_s for t in runs if t.observer_s is not None]
@@ -69,9 +81,11 @@ def records(
         if all(t.links is not None for t in runs):
             made += _identity(make, arm, runs)
     for name in experiment.ratios:
-        base = [getattr(t.measures, name) for t in by_arm[arms[0]]]
+        base = [figure(t, name) for t in by_arm[arms[0]]]
         for arm in arms[1:]:
-            made.append(make.ratio(arm, arms[0], name, base, [getattr(t.measures, name) for t in by_arm[arm]]))
+            pairs = [(b, v) for b, t in zip(base, by_arm[arm], strict=True) if b and (v := figure(t, name)) is not None]
+            if pairs:
+                made.append(make.ratio(arm, arms[0], name, *zip(*pairs, strict=True)))
     return made
 
 
@@ -100,7 +114,7 @@ class _Maker:
         self._origin = origin
 
     def of(self, arm: str, metric: str, values: Sequence[float], **extra: Any) -> Record:
-        base = metric.removesuffix(" ratio")
+        base = metric.removesuffix(" ratio").partition(" of ")[0]
         better = "higher" if base in _HIGHER or metric.startswith("link") or "right" in metric else "lower"
         return Record(
             question=self._question,
@@ -149,9 +163,9 @@ def _identity(make: _Maker, arm: str, runs: Sequence[Trial]) -> list[Record]:
 
 
 def _unit(metric: str) -> str:
-    if metric.endswith(" ratio"):
+    if metric.endswith(" ratio") or " / " in metric:
         return "x"
     for suffix, unit in (("_per_s", "/s"), ("_per_hour", "/h"), ("_s", "s"), ("_tokens", "tokens")):
-        if metric.endswith(suffix):
+        if metric.partition(" of ")[0].endswith(suffix):
             return unit
     return "%" if metric.startswith("share of time") else ""

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import figures
-from benchmarks.serving.experiments import EXPERIMENTS, Source
+from benchmarks import questions
+from benchmarks.serving import figures, pool
+from benchmarks.serving.experiment import Source
+from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import most, steady
-from impala_vllm.replay import recording
+from impala_vllm.replay import recording, synthetic
 from impala_vllm.replay.arms import ARMS, Machine
 from impala_vllm.replay.load import Run, TurnResult
 from impala_vllm.replay.measures import Measures, measure
@@ -26,8 +28,105 @@ AZURE = (
 def test_every_experiment_names_real_arms_and_figures(name: str) -> None:
     experiment = EXPERIMENTS[name]
     assert set(experiment.arms) <= set(ARMS)
-    assert {*experiment.figures, *experiment.ratios} <= set(Measures.__dataclass_fields__)
+    atoms = {atom for name in (*experiment.figures, *experiment.ratios) for atom in name.split(" / ")}
+    assert {atom.partition(" of ")[0] for atom in atoms} <= set(Measures.__dataclass_fields__)
     Machine(Path("m"), dtype="float32", **experiment.machine)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_experiment_is_a_question(name: str) -> None:
+    assert questions.question(f"serving/{name}") is not None
+
+
+def test_a_level_of_oversubscription_is_a_question_of_its_own() -> None:
+    found = questions.question("serving/agents-0.5x")
+    assert found is not None
+    assert found.title.endswith("; working set 0.5x HBM")
+    assert questions.question("serving/nonsense-4x") is None
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_part_that_a_figure_names_is_in_the_plan(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    plan = experiment.plan(Source(recording.bundled(), 0, WORDS, 4), experiment)
+    found = {s.session_id.partition("/")[0] for s in plan.sessions}
+    atoms = {atom for f in (*experiment.figures, *experiment.ratios) for atom in f.split(" / ") if " of " in atom}
+    assert {atom.partition(" of ")[2] for atom in atoms} <= found
+
+
+def test_a_crowd_repeats_the_bundled_log_in_other_words() -> None:
+    experiment = EXPERIMENTS["compute-bound"]
+    plan = experiment.plan(Source(recording.bundled(), 0, WORDS), experiment)
+    assert len(plan.roots()) == 48
+    assert plan.working_set_tokens() < 0.9 * experiment.machine["hbm_blocks"] * 32
+    first = {p: next(s for s in plan.sessions if s.session_id.startswith(p)).turns[0] for p in ("copy0/", "copy1/")}
+    assert first["copy0/"].prompt[:8] != first["copy1/"].prompt[:8]
+
+
+def test_a_drift_is_four_quarters_of_a_minute() -> None:
+    experiment = EXPERIMENTS["drift"]
+    plan = experiment.plan(Source(recording.bundled(), 0, WORDS), experiment)
+    starts = {s.session_id.partition("/")[0]: int(s.arrival_s // 60) for s in plan.roots()}
+    assert starts == {"short-gaps": 0, "long-gaps": 1, "single-requests": 2, "fan-outs": 3}
+    gaps = {s.session_id.partition("/")[0]: max(t.gap_s for t in s.turns) for s in plan.roots()}
+    assert gaps["short-gaps"] <= 0.5 < gaps["long-gaps"]
+
+
+def test_a_control_without_a_log_draws_its_lengths(tmp_path: Path) -> None:
+    experiment = EXPERIMENTS["control"]
+    drawn = experiment.plan(Source(recording.bundled(), 0, WORDS), experiment)
+    assert (len(drawn.roots()), drawn.num_turns()) == (300, 300)
+    log = tmp_path / "azure.csv"
+    log.write_text(AZURE)
+    given = experiment.plan(Source(log, 0, WORDS), experiment)
+    assert [len(t.prompt) for _, _, t in given.turns()] == [601, 10]
+
+
+def test_a_pool_is_sized_by_the_working_set_and_never_below_one_request() -> None:
+    plan = synthetic.independent(WORDS, [(1000, 24)] * 8)
+    machine = Machine(Path("m"), dtype="float32")
+    assert (roomy := pool.oversubscribed(machine, plan, 0.5)).hbm_blocks == 512
+    assert roomy.max_model_len == 8192
+    assert (tight := pool.oversubscribed(machine, plan, 4.0)).hbm_blocks == 64
+    assert tight.max_model_len == 1024
+    # 32 blocks would do for the request, and vLLM keeps one.
+    with pytest.raises(ValueError, match="a pool of 32 blocks is too small: the longest request needs 32"):
+        pool.oversubscribed(machine, plan, 8.0)
+    assert pool.fitted(machine, plan) is machine
+
+
+def test_a_figure_is_of_the_run_of_a_part_or_of_two_figures() -> None:
+    def turn(session: str, seconds: float) -> TurnResult:
+        return TurnResult(session, None, 0, session, session, 0.0, 0.1, seconds, 0.0, 10, 2, 0, None)
+
+    run = Run((turn("a/x", 2.0), turn("b/x", 6.0)), 6.0)
+    made = Trial("stock", 0, run, measure(run))
+    assert figures.figure(made, "jct_mean_s") == 4.0
+    assert figures.figure(made, "jct_mean_s of b") == 6.0
+    assert figures.figure(made, "jct_mean_s of b / jct_mean_s of a") == 3.0
+    assert figures.figure(made, "cpu_s") is None
+
+
+def test_records_of_a_part_have_its_unit_and_those_of_a_level_its_question() -> None:
+    experiment = EXPERIMENTS["head-of-line"]
+    plan = experiment.plan(Source(recording.bundled(), 0, WORDS, 2), experiment)
+
+    def trial_of(arm: str, seconds: float) -> Trial:
+        results = (
+            TurnResult(s.session_id, None, 0, s.session_id, s.session_id, 0.0, 0.1, seconds, 0.0, 10, 2, 0, None)
+            for s in plan.sessions
+        )
+        run = Run(tuple(results), seconds)
+        return Trial(arm, 0, run, measure(run))
+
+    trials = [trial_of("stock", 2.0), trial_of("impala-enforce", 1.0)]
+    options = {"seed": 0, "fresh_engines": False, "oversubscription": 4.0}
+    made = figures.records(experiment, trials, plan, Machine(Path("m"), dtype="float32"), Path("log"), options)
+    assert {r.question for r in made} == {"serving/head-of-line-4x"}
+    short = {(r.variant, r.metric): r for r in made}
+    assert short["stock", "jct_p95_s of short-alone"].unit == "s"
+    assert short["stock", "jct_p95_s of short-beside-long / jct_p95_s of short-alone"].unit == "x"
+    assert short["impala-enforce", "jct_mean_s of long ratio"].p50 == 0.5
 
 
 def test_agent_experiments_run_on_the_bundled_log_too() -> None:
@@ -95,6 +194,9 @@ def test_ramps_do_not_count() -> None:
         (["baseline", "--arms", "warp"], "unknown arm 'warp'"),
         (["baseline", "--poisson", "1", "--concurrency", "2"], "drop one of them"),
         (["baseline", "--html", "/no/such/folder/r.html"], "no such folder"),
+        (["agents", "--hbm-blocks", "90", "--oversubscription", "2"], "drop one of them"),
+        (["agents", "--oversubscription", "30"], "is too small: the longest request needs"),
+        (["drift", "--poisson", "1"], "leave --poisson and --concurrency out"),
         (["sustained", "--fresh-engines"], "--fresh-engines changes nothing here"),
     ],
 )
