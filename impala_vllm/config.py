@@ -21,6 +21,7 @@ from impala_vllm.core.cost import CostConfig
 from impala_vllm.core.gaps import GapConfig
 from impala_vllm.core.identity.config import IdentityConfig
 from impala_vllm.core.rank import RankConfig
+from impala_vllm.core.retention import RetentionConfig
 
 
 class ConfigError(ValueError):
@@ -81,6 +82,7 @@ class Config:
     cost: CostConfig = field(default_factory=CostConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     tiers: TiersConfig = field(default_factory=TiersConfig)

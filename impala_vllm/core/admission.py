@@ -18,6 +18,8 @@ from impala_vllm.core.types import TraceId
 class AdmissionConfig:
     """Fixed on purpose: the price of patience."""
 
+    enabled: bool = True
+    """Hold turns while idle KV is worth its room; off: everybody is admitted."""
     patience: float = 7.0
     """Idle KV is kept while its expected wait is below this many times its recompute. A prior: 5 to 12 made no
     difference in a sketch of agent batches at 4x and 8x; a benchmark has yet to settle it."""
@@ -74,6 +76,8 @@ class Admission:
 
         `free_blocks` are all blocks no request references, kept ones included.
         """
+        if not self.config.enabled:
+            return Plan(list(asking), 0, 0)
         kept_blocks = sum(i.num_blocks for i in idle if self.keeps(i, now))
         room = free_blocks - kept_blocks
         admitted: list[Asking] = []

@@ -107,8 +107,10 @@ class GapForecast:
         idle_s = max(0.0, now - gap.started_s)
         return 1.0 - math.exp(_cumulative(curve, idle_s) - _cumulative(curve, idle_s + within_s))
 
-    def is_silent(self, trace_id: TraceId) -> bool:
-        return trace_id in self._gaps
+    def silent_s(self, trace_id: TraceId, now: float) -> float | None:
+        """Seconds since the trace went silent; None when it is not silent."""
+        gap = self._gaps.get(trace_id)
+        return None if gap is None else max(0.0, now - gap.started_s)
 
     def _signature(self, signature: str) -> "_Counts":
         counts = self._signatures.pop(signature, None) or _Counts(self.config.memory)

@@ -15,6 +15,8 @@ from impala_vllm.core.types import RequestId, TraceId
 class RankConfig:
     """Fixed on purpose: bounds."""
 
+    enabled: bool = True
+    """Order by uncached work; off: first come, first served."""
     hold_s: float = 300.0
     """A turn that waited this long goes before every younger one: half the time-out of OpenAI clients."""
     ageing_s_per_s: float = 0.005
@@ -46,5 +48,7 @@ def key(turn: Waiting, cost: StepCost, config: RankConfig, now: float) -> tuple[
         return (0, turn.priority, turn.arrived_s, 0.0)
     if waited_s >= config.hold_s:
         return (1, turn.priority, turn.arrived_s, 0.0)
+    if not config.enabled:
+        return (2, turn.priority, turn.arrived_s, 0.0)
     work_s = cost.prefill_s(turn.prompt_tokens, turn.reach_tokens) + turn.output_tokens * cost.decode_s
     return (2, turn.priority, work_s - config.ageing_s_per_s * waited_s, turn.arrived_s)

@@ -16,6 +16,14 @@ SOONEST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """A switch, for comparison."""
+
+    enabled: bool = True
+    """Evict by value; off: the trace that was silent longest goes first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Holding:
     """KV blocks of one trace that nobody references."""
 
@@ -29,12 +37,15 @@ class Holding:
 class Retention:
     """Scores holdings; the eviction queue keeps them in order."""
 
-    def __init__(self, gaps: GapForecast, cost: StepCost) -> None:
+    def __init__(self, gaps: GapForecast, cost: StepCost, config: RetentionConfig | None = None) -> None:
+        self.config = config or RetentionConfig()
         self._gaps = gaps
         self._cost = cost
 
     def value(self, holding: Holding, now: float) -> float:
         """Seconds saved per token and second of waiting; 0 for what nobody will ask for. O(log bins)."""
+        if not self.config.enabled:
+            return -(self._gaps.silent_s(holding.trace_id, now) or 0.0)
         per_token_s = self._cost.prefill_s(holding.num_tokens) / max(1, holding.num_tokens)
         if holding.is_waiting:
             return per_token_s / SOONEST_S

@@ -5,13 +5,19 @@ Sessions keep their own order, gaps and joins; `Load` decides only when each tas
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
-from impala_vllm.replay.client import Answer, Client
-from impala_vllm.replay.plan import Plan, PlannedSession
+from impala_vllm.replay.client import Answer
+from impala_vllm.replay.plan import Plan, PlannedSession, PlannedTurn
+
+
+class Sender(Protocol):
+    """Serves one turn; its clock is the event loop's. `client.Client` is one."""
+
+    async def send(self, turn: PlannedTurn, request_id: str, session_id: str) -> Answer: ...
 
 
 class Arrivals(Enum):
@@ -94,7 +100,7 @@ class Run:
 
 
 async def drive(
-    plan: Plan, client: Client, load: Load, run_id: str = "r", on_turn: Callable[[TurnResult], None] | None = None
+    plan: Plan, client: Sender, load: Load, run_id: str = "r", on_turn: Callable[[TurnResult], None] | None = None
 ) -> Run:
     """Replay `plan`; returns when every task ended. A failed turn is recorded and its task goes on."""
     return await _Drive(plan, client, run_id, on_turn).run(load)
@@ -111,7 +117,7 @@ class _End:
 @dataclass
 class _Drive:
     plan: Plan
-    client: Client
+    client: Sender
     run_id: str
     on_turn: Callable[[TurnResult], None] | None
     results: list[TurnResult] = field(default_factory=list)
@@ -120,7 +126,7 @@ class _Drive:
 
     async def run(self, load: Load) -> Run:
         tasks = self.plan.roots()
-        self.begin_s = time.monotonic()
+        self.begin_s = asyncio.get_running_loop().time()
         if load.arrivals is Arrivals.STEADY:
             await self._steady(tasks, load.concurrency)
         else:
@@ -166,7 +172,7 @@ class _Drive:
                 for child in children:
                     if child.after_turn == index:
                         running[child.session_id] = group.create_task(self._child(child))
-        return _End(time.monotonic() - self.begin_s, slept_s)
+        return _End(asyncio.get_running_loop().time() - self.begin_s, slept_s)
 
     async def _child(self, child: PlannedSession) -> _End:
         end = await self._start(child, child.start_gap_s)

@@ -54,7 +54,7 @@ class Enforcer:
         self.cost = StepCost(config.cost)
         self.lengths = OutputLengths()
         self.admission = Admission(self.gaps, self.cost, config.rank.hold_s, config.admission)
-        self.retention = Retention(self.gaps, self.cost)
+        self.retention = Retention(self.gaps, self.cost, config.retention)
         self.num_held = 0
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
