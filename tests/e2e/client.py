@@ -1,8 +1,10 @@
 """A plain HTTP client for the servers under test."""
 
+import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +42,12 @@ class Client:
         every = {"Content-Type": "application/json", **self._headers, **(headers or {})}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), every)
         return urllib.request.urlopen(request, timeout=120)
+
+    def start(self, path: str, body: dict[str, Any]) -> http.client.HTTPConnection:
+        """A POST that is sent and whose answer nobody reads: `close()` it to hang up."""
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.url).netloc)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **self._headers})
+        return connection
 
     def complete(self, prompt: str | list[int], headers: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
         """A greedy completion of exactly `max_tokens` tokens, with its token ids."""
