@@ -188,7 +188,8 @@ class Storm(Batch):
             assert not enforcer._seen
             assert not enforcer._waiting_of
             known = {trace.trace_id for trace in scheduler.observer.identity.traces}
-            assert enforcer._tokens_of.keys() <= known
+            for remembered in (enforcer._tokens_of, enforcer.lengths._traces, enforcer.gaps._gaps):
+                assert remembered.keys() <= known
 
 
 def blocks(number: int, seed: int, tail: int = 28) -> tuple[int, ...]:
