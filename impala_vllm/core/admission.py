@@ -2,7 +2,8 @@
 
 Admission protects the working set that pays: idle KV is kept while its trace will probably be back before
 its recompute would have paid for the wait. A turn is admitted when it fits beside what is kept; an engine
-that runs nothing holds nobody; a turn past its bound is never held. Bytes are counted in blocks.
+that runs nothing holds nobody; a turn past its bound is never held. A prefill also lets those finish that will be done
+before it: they would all wait for it otherwise. Bytes are counted in blocks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,24 +71,40 @@ class Admission:
         return wait_s is not None and wait_s < self.config.patience * self._cost.prefill_s(idle.num_tokens)
 
     def plan(
-        self, asking: Sequence[Asking], idle: Iterable[Idle], free_blocks: int, num_running: int, now: float
+        self,
+        asking: Sequence[Asking],
+        idle: Iterable[Idle],
+        free_blocks: int,
+        num_running: int,
+        now: float,
+        finishing_s: float | None = None,
     ) -> Plan:
         """Admit turns in rank order while they fit beside what is kept. O(asking + idle).
 
-        `free_blocks` are all blocks no request references, kept ones included.
+        `free_blocks` are all blocks no request references, kept ones included. `finishing_s`: all that runs
+        will have ended by then; None where some of it still prefills or it is too much to tell.
         """
         if not self.config.enabled:
             return Plan(list(asking), 0, 0)
         kept_blocks = sum(i.num_blocks for i in idle if self.keeps(i, now))
         room = free_blocks - kept_blocks
         admitted: list[Asking] = []
+        held_priority: int | None = None
         for ask in asking:
-            if self._bound_reached(ask.turn, now) or ask.new_blocks <= room - ask.own_idle_blocks:
-                admitted.append(ask)
-                room -= ask.new_blocks + ask.own_idle_blocks
+            if not self._bound_reached(ask.turn, now):
+                if held_priority is not None and ask.turn.priority > held_priority:
+                    continue  # the client said that the one held comes first
+                if ask.new_blocks > room - ask.own_idle_blocks or self._lets_finish(ask.turn, finishing_s):
+                    held_priority = ask.turn.priority if held_priority is None else held_priority
+                    continue
+            admitted.append(ask)
+            room -= ask.new_blocks + ask.own_idle_blocks
         if not admitted and asking and num_running == 0:
             admitted.append(asking[0])
         return Plan(admitted, len(asking) - len(admitted), kept_blocks)
+
+    def _lets_finish(self, turn: Waiting, finishing_s: float | None) -> bool:
+        return finishing_s is not None and finishing_s < self._cost.prefill_s(turn.prompt_tokens, turn.reach_tokens)
 
     def _bound_reached(self, turn: Waiting, now: float) -> bool:
         return turn.preempted or now - turn.arrived_s >= self._hold_s

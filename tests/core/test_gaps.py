@@ -34,7 +34,7 @@ def test_resume_answers_the_length_of_the_gap() -> None:
     forecast = GapForecast()
     forecast.finish(A, 10.0)
     assert forecast.resume(A, 12.5) == 2.5
-    assert not forecast.is_silent(A)
+    assert forecast.silent_s(A, 99.0) is None
 
 
 def test_the_median_of_equal_gaps_is_that_gap() -> None:
@@ -115,7 +115,7 @@ def test_the_same_facts_give_the_same_forecast() -> None:
         forecast, said = GapForecast(), []
         for step in range(300):
             trace = TraceId(str(rng.randrange(20)))
-            if forecast.is_silent(trace):
+            if forecast.silent_s(trace, float(step)) is not None:
                 forecast.resume(trace, float(step))
             else:
                 forecast.finish(trace, float(step), rng.choice(["x", "y", None]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 REFRESH_S = 1.0
 """How often the gap forecast learns anew from what is still silent."""
+
+MAX_FINISHING = 8
+"""More turns than this are never all about to end: not asked."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Enforcer:
         self.num_held = 0
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
+        self._known: set[TraceId] = set()
         self._waiting_of: dict[TraceId, int] = {}
         self._tokens_of: dict[TraceId, int] = {}
         self._now = 0.0
@@ -77,6 +81,7 @@ class Enforcer:
         """`request` is about to be queued."""
         self._seen[request.request_id] = Seen(trace_id, now)
         if trace_id is not None:
+            self._known.add(trace_id)
             self.gaps.resume(trace_id, now)
             self._waiting_of[trace_id] = self._waiting_of.get(trace_id, 0) + 1
 
@@ -85,8 +90,10 @@ class Enforcer:
         seen = self._seen.pop(request.request_id, None)
         if seen is None:
             return
-        self.lengths.observe(seen.trace_id, request.num_output_tokens)
-        if seen.trace_id is not None:
+        # The table may have forgotten the trace while its turn was open.
+        known = seen.trace_id in self._known
+        self.lengths.observe(seen.trace_id if known else None, request.num_output_tokens)
+        if seen.trace_id is not None and known:
             left = self._waiting_of.pop(seen.trace_id, 1) - 1
             if left:
                 self._waiting_of[seen.trace_id] = left
@@ -96,6 +103,8 @@ class Enforcer:
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
+        self._known.discard(trace_id)
+        self._waiting_of.pop(trace_id, None)
         self.gaps.forget(trace_id)
         self.lengths.forget(trace_id)
         self._tokens_of.pop(trace_id, None)
@@ -116,13 +125,21 @@ class Enforcer:
         if self.free is not None:
             self.free.claim, self.free.stem_blocks = None, frozenset()
 
-    def retire(self) -> None:
-        """Give vLLM its own queues' behaviour back: first come first served, least recently used goes first."""
-        self._scheduler.waiting = FCFSRequestQueue(self.waiting)
+    def reset(self) -> None:
+        """The prefix cache is empty: nothing idle is anybody's."""
         if self.free is not None:
-            self.unclaim()
-            for trace_id in list(self.free.claims()):
-                self.free.release(trace_id)
+            self.free.release_all()
+
+    def retire(self) -> None:
+        """Give vLLM its own queues' behaviour back: its scheduling policy, least recently used goes first."""
+        waiting = create_request_queue(self._scheduler.policy)
+        requests = list(self.waiting)
+        for request in [r for r in requests if r.status != RequestStatus.PREEMPTED]:
+            waiting.add_request(request)
+        waiting.prepend_requests(r for r in requests if r.status == RequestStatus.PREEMPTED)
+        self._scheduler.waiting = waiting
+        self.unclaim()
+        self.reset()
 
     def plan(self, now: float) -> None:
         """Decide this step: order what runs, order and admit what waits."""
@@ -143,6 +160,10 @@ class Enforcer:
 
     def scheduled(self, output: "SchedulerOutput", now: float) -> None:
         """A step was built: note what it will compute, to learn from when it is done."""
+        for new in output.scheduled_new_reqs:
+            seen = self._seen.get(new.req_id)
+            if seen is not None:
+                self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
         tokens = output.num_scheduled_tokens
         prefill = context = 0
         cached = output.scheduled_cached_reqs
@@ -185,19 +206,24 @@ class Enforcer:
         if self.free is None:
             admitted = asks
         else:
+            running = self._scheduler.running
             admitted = self.admission.plan(
-                asks, self._idle(asks), self.free.num_free_blocks, len(self._scheduler.running), now
+                asks, self._idle(asks), self.free.num_free_blocks, len(running), now, self._finishing_s(running)
             ).admitted
         self.num_held = len(asks) - len(admitted)
         self.waiting.admit(passing + [requests[a.turn.request_id] for a in admitted])
         held = set(requests.values()).difference(requests[a.turn.request_id] for a in admitted)
-        self._scheduler.deferred_waiting |= held  # else data parallel takes a hold for a lack of capacity
+        # Else data parallel takes a hold for a lack of capacity.
+        deferred = self._scheduler.deferred_waiting
+        deferred.difference_update(requests.values())
+        deferred |= held
 
     def _ask(self, request: "Request", now: float) -> Asking:
         seen = self._seen.get(request.request_id) or Seen(None, now)
         reach = self._reach(request, seen)
         expected = self.lengths.expect(seen.trace_id, request.max_tokens)
-        self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
+        if request.status != RequestStatus.PREEMPTED:
+            self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
         needed = -int(-(request.num_tokens + expected - request.num_output_tokens) // self._block_size)
         turn = Waiting(
             RequestId(request.request_id),
@@ -210,6 +236,16 @@ class Enforcer:
             request.status == RequestStatus.PREEMPTED,
         )
         return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
+
+    def _finishing_s(self, running: "list[Request]") -> float | None:
+        """Expected seconds until all that runs has ended; None if some of it prefills, or it is many."""
+        if not 0 < len(running) <= MAX_FINISHING or any(r.is_prefill_chunk for r in running):
+            return None
+        return self.cost.decode_s * max(
+            self.lengths.expect(seen.trace_id if (seen := self._seen.get(r.request_id)) else None, r.max_tokens)
+            - r.num_output_tokens
+            for r in running
+        )
 
     def _idle(self, asks: list[Asking]) -> Iterable[Idle]:
         assert self.free is not None

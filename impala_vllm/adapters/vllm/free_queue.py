@@ -54,6 +54,15 @@ class FreeQueue:
             del self._list_of[block.block_id]
         self._unclaimed.append_n(blocks)
 
+    def release_all(self) -> None:
+        """No claim holds any more: their KV is gone, or policy is. O(blocks)."""
+        for trace_id in list(self._chains):
+            self.release(trace_id)
+        stems = self._stems.popleft_n(self._stems.num_free_blocks)
+        for block in stems:
+            del self._list_of[block.block_id]
+        self._unclaimed.append_n(stems)
+
     def new_round(self) -> None:
         """Worth has changed (time passed, a turn came or went): ask `victims` again when it comes to that."""
         self._round = []

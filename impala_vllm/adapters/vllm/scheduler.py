@@ -100,6 +100,12 @@ class _Enforced(_Observed):
         self._steer(lambda policy: policy.stepped(scheduler_output, self.observer.clock()))
         return super().update_from_output(scheduler_output, model_runner_output)
 
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        done = super().reset_prefix_cache(reset_running_requests, reset_connector)
+        if done:
+            self._steer(Enforcer.reset)
+        return done
+
     def _free_request_blocks(self, request: Request) -> None:
         if self.enforcer is None:
             super()._free_request_blocks(request)

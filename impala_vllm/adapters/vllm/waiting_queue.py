@@ -17,15 +17,16 @@ class WaitingQueue(RequestQueue):
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         self._requests: dict[Request, None] = dict.fromkeys(requests)
         self._admitted: deque[Request] = deque()
+        self._tried: Request | None = None
 
     def admit(self, requests: Iterable[Request]) -> None:
         """The plan of the coming step, best first. Replaces the one before."""
         self._admitted = deque(requests)
+        self._tried = None
 
     def left_over(self) -> Request | None:
-        """The request the last step looked at and could not place, None when it placed all of them."""
-        self._drop_gone()
-        return self._admitted[0] if self._admitted else None
+        """The request the last step looked at and could not place. None: it had no seat or token left to try."""
+        return self._tried if self._tried in self._requests else None
 
     def add_request(self, request: Request) -> None:
         self._requests[request] = None
@@ -42,13 +43,15 @@ class WaitingQueue(RequestQueue):
         request = self.peek_request()
         self._admitted.popleft()
         del self._requests[request]
+        self._tried = None
         return request
 
     def peek_request(self) -> Request:
         self._drop_gone()
         if not self._admitted:
             raise IndexError("peek from a queue with nothing admitted")
-        return self._admitted[0]
+        self._tried = self._admitted[0]
+        return self._tried
 
     def remove_request(self, request: Request) -> None:
         del self._requests[request]

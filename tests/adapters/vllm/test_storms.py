@@ -205,11 +205,8 @@ def longest_wait_of_stock(model: str, asynchronous: bool, num_blocks: int, asks:
 
 # One at a time, by a hand that knows the best order.
 
-PASSED_BY = pytest.mark.xfail(strict=True, reason="what the last step had no turn left for is passed by, once")
-FEW_SEATS = pytest.param({"num_blocks": 100, "max_num_seqs": 1}, id="of seats", marks=PASSED_BY)
-FEW_TOKENS = pytest.param(
-    {"num_blocks": 100, "max_num_seqs": 16, "max_num_batched_tokens": 96}, id="of tokens a step", marks=PASSED_BY
-)
+FEW_SEATS = pytest.param({"num_blocks": 100, "max_num_seqs": 1}, id="of seats")
+FEW_TOKENS = pytest.param({"num_blocks": 100, "max_num_seqs": 16, "max_num_batched_tokens": 96}, id="of tokens a step")
 
 
 @BOTH
@@ -258,7 +255,6 @@ def test_a_smaller_priority_goes_first_whatever_the_work(model, asynchronous):
     assert storm.served.index(late.name) < 4, "it came while others were waiting, and more urgent"
 
 
-@pytest.mark.xfail(strict=True, reason="what does not fit now reserves no room, whatever its priority")
 @BOTH
 def test_an_urgent_turn_that_needs_much_room_is_not_passed_by_small_ones_that_can_wait(model, asynchronous):
     small = [Ask(f"small {i}", 0.25 * i, blocks(3, i), 10, priority=1) for i in range(160)]
@@ -294,7 +290,6 @@ def test_turns_that_push_each_other_out_are_all_served(model, asynchronous):
     assert storm.num_preemptions > 10
 
 
-@pytest.mark.xfail(strict=True, reason="for a preempted turn the time it ran is counted too")
 @BOTH
 def test_the_longest_wait_told_is_the_longest_until_a_turn_first_ran(model, asynchronous):
     scheduler = build(model, asynchronous, 22)
@@ -357,7 +352,6 @@ def test_a_burst_after_an_hour_of_silence_is_served_like_the_first(model, asynch
     assert max(storm.waits.values()) <= HOLD_S + longest_wait_of_stock(model, asynchronous, 40, agents + burst)
 
 
-@pytest.mark.xfail(strict=True, reason="a turn that ends after its trace was forgotten is remembered for ever")
 @BOTH
 def test_a_table_for_few_traces_leaves_no_trace_behind_in_policy(model, asynchronous):
     asks = [Ask(f"{i}", 0.05 * i, blocks(2 + i % 5, i), 5, num_more=2) for i in range(60)]
@@ -393,7 +387,6 @@ def test_all_weathers_at_once_are_survived(model, asynchronous, seed):
 # Trouble.
 
 
-@pytest.mark.xfail(strict=True, reason="claims outlive the KV they are on")
 def test_an_emptied_prefix_cache_is_nobodys(model):
     scheduler = build(model)
     Storm(scheduler, [Ask(f"{i}", 0.1 * i, blocks(4, i)) for i in range(5)]).run()
@@ -410,16 +403,15 @@ def _falls_back(model: str, **sizes: Any) -> list[str]:
         params = SamplingParams(max_tokens=4)
         scheduler.waiting.add_request(Request(name, [7] * 40, params, None, arrival_time=1.0, priority=priority))
     preempted = Request("preempted", [7] * 40, SamplingParams(max_tokens=4), None, arrival_time=0.0, priority=1)
+    preempted.status = RequestStatus.PREEMPTED
     scheduler.waiting.prepend_request(preempted)
     scheduler.enforcer.retire()
     return [scheduler.waiting.pop_request().request_id for _ in range(3)]
 
 
-@pytest.mark.xfail(strict=True, reason="order of arrival in the queue, so what was preempted comes last")
 def test_after_a_fault_a_preempted_turn_is_first_as_in_stock(model):
     assert _falls_back(model) == ["preempted", "early", "late"]
 
 
-@pytest.mark.xfail(strict=True, reason="the queue given back is first come, first served under either policy")
 def test_after_a_fault_vllms_own_priority_policy_is_back(model):
     assert _falls_back(model, scheduling_policy="priority") == ["late", "preempted", "early"]
