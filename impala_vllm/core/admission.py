@@ -6,13 +6,11 @@ that runs nothing holds nobody; a turn past its bound is never held. A prefill a
 before it: they would all wait for it otherwise. Bytes are counted in blocks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from impala_vllm.core.cost import StepCost
-from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.rank import Waiting
-from impala_vllm.core.types import TraceId
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +22,6 @@ class AdmissionConfig:
     patience: float = 7.0
     """Idle KV is kept while its expected wait is below this many times its recompute. A prior: 5 to 12 made no
     difference in a sketch of agent batches at 4x and 8x; a benchmark has yet to settle it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """A silent trace's KV in HBM that nobody else uses."""
-
-    trace_id: TraceId
-    num_blocks: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +41,37 @@ class Plan:
 
     admitted: list[Asking]
     num_held: int
-    kept_blocks: int
 
 
 class Admission:
-    """Stateless but for its configuration; the forecast and the costs are shared with rank and retention."""
+    """Stateless but for its configuration; the costs are shared with rank and retention."""
 
-    def __init__(self, gaps: GapForecast, cost: StepCost, hold_s: float, config: AdmissionConfig | None = None) -> None:
+    def __init__(self, cost: StepCost, hold_s: float, config: AdmissionConfig | None = None) -> None:
         """No turn is held for `hold_s` or longer."""
         self.config = config or AdmissionConfig()
         self._hold_s = hold_s
-        self._gaps = gaps
         self._cost = cost
 
-    def keeps(self, idle: Idle, now: float) -> bool:
-        """Is this KV worth its room until the trace is back?"""
-        wait_s = self._gaps.median_remaining_s(idle.trace_id, now)
-        return wait_s is not None and wait_s < self.config.patience * self._cost.prefill_s(idle.num_tokens)
+    def keeps(self, num_tokens: int, wait_s: float | None) -> bool:
+        """Is this KV worth its room until the trace is back, after a median of `wait_s`? None: it is not expected."""
+        return wait_s is not None and wait_s < self.config.patience * self._cost.prefill_s(num_tokens)
 
     def plan(
         self,
         asking: Sequence[Asking],
-        idle: Iterable[Idle],
+        kept_blocks: int,
         free_blocks: int,
         num_running: int,
         now: float,
         finishing_s: float | None = None,
     ) -> Plan:
-        """Admit turns in rank order while they fit beside what is kept. O(asking + idle).
+        """Admit turns in rank order while they fit beside what is kept. O(asking).
 
         `free_blocks` are all blocks no request references, kept ones included. `finishing_s`: all that runs
         will have ended by then; None where some of it still prefills or it is too much to tell.
         """
         if not self.config.enabled:
-            return Plan(list(asking), 0, 0)
-        kept_blocks = sum(i.num_blocks for i in idle if self.keeps(i, now))
+            return Plan(list(asking), 0)
         room = free_blocks - kept_blocks
         admitted: list[Asking] = []
         held_priority: int | None = None
@@ -101,7 +86,7 @@ class Admission:
             room -= ask.new_blocks + ask.own_idle_blocks
         if not admitted and asking and num_running == 0:
             admitted.append(asking[0])
-        return Plan(admitted, len(asking) - len(admitted), kept_blocks)
+        return Plan(admitted, len(asking) - len(admitted))
 
     def _lets_finish(self, turn: Waiting, finishing_s: float | None) -> bool:
         return finishing_s is not None and finishing_s < self._cost.prefill_s(turn.prompt_tokens, turn.reach_tokens)

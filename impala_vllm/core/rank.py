@@ -6,9 +6,16 @@ watches keeps the gain, and nobody starves.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.types import RequestId, TraceId
+
+Key: TypeAlias = tuple[int, int, float, float]
+"""Smaller first."""
+
+PREEMPTED, LATE, IN_TIME, PASSED_BY = range(4)
+"""First part of a key. The last one is for the adapter: a turn that was tried and found no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +48,13 @@ class Waiting:
     """Lost its place in the batch once: never overtaken by a newcomer (repeated recompute otherwise)."""
 
 
-def key(turn: Waiting, cost: StepCost, config: RankConfig, now: float) -> tuple[int, int, float, float]:
-    """Sort key, smaller first. Total order up to the request id."""
-    waited_s = now - turn.arrived_s
+def key(turn: Waiting, cost: StepCost, config: RankConfig, now: float) -> Key:
+    """Sort key, smaller first. It changes only when the turn passes its bound: ageing is in it from the start."""
     if turn.preempted:
-        return (0, turn.priority, turn.arrived_s, 0.0)
-    if waited_s >= config.hold_s:
-        return (1, turn.priority, turn.arrived_s, 0.0)
+        return (PREEMPTED, turn.priority, turn.arrived_s, 0.0)
+    if now - turn.arrived_s >= config.hold_s:
+        return (LATE, turn.priority, turn.arrived_s, 0.0)
     if not config.enabled:
-        return (2, turn.priority, turn.arrived_s, 0.0)
+        return (IN_TIME, turn.priority, turn.arrived_s, 0.0)
     work_s = cost.prefill_s(turn.prompt_tokens, turn.reach_tokens) + turn.output_tokens * cost.decode_s
-    return (2, turn.priority, work_s - config.ageing_s_per_s * waited_s, turn.arrived_s)
+    return (IN_TIME, turn.priority, work_s + config.ageing_s_per_s * turn.arrived_s, turn.arrived_s)

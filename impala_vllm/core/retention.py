@@ -8,8 +8,6 @@ worth most. Shared stems are not scored: the eviction queue gives them last.
 from dataclasses import dataclass
 
 from impala_vllm.core.cost import StepCost
-from impala_vllm.core.gaps import GapForecast
-from impala_vllm.core.types import TraceId
 
 SOONEST_S = 0.05
 """Waits shorter than this are all alike: a few engine steps."""
@@ -27,29 +25,29 @@ class RetentionConfig:
 class Holding:
     """KV blocks of one trace that nobody references."""
 
-    trace_id: TraceId
     num_tokens: int
     """Tokens a resume would compute again if all of it were gone."""
+    wait_s: float | None
+    """Median wait for the resume; None: it is not expected."""
     is_waiting: bool = False
     """Its next turn has arrived and waits."""
+    idle_since_s: float | None = None
 
 
 class Retention:
     """Scores holdings; the eviction queue keeps them in order."""
 
-    def __init__(self, gaps: GapForecast, cost: StepCost, config: RetentionConfig | None = None) -> None:
+    def __init__(self, cost: StepCost, config: RetentionConfig | None = None) -> None:
         self.config = config or RetentionConfig()
-        self._gaps = gaps
         self._cost = cost
 
-    def value(self, holding: Holding, now: float) -> float:
-        """Seconds saved per token and second of waiting; 0 for what nobody will ask for. O(log bins)."""
+    def value(self, holding: Holding) -> float:
+        """Seconds saved per token and second of waiting; 0 for what nobody will ask for."""
         if not self.config.enabled:
-            return -(self._gaps.silent_s(holding.trace_id, now) or 0.0)
+            return holding.idle_since_s or 0.0
         per_token_s = self._cost.prefill_s(holding.num_tokens) / max(1, holding.num_tokens)
         if holding.is_waiting:
             return per_token_s / SOONEST_S
-        wait_s = self._gaps.median_remaining_s(holding.trace_id, now)
-        if wait_s is None:
+        if holding.wait_s is None:
             return 0.0
-        return per_token_s / max(SOONEST_S, wait_s)
+        return per_token_s / max(SOONEST_S, holding.wait_s)

@@ -1,8 +1,7 @@
 """Rank and admission on schedules small enough to know the best order."""
 
-from impala_vllm.core.admission import Admission, AdmissionConfig, Asking, Idle
+from impala_vllm.core.admission import Admission, AdmissionConfig, Asking
 from impala_vllm.core.cost import CostConfig, StepCost
-from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.rank import RankConfig, Waiting, key
 from impala_vllm.core.types import RequestId, TraceId
 
@@ -35,51 +34,60 @@ def test_a_turn_past_its_bound_goes_before_every_younger_one() -> None:
     assert order(turns, now=300.0) == ["long", "short"]
 
 
-def forecast(resumes_in_s: float) -> GapForecast:
-    gaps = GapForecast()
-    for i in range(200):
-        gaps.finish(TraceId(f"t{i}"), 0.0)
-        gaps.resume(TraceId(f"t{i}"), resumes_in_s)
-    gaps.refresh(0.0)
-    gaps.finish(TraceId("idle"), 0.0)
-    return gaps
+ADMISSION = Admission(COST, 300.0, AdmissionConfig(patience=7.0))
+IDLE_BLOCKS, IDLE_TOKENS = 60, 1000
 
 
-def ask(name: str, new: int, own: int = 0, arrived_s: float = 0.0) -> Asking:
-    return Asking(turn(name, 1000, arrived_s=arrived_s), new, own)
+def ask(name: str, new: int, own: int = 0, arrived_s: float = 0.0, **more: int) -> Asking:
+    return Asking(turn(name, 1000, arrived_s=arrived_s, **more), new, own)
 
 
-IDLE = [Idle(TraceId("idle"), 60, 1000)]
-
-
-def admitted(gaps: GapForecast, asks: list[Asking], free: int, running: int, now: float = 0.0) -> list[str]:
-    plan = Admission(gaps, COST, 300.0, AdmissionConfig(patience=7.0)).plan(asks, IDLE, free, running, now)
+def admitted(wait_s: float, asks: list[Asking], free: int, running: int, **more: float) -> list[str]:
+    """Who is admitted beside idle KV whose trace is expected back after `wait_s`."""
+    kept = IDLE_BLOCKS if ADMISSION.keeps(IDLE_TOKENS, wait_s) else 0
+    plan = ADMISSION.plan(asks, kept, free, running, 0.0, **more)
     assert plan.num_held == len(asks) - len(plan.admitted)
     return [a.turn.request_id for a in plan.admitted]
 
 
 def test_kv_that_is_soon_wanted_keeps_its_room() -> None:
-    assert admitted(forecast(1.0), [ask("a", 50)], free=100, running=1) == []
-    assert admitted(forecast(1.0), [ask("a", 40)], free=100, running=1) == ["a"]
+    assert admitted(1.0, [ask("a", 50)], free=100, running=1) == []
+    assert admitted(1.0, [ask("a", 40)], free=100, running=1) == ["a"]
 
 
 def test_kv_with_a_long_gap_ahead_does_not_hold_anybody() -> None:
-    assert admitted(forecast(100.0), [ask("a", 50)], free=100, running=1) == ["a"]
+    assert admitted(100.0, [ask("a", 50)], free=100, running=1) == ["a"]
 
 
 def test_a_smaller_turn_passes_a_blocked_head() -> None:
-    assert admitted(forecast(1.0), [ask("big", 80), ask("small", 30)], free=100, running=1) == ["small"]
+    assert admitted(1.0, [ask("big", 80), ask("small", 30)], free=100, running=1) == ["small"]
 
 
 def test_an_idle_engine_holds_nobody() -> None:
-    assert admitted(forecast(1.0), [ask("a", 80), ask("b", 90)], free=100, running=0) == ["a"]
+    assert admitted(1.0, [ask("a", 80), ask("b", 90)], free=100, running=0) == ["a"]
 
 
 def test_nobody_is_held_past_the_bound() -> None:
     late = ask("late", 90, arrived_s=-300.0)
-    assert admitted(forecast(1.0), [late], free=100, running=1) == ["late"]
+    assert admitted(1.0, [late], free=100, running=1) == ["late"]
 
 
 def test_what_a_turn_finds_of_its_own_is_not_counted_as_room_for_others() -> None:
     asks = [ask("warm", 2, own=38), ask("cold", 10)]
-    assert admitted(forecast(1.0), asks, free=100, running=1) == ["warm"]
+    assert admitted(1.0, asks, free=100, running=1) == ["warm"]
+
+
+def test_a_turn_held_back_is_not_passed_by_what_the_client_calls_less_urgent() -> None:
+    asks = [ask("urgent", 80, priority=0), ask("as urgent", 10, priority=0), ask("can wait", 10, priority=1)]
+    assert admitted(1.0, asks, free=100, running=1) == ["as urgent"]
+
+
+def test_a_prefill_lets_those_finish_that_will_be_done_before_it() -> None:
+    warm = Asking(turn("warm", 1000, reach=990), 2, 31)
+    assert admitted(100.0, [warm, ask("cold", 50)], free=100, running=2, finishing_s=0.5) == ["warm"]
+    assert admitted(100.0, [warm, ask("cold", 50)], free=100, running=2, finishing_s=1.5) == ["warm", "cold"]
+
+
+def test_the_order_of_two_turns_does_not_change_while_they_wait() -> None:
+    turns = [turn("longer", 1000, arrived_s=0.0), turn("shorter", 990, arrived_s=10.0)]
+    assert order(turns, now=10.0) == order(turns, now=250.0) == ["longer", "shorter"]

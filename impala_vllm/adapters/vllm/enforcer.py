@@ -5,24 +5,21 @@ waiting queue, and answers the free queue's question whose KV goes first. Runs o
 """
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
+from impala_vllm.adapters.vllm.asks import Asks, Seen
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
 from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
-from impala_vllm.core import rank
-from impala_vllm.core.admission import Admission, Asking, Idle
+from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
-from impala_vllm.core.rank import Waiting
-from impala_vllm.core.retention import Holding, Retention
-from impala_vllm.core.types import RequestId, TraceId
+from impala_vllm.core.retention import Retention
+from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -37,14 +34,8 @@ REFRESH_S = 1.0
 MAX_FINISHING = 8
 """More turns than this are never all about to end: not asked."""
 
-
-@dataclass(slots=True)
-class Seen:
-    """What the enforcer remembers of an unfinished request."""
-
-    trace_id: TraceId | None
-    arrived_s: float
-    reach_blocks: int = 0
+ROUND_S_PER_CHAIN = 1e-4
+"""An order of eviction is good for so long: asking anew costs time for each chain."""
 
 
 class Enforcer:
@@ -52,30 +43,29 @@ class Enforcer:
 
     def __init__(self, scheduler: "Scheduler", config: "Config") -> None:
         self._scheduler = scheduler
-        self._rank_config = config.rank
         self.gaps = GapForecast(config.gaps)
         self.cost = StepCost(config.cost)
         self.lengths = OutputLengths()
-        self.admission = Admission(self.gaps, self.cost, config.rank.hold_s, config.admission)
-        self.retention = Retention(self.gaps, self.cost, config.retention)
+        self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
+        self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention))
         self.num_held = 0
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
         self._known: set[TraceId] = set()
         self._waiting_of: dict[TraceId, int] = {}
         self._tokens_of: dict[TraceId, int] = {}
-        self._now = 0.0
         self._refreshed_s = 0.0
+        self._round_s = 0.0
         self._stepped_s = 0.0
         self._steps: deque[tuple[int, float, int, float]] = deque(maxlen=64)
-        self._pool = scheduler.kv_cache_manager.block_pool
-        self._block_size = scheduler.block_size
+        self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank)
         self.waiting = WaitingQueue(scheduler.waiting)
         scheduler.waiting = self.waiting
         self.free: FreeQueue | None = None
         if len(scheduler.kv_cache_config.kv_cache_groups) == 1 and scheduler.cache_config.enable_prefix_caching:
-            self.free = FreeQueue(self._pool.free_block_queue, self._victims)
-            self._pool.free_block_queue = self.free  # type: ignore[assignment]
+            pool = scheduler.kv_cache_manager.block_pool
+            self.free = FreeQueue(pool.free_block_queue, self.idle.cheapest_first)
+            pool.free_block_queue = self.free  # type: ignore[assignment]
 
     def arrive(self, request: "Request", trace_id: TraceId | None, now: float) -> None:
         """`request` is about to be queued."""
@@ -84,6 +74,8 @@ class Enforcer:
             self._known.add(trace_id)
             self.gaps.resume(trace_id, now)
             self._waiting_of[trace_id] = self._waiting_of.get(trace_id, 0) + 1
+            if self.free is not None:
+                self.free.changed.add(trace_id)
 
     def finish(self, request: "Request", now: float, signature: str | None) -> None:
         """`request` has ended and its blocks are free."""
@@ -100,6 +92,8 @@ class Enforcer:
             else:
                 self.gaps.finish(seen.trace_id, now, signature)
             self._tokens_of[seen.trace_id] = request.num_tokens
+            if self.free is not None:
+                self.free.changed.add(seen.trace_id)
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
@@ -143,12 +137,11 @@ class Enforcer:
 
     def plan(self, now: float) -> None:
         """Decide this step: order what runs, order and admit what waits."""
-        self._now = now
         if now - self._refreshed_s >= REFRESH_S:
             self.gaps.refresh(now)
             self._refreshed_s = now
         if self.free is not None:
-            self.free.new_round()
+            self._judge_idle(self.free, now)
         running = self._scheduler.running
         if len(running) > 1 and any(r.is_prefill_chunk for r in running):
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
@@ -188,54 +181,38 @@ class Enforcer:
                 break
         self._stepped_s = now
 
+    def _judge_idle(self, free: FreeQueue, now: float) -> None:
+        for trace_id in free.changed:
+            is_waiting = trace_id in self._waiting_of
+            if is_waiting:
+                free.spare(trace_id)
+            self.idle.update(trace_id, free.num_claimed(trace_id), self._tokens_of.get(trace_id, 0), is_waiting, now)
+        free.changed.clear()
+        if len(self.waiting):
+            self.idle.refresh(now)
+        if now - self._round_s >= ROUND_S_PER_CHAIN * len(self.idle):
+            free.new_round()
+            self._round_s = now
+
     def _admit(self, now: float) -> None:
-        stuck = self.waiting.left_over()
-        passing: list[Request] = []
-        asking: list[tuple[tuple[int, int, float, float], Request, Asking]] = []
-        for request in self.waiting:
-            if request.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED) or request.num_computed_tokens:
-                passing.append(request)  # waits for something else, or holds blocks: vLLM sees to it
-                continue
-            ask = self._ask(request, now)
-            key = rank.key(ask.turn, self.cost, self._rank_config, now)
-            # A head that found no room a step ago lets the others by, once; preempted ones never do.
-            asking.append(((key[0] + (3 if request is stuck and key[0] == 2 else 0), *key[1:]), request, ask))
-        asking.sort(key=lambda a: a[0])
-        requests = {a.turn.request_id: request for _, request, a in asking}
-        asks = [a for _, _, a in asking]
+        passing, requests, asks = self._asks.ranked(self.waiting, now)
         if self.free is None:
-            admitted = asks
+            admitted = requests
         else:
+            room = sum(a.new_blocks + a.own_idle_blocks for a in asks)
+            kept = 0 if room <= self.free.num_unclaimed else self.idle.kept_blocks  # else all fit beside everything
             running = self._scheduler.running
-            admitted = self.admission.plan(
-                asks, self._idle(asks), self.free.num_free_blocks, len(running), now, self._finishing_s(running)
-            ).admitted
-        self.num_held = len(asks) - len(admitted)
-        self.waiting.admit(passing + [requests[a.turn.request_id] for a in admitted])
-        held = set(requests.values()).difference(requests[a.turn.request_id] for a in admitted)
+            plan = self.admission.plan(
+                asks, kept, self.free.num_free_blocks, len(running), now, self._finishing_s(running)
+            )
+            by_id = {request.request_id: request for request in requests}
+            admitted = [by_id[a.turn.request_id] for a in plan.admitted]
+        self.num_held = len(requests) - len(admitted)
+        self.waiting.admit(passing + admitted)
         # Else data parallel takes a hold for a lack of capacity.
         deferred = self._scheduler.deferred_waiting
-        deferred.difference_update(requests.values())
-        deferred |= held
-
-    def _ask(self, request: "Request", now: float) -> Asking:
-        seen = self._seen.get(request.request_id) or Seen(None, now)
-        reach = self._reach(request, seen)
-        expected = self.lengths.expect(seen.trace_id, request.max_tokens)
-        if request.status != RequestStatus.PREEMPTED:
-            self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
-        needed = -int(-(request.num_tokens + expected - request.num_output_tokens) // self._block_size)
-        turn = Waiting(
-            RequestId(request.request_id),
-            seen.trace_id,
-            seen.arrived_s,
-            request.num_tokens,
-            reach * self._block_size,
-            expected,
-            request.priority,
-            request.status == RequestStatus.PREEMPTED,
-        )
-        return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
+        deferred.update(requests)
+        deferred.difference_update(admitted)
 
     def _finishing_s(self, running: "list[Request]") -> float | None:
         """Expected seconds until all that runs has ended; None if some of it prefills, or it is many."""
@@ -246,55 +223,3 @@ class Enforcer:
             - r.num_output_tokens
             for r in running
         )
-
-    def _idle(self, asks: list[Asking]) -> Iterable[Idle]:
-        assert self.free is not None
-        if sum(a.new_blocks + a.own_idle_blocks for a in asks) <= self.free.num_unclaimed:
-            return ()  # everybody fits beside everything
-        return [
-            Idle(trace_id, num_blocks, self._tokens_of.get(trace_id, 0))
-            for trace_id, num_blocks in self.free.claims().items()
-            if num_blocks and trace_id not in self._waiting_of
-        ]
-
-    def _victims(self, traces: Iterable[TraceId]) -> list[TraceId]:
-        now = self._now
-        return sorted(
-            traces,
-            key=lambda t: self.retention.value(Holding(t, self._tokens_of.get(t, 0), t in self._waiting_of), now),
-        )
-
-    def _reach(self, request: "Request", seen: Seen) -> int:
-        """Leading full blocks of the prompt in HBM. Chains lose their tails first: a search, not a walk."""
-        limit = (request.num_tokens - 1) // self._block_size
-        low, high = 0, min(len(request.block_hashes), limit)
-        guess = min(seen.reach_blocks, high)
-        if (guess == 0 or self._cached(request, guess - 1)) and (guess == high or not self._cached(request, guess)):
-            return guess
-        while low < high:
-            middle = (low + high) // 2
-            if self._cached(request, middle):
-                low = middle + 1
-            else:
-                high = middle
-        seen.reach_blocks = low
-        return low
-
-    def _referenced(self, request: "Request", reach: int) -> int:
-        """How many of the leading `reach` blocks a running request holds: a prefix of them."""
-        low, high = 0, reach
-        while low < high:
-            middle = (low + high) // 2
-            block = self._block(request, middle)
-            if block is not None and block.ref_cnt:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _cached(self, request: "Request", index: int) -> bool:
-        return self._block(request, index) is not None
-
-    def _block(self, request: "Request", index: int) -> KVCacheBlock | None:
-        key = make_block_hash_with_group_id(request.block_hashes[index], 0)
-        return self._pool.cached_block_hash_to_block.get_one_block(key)

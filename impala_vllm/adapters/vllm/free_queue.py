@@ -16,6 +16,14 @@ Claim = TraceId | None
 """Whose chain a freed block belongs to; None: nobody's."""
 
 
+class _Chain(FreeKVCacheBlockQueue):
+    """Idle blocks of one trace."""
+
+    def __init__(self, trace_id: TraceId) -> None:
+        super().__init__([])
+        self.trace_id = trace_id
+
+
 class FreeQueue:
     """Drop-in for `block_pool.free_block_queue`. Built from the stock queue, whose blocks it takes over."""
 
@@ -23,15 +31,18 @@ class FreeQueue:
         """`victims` orders traces by what their idle KV is worth, cheapest first. O(n log n), once a round."""
         self._unclaimed = stock
         self._stems = FreeKVCacheBlockQueue([])
-        self._chains: dict[TraceId, FreeKVCacheBlockQueue] = {}
+        self._chains: dict[TraceId, _Chain] = {}
         self._list_of: dict[int, FreeKVCacheBlockQueue] = {}
         self._victims = victims
         self._round: list[TraceId] = []
+        self._spared = set[TraceId]()
         self.num_free_blocks = stock.num_free_blocks
         self.claim: Claim = None
         """Set around a request's free: the blocks appended meanwhile are this trace's."""
         self.stem_blocks = frozenset[int]()
         """Ids among them that other live traces share."""
+        self.changed = set[TraceId]()
+        """Traces whose idle blocks became more or fewer; the reader clears it."""
         self.evicted_blocks = 0
         """Claimed blocks handed out, whose KV is lost."""
 
@@ -44,6 +55,11 @@ class FreeQueue:
         """Idle blocks by trace."""
         return {trace_id: chain.num_free_blocks for trace_id, chain in self._chains.items()}
 
+    def num_claimed(self, trace_id: TraceId) -> int:
+        """Idle blocks of one trace."""
+        chain = self._chains.get(trace_id)
+        return chain.num_free_blocks if chain is not None else 0
+
     def release(self, trace_id: TraceId) -> None:
         """The trace is over: its idle blocks go first from now on, oldest use last. O(blocks)."""
         chain = self._chains.pop(trace_id, None)
@@ -53,6 +69,7 @@ class FreeQueue:
         for block in blocks:
             del self._list_of[block.block_id]
         self._unclaimed.append_n(blocks)
+        self.changed.add(trace_id)
 
     def release_all(self) -> None:
         """No claim holds any more: their KV is gone, or policy is. O(blocks)."""
@@ -66,6 +83,11 @@ class FreeQueue:
     def new_round(self) -> None:
         """Worth has changed (time passed, a turn came or went): ask `victims` again when it comes to that."""
         self._round = []
+        self._spared.clear()
+
+    def spare(self, trace_id: TraceId) -> None:
+        """Pass the trace over until the order is asked for again."""
+        self._spared.add(trace_id)
 
     def popleft(self) -> KVCacheBlock:
         if not self.num_free_blocks:
@@ -82,11 +104,16 @@ class FreeQueue:
             for block in blocks:
                 del self._list_of[block.block_id]
             self.evicted_blocks += len(blocks)
+            if isinstance(chain, _Chain):
+                self.changed.add(chain.trace_id)
             taken += blocks
         return taken
 
     def remove(self, block: KVCacheBlock) -> None:
-        self._list_of.pop(block.block_id, self._unclaimed).remove(block)
+        queue = self._list_of.pop(block.block_id, self._unclaimed)
+        queue.remove(block)
+        if isinstance(queue, _Chain):
+            self.changed.add(queue.trace_id)
         self.num_free_blocks -= 1
 
     def append(self, block: KVCacheBlock) -> None:
@@ -101,7 +128,11 @@ class FreeQueue:
         stems = [b for b in blocks if b.block_id in self.stem_blocks] if self.stem_blocks else []
         own = [b for b in blocks if b.block_id not in self.stem_blocks] if stems else blocks
         if own:
-            self._put(self._chains.setdefault(self.claim, FreeKVCacheBlockQueue([])), own)
+            chain = self._chains.get(self.claim)
+            if chain is None:
+                chain = self._chains[self.claim] = _Chain(self.claim)
+            self._put(chain, own)
+            self.changed.add(self.claim)
         if stems:
             self._put(self._stems, stems)
 
@@ -143,11 +174,12 @@ class FreeQueue:
         while True:
             if not self._round:
                 self._forget_empty()
+                self._spared.clear()
                 self._round = list(reversed(self._order()))
                 if not self._round:
                     return self._stems
             chain = self._chains.get(self._round[-1])
-            if chain is not None and chain.num_free_blocks:
+            if chain is not None and chain.num_free_blocks and chain.trace_id not in self._spared:
                 return chain
             self._round.pop()
 

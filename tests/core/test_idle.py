@@ -1,0 +1,91 @@
+"""The table of idle KV: its total and its order are those of judging everything anew, given time."""
+
+import random
+
+from impala_vllm.core.admission import Admission
+from impala_vllm.core.cost import CostConfig, StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.idle import FRESH_AT_MOST_S, MAX_JUDGED, IdleKv
+from impala_vllm.core.retention import Retention, RetentionConfig
+from impala_vllm.core.types import TraceId
+
+A, B, C = TraceId("a"), TraceId("b"), TraceId("c")
+
+
+def table(gap_s: float = 2.0, **retention: bool) -> tuple[IdleKv, GapForecast]:
+    gaps = GapForecast()
+    for i in range(300):
+        gaps.finish(TraceId(f"t{i}"), 0.0)
+        gaps.resume(TraceId(f"t{i}"), gap_s)
+    gaps.refresh(0.0)
+    cost = StepCost(CostConfig(prefill_s_per_token=1e-3))
+    return IdleKv(gaps, Admission(cost, 300.0), Retention(cost, RetentionConfig(**retention))), gaps
+
+
+def test_kv_of_a_trace_that_is_soon_back_is_kept() -> None:
+    idle, gaps = table()
+    gaps.finish(A, 0.0)
+    idle.update(A, 10, 1000, False, 0.0)
+    assert idle.kept_blocks == 10
+    idle.update(A, 4, 1000, False, 0.1)
+    assert idle.kept_blocks == 4
+    idle.update(A, 0, 1000, False, 0.1)
+    assert idle.kept_blocks == 0
+    assert len(idle) == 0
+
+
+def test_a_long_silence_ends_the_keeping_without_any_news() -> None:
+    idle, gaps = table()
+    gaps.finish(A, 0.0)
+    idle.update(A, 10, 1000, False, 0.0)
+    now = 0.0
+    while now < 60.0:
+        now += 0.5
+        idle.refresh(now)
+    assert idle.kept_blocks == 0
+
+
+def test_the_kv_of_a_turn_that_waits_is_not_counted_as_kept_and_goes_last() -> None:
+    idle, gaps = table()
+    for trace in (A, B):
+        gaps.finish(trace, 0.0)
+        idle.update(trace, 10, 1000, False, 0.0)
+    gaps.resume(A, 0.5)
+    idle.update(A, 10, 1000, True, 0.5)
+    assert idle.kept_blocks == 10
+    assert idle.cheapest_first([A, B, C]) == [C, B, A]
+
+
+def test_without_values_the_longest_silent_goes_first() -> None:
+    idle, gaps = table(enabled=False)
+    for at_s, trace in ((1.0, B), (2.0, A), (3.0, C)):
+        gaps.finish(trace, at_s)
+        idle.update(trace, 10, 1000, False, at_s)
+    assert idle.cheapest_first([A, B, C]) == [B, A, C]
+
+
+def test_after_any_news_the_table_agrees_with_judging_everything_anew() -> None:
+    rng = random.Random(3)
+    idle, gaps = table()
+    state: dict[TraceId, tuple[int, int, bool]] = {}
+    now = 0.0
+    for _ in range(600):
+        now += rng.random()
+        trace = TraceId(str(rng.randrange(3 * MAX_JUDGED)))
+        if rng.random() < 0.5:
+            gaps.finish(trace, now)
+        else:
+            gaps.resume(trace, now)
+        state[trace] = (rng.randrange(0, 50), rng.randrange(1, 5000), gaps.silent_s(trace, now) is None)
+        idle.update(trace, *state[trace], now)
+        idle.refresh(now)
+        idle.check_invariants()
+    gaps.refresh(now)
+    for _ in range(100):  # nothing happens for a while: everything gets its turn
+        now += FRESH_AT_MOST_S
+        idle.refresh(now)
+    anew = IdleKv(gaps, idle._admission, idle._retention)
+    for trace, (num_blocks, num_tokens, is_waiting) in state.items():
+        anew.update(trace, num_blocks, num_tokens, is_waiting, now)
+    assert idle.kept_blocks == anew.kept_blocks
+    assert len(idle) == len(anew) == sum(1 for n, _, _ in state.values() if n)
