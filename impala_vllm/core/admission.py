@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.rank import Waiting
 
+MAX_PASSED = 64
+"""After so many turns that found no room the rest of the queue is held unseen: bounds the cost of a step."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdmissionConfig:
@@ -65,8 +68,9 @@ class Admission:
         now: float,
         finishing_s: float | None = None,
     ) -> Plan:
-        """Admit turns in rank order while they fit beside what is kept. O(asking).
+        """Admit turns in rank order while they fit beside what is kept. O(admitted + `MAX_PASSED`).
 
+        `asking` is in order of rank: preempted turns and those past their bound first, then by priority.
         `free_blocks` are all blocks no request references, kept ones included. `finishing_s`: all that runs
         will have ended by then; None where some of it still prefills or it is too much to tell.
         """
@@ -75,12 +79,16 @@ class Admission:
         room = free_blocks - kept_blocks
         admitted: list[Asking] = []
         held_priority: int | None = None
+        num_passed = 0
         for ask in asking:
+            if num_passed == MAX_PASSED:
+                break
             if not self._bound_reached(ask.turn, now):
                 if held_priority is not None and ask.turn.priority > held_priority:
-                    continue  # the client said that the one held comes first
+                    break  # the client said that the one held comes first
                 if ask.new_blocks > room - ask.own_idle_blocks or self._lets_finish(ask.turn, finishing_s):
                     held_priority = ask.turn.priority if held_priority is None else held_priority
+                    num_passed += 1
                     continue
             admitted.append(ask)
             room -= ask.new_blocks + ask.own_idle_blocks

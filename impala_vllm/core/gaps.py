@@ -31,7 +31,7 @@ class GapConfig:
     """Gaps the level above counts for when a trace is scored: most traces are short."""
     memory: float = 400.0
     """Gaps after which an observation's weight has fallen to 1/e: workloads drift within minutes."""
-    stale_s: float = 10.0
+    stale_s: float = 30.0
     """Age at which a silent trace's curve is built anew when asked for: bounds the cost at 2,000 traces."""
     max_signatures: int = 512
     """Signatures remembered; the least recently seen goes first. A tool set has tens."""
@@ -51,6 +51,8 @@ class GapForecast:
         self._traces: dict[TraceId, _Counts] = {}
         self._gaps: dict[TraceId, _Gap] = {}
         self._hazards = [self.config.prior_hazard] * NUM_BINS
+        self._shared: dict[str | None, tuple[list[float], list[float]]] = {}
+        """Hazards and curve by signature, for traces without gaps of their own; as old as the last refresh."""
 
     def finish(self, trace_id: TraceId, now: float, signature: str | None = None) -> None:
         """The trace went silent after a turn that called `signature` (None: unknown)."""
@@ -85,6 +87,7 @@ class GapForecast:
             open_at[_bin(max(0.0, now - gap.started_s))] += 1.0
         prior = [self.config.prior_hazard] * NUM_BINS
         self._hazards = self._population.hazards(prior, self.config.prior_weight, open_at)
+        self._shared.clear()
 
     def median_remaining_s(self, trace_id: TraceId, now: float) -> float | None:
         """Seconds by which a silent trace resumes with even odds, given its silence so far.
@@ -125,17 +128,13 @@ class GapForecast:
         return gap.curve
 
     def _curve(self, trace_id: TraceId, signature: str | None) -> list[float]:
-        hazards = self._hazards
-        counts = self._signatures.get(signature) if signature is not None else None
-        if counts is not None:
-            hazards = counts.hazards(hazards, self.config.signature_weight)
+        shared = self._shared.get(signature)
+        if shared is None:
+            counts = self._signatures.get(signature) if signature is not None else None
+            hazards = self._hazards if counts is None else counts.hazards(self._hazards, self.config.signature_weight)
+            shared = self._shared[signature] = hazards, _integrated(hazards)
         counts = self._traces.get(trace_id)
-        if counts is not None:
-            hazards = counts.hazards(hazards, self.config.trace_weight)
-        curve = [0.0]
-        for hazard in hazards:
-            curve.append(curve[-1] - math.log1p(-min(hazard, 0.999)))
-        return curve
+        return shared[1] if counts is None else _integrated(counts.hazards(shared[0], self.config.trace_weight))
 
 
 class _Gap:
@@ -187,6 +186,14 @@ class _Counts:
 
 def _bin(length_s: float) -> int:
     return bisect_right(EDGES_S, length_s)
+
+
+def _integrated(hazards: list[float]) -> list[float]:
+    """Cumulative hazard at the lower edge of each bin, and at the end."""
+    curve = [0.0]
+    for hazard in hazards:
+        curve.append(curve[-1] - math.log1p(-min(hazard, 0.999)))
+    return curve
 
 
 def _cumulative(curve: list[float], at_s: float) -> float:

@@ -4,8 +4,9 @@ What a turn asks for changes slowly, so in a long queue only some are judged aga
 new, those that stand first, and the others in rotation.
 """
 
+import math
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.request import RequestStatus
@@ -24,29 +25,34 @@ if TYPE_CHECKING:
     from impala_vllm.core.lengths import OutputLengths
     from impala_vllm.core.rank import Key, RankConfig
 
-MAX_JUDGED = 16
-"""Turns judged again in a step: some 150 us. A queue no longer than this is judged anew each time."""
+Entry: TypeAlias = "tuple[Key, Request, Asking]"
+
+MAX_JUDGED = 4
+"""Turns judged again in a step: some 40 us. A queue no longer than this is judged anew each time."""
 
 
 class Seen:
     """What policy remembers of an unfinished request."""
 
-    __slots__ = ("arrived_s", "ask", "key", "reach_blocks", "trace_id")
+    __slots__ = ("arrived_s", "entry", "late_s", "reach_blocks", "status", "trace_id")
 
     def __init__(self, trace_id: TraceId | None, arrived_s: float) -> None:
         self.trace_id = trace_id
         self.arrived_s = arrived_s
         self.reach_blocks = 0
-        self.ask: Asking | None = None
+        self.entry: Entry | None = None
         """As last judged; None before."""
-        self.key: Key | None = None
+        self.status: RequestStatus | None = None
+        """What the request was then."""
+        self.late_s = 0.0
+        """When the judgement ends to hold because the bound is reached."""
 
 
 class Ranked(NamedTuple):
     """The queue, cut in two."""
 
     passing: "list[Request]"
-    """Waits for something else than a place, or holds blocks: vLLM sees to it."""
+    """Nobody's to rank: they wait for something else than a place, or hold blocks."""
     requests: "list[Request]"
     """In order of rank."""
     asks: list[Asking]
@@ -78,30 +84,27 @@ class Asks:
         due = self._due(len(waiting))
         stuck = waiting.left_over()
         passing: list[Request] = []
-        entries: list[tuple[Key, Request, Asking]] = []
+        entries: list[Entry] = []
+        seen_of = self._seen.get
         for request in waiting:
-            is_preempted = request.status == RequestStatus.PREEMPTED
-            if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
-                passing.append(request)
-                continue
             request_id = request.request_id
-            seen = self._seen.get(request_id) or self._seen.setdefault(request_id, Seen(None, now))
-            ask, key = seen.ask, seen.key
-            is_late = now - seen.arrived_s >= self._config.hold_s
+            seen = seen_of(request_id) or self._seen.setdefault(request_id, Seen(None, now))
+            entry = seen.entry
             if (
-                ask is None
-                or key is None
+                entry is None
                 or due is None
                 or request_id in due
-                or ask.turn.preempted != is_preempted
-                or (is_late and key[0] == rank.IN_TIME)
+                or request.status is not seen.status
+                or request.num_computed_tokens
+                or now >= seen.late_s
             ):
-                ask = seen.ask = self._ask(request, seen, is_preempted)
-                key = seen.key = rank.key(ask.turn, self._cost, self._config, now)
-            # A head that found no room a step ago lets the others by, once; preempted ones never do.
-            if request is stuck and key[0] == rank.IN_TIME:
-                key = (rank.PASSED_BY, *key[1:])
-            entries.append((key, request, ask))
+                entry = self._judge(request, seen, now)
+                if entry is None:
+                    passing.append(request)
+                    continue
+            entries.append(entry)
+        if stuck is not None:
+            entries = [_passed_by(entry) if entry[1] is stuck else entry for entry in entries]
         entries.sort(key=itemgetter(0))
         requests = [request for _, request, _ in entries]
         self._order = [request.request_id for request in requests]
@@ -114,6 +117,18 @@ class Asks:
         half = MAX_JUDGED // 2
         self._turn = self._turn + half if self._turn + half < len(self._order) else 0
         return {*self._order[:half], *self._order[self._turn : self._turn + half]}
+
+    def _judge(self, request: "Request", seen: Seen, now: float) -> "Entry | None":
+        """None where the request waits for something else, or holds blocks: vLLM sees to it."""
+        seen.status, seen.entry = request.status, None
+        is_preempted = request.status == RequestStatus.PREEMPTED
+        if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
+            return None
+        ask = self._ask(request, seen, is_preempted)
+        bound_s = seen.arrived_s + self._config.hold_s
+        seen.late_s = bound_s if now < bound_s else math.inf
+        seen.entry = rank.key(ask.turn, self._cost, self._config, now), request, ask
+        return seen.entry
 
     def _ask(self, request: "Request", seen: Seen, is_preempted: bool) -> Asking:
         reach = self._reach(request, seen)
@@ -165,3 +180,9 @@ class Asks:
     def _block(self, request: "Request", index: int) -> KVCacheBlock | None:
         key = make_block_hash_with_group_id(request.block_hashes[index], 0)
         return self._blocks.get_one_block(key)
+
+
+def _passed_by(entry: "Entry") -> "Entry":
+    """A head that found no room a step ago lets the others by, once; preempted and late ones never do."""
+    key, request, ask = entry
+    return ((rank.PASSED_BY, *key[1:]), request, ask) if key[0] == rank.IN_TIME else entry

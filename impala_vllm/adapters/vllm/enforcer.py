@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from impala_vllm.config import Config
 
-REFRESH_S = 1.0
-"""How often the gap forecast learns anew from what is still silent."""
+REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
+"""How often the gap forecast learns anew from what is still silent: less often where that is much."""
 
 MAX_FINISHING = 8
 """More turns than this are never all about to end: not asked."""
@@ -137,7 +137,7 @@ class Enforcer:
 
     def plan(self, now: float) -> None:
         """Decide this step: order what runs, order and admit what waits."""
-        if now - self._refreshed_s >= REFRESH_S:
+        if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * len(self._known):
             self.gaps.refresh(now)
             self._refreshed_s = now
         if self.free is not None:
