@@ -75,7 +75,7 @@ class TiersConfig:
 class Config:
     """All of it. `load()` builds one; every field works untuned."""
 
-    mode: Mode = Mode.OBSERVE
+    mode: Mode = Mode.ENFORCE
     """What impala may do: off, observe or enforce."""
     identity: IdentityConfig = field(default_factory=IdentityConfig)
     gaps: GapConfig = field(default_factory=GapConfig)

@@ -25,7 +25,7 @@ Every field has a default that works untuned. Values come from the defaults, the
 names the nearest known one. The server prints all of them once at start, each with where it came from.
 
 ```yaml
-mode: observe
+mode: enforce
 identity:
   max_traces: 4096
 ```

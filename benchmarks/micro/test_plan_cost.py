@@ -61,7 +61,7 @@ class Server:
         self._arrive(TraceId(f"new{next(_numbers)}"), self._coming.pop())
         gone = next(iter(self.scheduler.waiting))
         self.scheduler.waiting.remove_request(gone)
-        self.policy.finish(gone, self.now, "stop")
+        self.policy.finish(gone, self.now)
 
     def plan(self) -> None:
         self.policy.plan(self.now)
@@ -79,7 +79,7 @@ class Server:
         self.policy.free.claim = trace_id
         self._pool.free_blocks(reversed(blocks))
         self.policy.free.claim = None
-        self.policy.finish(request, self.now - next(_numbers) % 50 * 0.1, "stop")
+        self.policy.finish(request, self.now - next(_numbers) % 50 * 0.1)
 
     @staticmethod
     def _request() -> Request:

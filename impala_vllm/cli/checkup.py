@@ -85,7 +85,7 @@ def _active(settings: Settings) -> dict[str, str]:
     what = {
         Mode.OFF: "stock vLLM",
         Mode.OBSERVE: "traces are recognised and measured, nothing is decided",
-        Mode.ENFORCE: "rank, admission and retention on HBM; experimental",
+        Mode.ENFORCE: "rank, admission and retention by trace, on HBM",
     }[config.mode]
     active = {"mode": f"{config.mode.value}: {what}", "tiers": "HBM only"}
     if ignored := choice.not_active(config):

@@ -111,20 +111,23 @@ def rows(trials: Sequence[Trial]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Stake:
-    """How far stock vLLM is from a server that never forgets."""
+    """How far stock vLLM is from a server that never forgets, and impala on the way."""
 
     stock: Measures
     unbounded: Measures
     stall_ratio: float
+    impala: Measures | None = None
+    """Where the arm that decides was run."""
 
 
 def stake(trials: Sequence[Trial]) -> Stake | None:
-    """None unless both were run."""
+    """None unless stock and unbounded were run."""
     first = {t.arm: t.measures for t in reversed(trials)}
     if "stock" not in first or "unbounded" not in first:
         return None
     stock, unbounded = first["stock"], first["unbounded"]
-    return Stake(stock, unbounded, stock.stall_mean_s / max(unbounded.stall_mean_s, 1e-9))
+    ratio = stock.stall_mean_s / max(unbounded.stall_mean_s, 1e-9)
+    return Stake(stock, unbounded, ratio, first.get("impala-enforce"))
 
 
 def verdict(session: SessionScore) -> str:

@@ -25,7 +25,7 @@ def test_json_is_whole_and_says_it_works_where_vllm_is_supported(run):
     assert done.exit_code == 0
     assert all(seam["ok"] for seam in found["seams"])
     assert found["versions"]["torch"] is not None
-    assert found["active"]["mode"].startswith("observe")
+    assert found["active"]["mode"].startswith("enforce")
 
 
 def test_the_table_names_every_seam(run):

@@ -73,7 +73,7 @@ def servers(model, adapter, tmp_path_factory):
     config.write_text(f"identity:\n  max_traces: {MAX_TRACES}\n")
     features = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"extra={adapter}"]
     features += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
-    ours = ["--scheduler", "impala", "--impala-config", str(config)]
+    ours = ["--scheduler", "impala", "--impala-mode", "observe", "--impala-config", str(config)]
     stock = Server("stock", command(model, *features), folder / "stock.log", ENVIRONMENT)
     observed = Server("observed", command(model, *features, *ours), folder / "observed.log", ENVIRONMENT)
     try:

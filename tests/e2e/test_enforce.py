@@ -17,7 +17,7 @@ HELD, EVICTED = "impala_held_turns{", "impala_kv_blocks_evicted_total{"
 
 @pytest.fixture(scope="module")
 def enforced(model, tmp_path_factory):
-    ours = ["--scheduler", "impala", "--impala-mode", "enforce"]
+    ours = ["--scheduler", "impala"]
     serve = command(model, *ours, "--num-gpu-blocks-override", str(NUM_BLOCKS))
     with Server("enforced", serve, tmp_path_factory.mktemp("enforced") / "log", ENVIRONMENT) as server:
         server.wait_ready(READY_S)

@@ -30,6 +30,9 @@ Entry: TypeAlias = "tuple[Key, Request, Asking]"
 MAX_JUDGED = 4
 """Turns judged again in a step: some 40 us. A queue no longer than this is judged anew each time."""
 
+PRICED_TOKENS, PRICE_TOLERANCE = 2048, 0.1
+"""When a prefill of so many tokens costs so much more or less than it did, old judgements compare no more."""
+
 
 class Seen:
     """What policy remembers of an unfinished request."""
@@ -78,6 +81,7 @@ class Asks:
         self._config = config
         self._order: list[str] = []
         self._turn = 0
+        self._price_s = 0.0
 
     def ranked(self, waiting: "WaitingQueue", now: float) -> Ranked:
         """Everybody who waits, best first. O(n log n), with a bounded number of judgements but for newcomers."""
@@ -112,7 +116,11 @@ class Asks:
 
     def _due(self, num_waiting: int) -> set[str] | None:
         """Who is judged again; None: everybody."""
-        if num_waiting <= MAX_JUDGED:
+        price_s = self._cost.prefill_s(PRICED_TOKENS) + self._cost.decode_s
+        has_changed = abs(price_s - self._price_s) > PRICE_TOLERANCE * self._price_s
+        if has_changed:
+            self._price_s = price_s
+        if has_changed or num_waiting <= MAX_JUDGED:
             return None
         half = MAX_JUDGED // 2
         self._turn = self._turn + half if self._turn + half < len(self._order) else 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from impala_vllm import __version__
 from impala_vllm.adapters.vllm import compat
-from impala_vllm.config import Config, Mode, Settings, dump, load, restore
+from impala_vllm.config import Config, Settings, dump, load, restore
 
 SCHEDULER = "impala_vllm.Scheduler"
 CONFIG_VARIABLE = "IMPALA_CONFIG"
@@ -77,7 +77,5 @@ def _announce(settings: Settings) -> None:
 
     logger = init_logger("vllm.impala")
     logger.info("impala %s is the scheduler; settings:\n  %s", __version__, "\n  ".join(settings.describe()))
-    if settings.config.mode is Mode.ENFORCE:
-        logger.warning("impala: mode enforce is experimental in %s; observe is what is tried and measured", __version__)
     for line in not_active(settings.config):
         logger.warning("impala: %s", line)

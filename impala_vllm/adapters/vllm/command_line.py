@@ -21,7 +21,7 @@ _FLAGS = {
     "--impala-mode": (
         "mode",
         "off|observe|enforce",
-        "off: stock vLLM; observe (default): recognise traces; enforce: let policy decide",
+        "off: stock vLLM; observe: recognise traces, decide nothing; enforce (default): schedule by trace",
     ),
     "--impala-host-gib": ("tiers.host_gib", "G", "host DRAM for KV, in GiB"),
     "--impala-nvme-path": ("tiers.nvme_path", "DIR", "directory for KV on NVMe"),

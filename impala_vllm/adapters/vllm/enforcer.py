@@ -7,9 +7,11 @@ waiting queue, and answers the free queue's question whose KV goes first. Runs o
 from collections import deque
 from typing import TYPE_CHECKING
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
+from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.asks import Asks, Seen
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
 from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
@@ -19,6 +21,7 @@ from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
 from impala_vllm.core.retention import Retention
+from impala_vllm.core.signature import Signatures
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -34,18 +37,29 @@ REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 MAX_FINISHING = 8
 """More turns than this are never all about to end: not asked."""
 
+STALLED_S = 10.0
+"""Nothing runs, somebody waits and nothing was scheduled for this long: the plan is at fault, or might be."""
+
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
+
+
+class Stalled(RuntimeError):
+    """Turns wait, nothing runs, and no step schedules anything."""
 
 
 class Enforcer:
     """Policy objects, and the two queues they steer."""
 
-    def __init__(self, scheduler: "Scheduler", config: "Config") -> None:
+    def __init__(
+        self, scheduler: "Scheduler", config: "Config", tool_call_tokens: frozenset[int] = frozenset()
+    ) -> None:
         self._scheduler = scheduler
         self.gaps = GapForecast(config.gaps)
         self.cost = StepCost(config.cost)
         self.lengths = OutputLengths()
+        self._signatures = Signatures()
+        self._tool_call_tokens = tool_call_tokens
         self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
         self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention))
         self.num_held = 0
@@ -56,6 +70,8 @@ class Enforcer:
         self._tokens_of: dict[TraceId, int] = {}
         self._refreshed_s = 0.0
         self._round_s = 0.0
+        self._still_since_s: float | None = None
+        self._num_ranked = 0
         self._stepped_s = 0.0
         self._steps: deque[tuple[int, float, int, float]] = deque(maxlen=64)
         self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank)
@@ -77,7 +93,7 @@ class Enforcer:
             if self.free is not None:
                 self.free.changed.add(trace_id)
 
-    def finish(self, request: "Request", now: float, signature: str | None) -> None:
+    def finish(self, request: "Request", now: float) -> None:
         """`request` has ended and its blocks are free."""
         seen = self._seen.pop(request.request_id, None)
         if seen is None:
@@ -90,7 +106,7 @@ class Enforcer:
             if left:
                 self._waiting_of[seen.trace_id] = left
             else:
-                self.gaps.finish(seen.trace_id, now, signature)
+                self.gaps.finish(seen.trace_id, now, self._signature(request))
             self._tokens_of[seen.trace_id] = request.num_tokens
             if self.free is not None:
                 self.free.changed.add(seen.trace_id)
@@ -146,17 +162,18 @@ class Enforcer:
         if len(running) > 1 and any(r.is_prefill_chunk for r in running):
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
         if not len(self.waiting):
-            self.num_held = 0
+            self.num_held = self._num_ranked = 0
             self.waiting.admit(())
             return
         self._admit(now)
 
     def scheduled(self, output: "SchedulerOutput", now: float) -> None:
-        """A step was built: note what it will compute, to learn from when it is done."""
+        """A step was built: note what it will compute, to learn from when it is done. Raises Stalled."""
         for new in output.scheduled_new_reqs:
             seen = self._seen.get(new.req_id)
             if seen is not None:
                 self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
+        self._watch(output, now)
         tokens = output.num_scheduled_tokens
         prefill = context = 0
         cached = output.scheduled_cached_reqs
@@ -180,6 +197,21 @@ class Enforcer:
                 self.cost.observe(now - max(started_s, self._stepped_s), prefill, context)
                 break
         self._stepped_s = now
+
+    def _watch(self, output: "SchedulerOutput", now: float) -> None:
+        scheduler = self._scheduler
+        moves = output.num_scheduled_tokens or scheduler.running or scheduler.pause_state != PauseState.UNPAUSED
+        if moves or not self._num_ranked:
+            self._still_since_s = None
+        elif self._still_since_s is None:
+            self._still_since_s = now
+        elif now - self._still_since_s >= STALLED_S:
+            raise Stalled(f"{self._num_ranked} turns wait and nothing was scheduled for {STALLED_S:.0f} s")
+
+    def _signature(self, request: "Request") -> str:
+        """What the turn ended with: a tool, where the engine can see it, else the reason vLLM gives."""
+        tool = self._signatures.of(facts.called(request, self._tool_call_tokens))
+        return tool or str(request.get_finished_reason())
 
     def _judge_idle(self, free: FreeQueue, now: float) -> None:
         for trace_id in free.changed:
@@ -207,6 +239,7 @@ class Enforcer:
             )
             by_id = {request.request_id: request for request in requests}
             admitted = [by_id[a.turn.request_id] for a in plan.admitted]
+        self._num_ranked = len(requests)
         self.num_held = len(requests) - len(admitted)
         self.waiting.admit(passing + admitted)
         # Else data parallel takes a hold for a lack of capacity.

@@ -56,6 +56,15 @@ def finish(request: "Request", tool_call_tokens: frozenset[int]) -> Finish:
     )
 
 
+def called(request: "Request", tool_call_tokens: frozenset[int], window: int = 16) -> list[int]:
+    """The first output tokens after the tool-call marker; empty without one. O(output), once a turn."""
+    if not tool_call_tokens:
+        return []
+    output = request.output_token_ids
+    marker = next((i for i, token in enumerate(output) if token in tool_call_tokens), None)
+    return [] if marker is None else list(output[marker + 1 : marker + 1 + window])
+
+
 def has_session(request: "Request") -> bool:
     """Whether the client said which trace this is."""
     return bool(_caller(request).get("session") or request.session_id)

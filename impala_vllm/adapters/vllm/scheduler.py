@@ -40,13 +40,14 @@ class Scheduler:
         if settings.config.mode is Mode.OFF:
             return (AsyncScheduler if is_async else SyncScheduler)(vllm_config, *args, **kwargs)
         identity = Identity(settings.config.identity)
+        markers = tool_markers.read(vllm_config.model_config.tokenizer)
         if settings.config.mode is Mode.ENFORCE:
             scheduler = (EnforcedAsync if is_async else EnforcedSync)(vllm_config, *args, **kwargs)
-            scheduler.enforcer = Enforcer(scheduler, settings.config)
+            scheduler.enforcer = Enforcer(scheduler, settings.config, markers)
             identity.on_forget = scheduler.enforcer.forget
         else:
             scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
-        scheduler.observer = Observer(identity, tool_markers.read(vllm_config.model_config.tokenizer))
+        scheduler.observer = Observer(identity, markers)
         logger.info(
             "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
             "AsyncScheduler" if is_async else "Scheduler",
@@ -118,8 +119,7 @@ class _Enforced(_Observed):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         freed = super()._free_request(request, delay_free_blocks)
-        reason = str(request.get_finished_reason())
-        self._steer(lambda policy: policy.finish(request, self.observer.clock(), reason))
+        self._steer(lambda policy: policy.finish(request, self.observer.clock()))
         return freed
 
     def _steer(self, verb: Callable[[Enforcer], None]) -> None:

@@ -71,7 +71,7 @@ def test_selected_sets_scheduler_and_middleware(parse):
     args = parse("--scheduler", "impala", "--middleware", "some.one")
     assert str(args.scheduler_cls) == "impala_vllm.Scheduler"
     assert args.middleware == ["some.one", command_line.MIDDLEWARE]
-    assert restore(args.scheduler_cls.impala_settings).config.mode is Mode.OBSERVE
+    assert restore(args.scheduler_cls.impala_settings).config.mode is Mode.ENFORCE
 
 
 def test_mode_off_leaves_stock_arguments(parse):

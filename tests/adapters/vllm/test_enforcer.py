@@ -13,6 +13,8 @@ from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from impala_vllm.core.admission import Plan
+from impala_vllm.core.types import TraceId
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
 from tests.adapters.vllm.test_scheduler import build
@@ -170,3 +172,30 @@ def test_a_fault_of_policy_falls_back_to_stock_and_serves_on(model, caplog):
     assert len(batch.served) == 60
     assert scheduler.enforcer is None
     assert "falls back to stock" in caplog.text
+
+
+def test_a_plan_that_admits_nobody_is_given_up_with_a_word(model, caplog):
+    scheduler = build(model, mode="enforce", num_blocks=40)
+    scheduler.enforcer.admission.plan = lambda asking, *_: Plan([], len(asking))
+    batch = Batch(scheduler, 3, 2, 0, 40)
+    batch.check = lambda: None
+    batch.run()
+    assert len(batch.served) == 6
+    assert scheduler.enforcer is None
+    assert "falls back to stock order" in caplog.text
+
+
+def test_gaps_are_learned_by_tool_from_token_ids(model):
+    scheduler = build(model, mode="enforce", num_blocks=400)
+    marker = next(iter(scheduler.enforcer._tool_call_tokens))
+    policy = scheduler.enforcer
+    learned = []
+    finish = policy.gaps.finish
+    policy.gaps.finish = lambda trace_id, now, signature: (learned.append(signature), finish(trace_id, now, signature))
+    for i in range(20):
+        request = Request(f"r{i}", [7] * 64, SamplingParams(max_tokens=9), None)
+        request.append_output_token_ids([50, marker, 60, 61 + i % 2, 70 + i])
+        policy.arrive(request, TraceId(f"t{i}"), float(i))
+        policy.finish(request, float(i))
+    assert len(set(learned[-6:])) == 2
+    assert all(signature.startswith("tool:60.") for signature in learned[-6:])
