@@ -86,6 +86,12 @@ QUESTIONS = {
         "Single requests that share nothing, interleaved pairs: a ratio of requests_per_s below 0.99 or of cpu_s "
         "above 1.01 is a loss, as far as the interval can tell.",
     ),
+    "sim/agents": Question(
+        "What each policy is worth, over seeds",
+        "vLLM's own scheduler and impala's own code in virtual time, with other recorded sessions for each seed; only "
+        "the time of a step is modelled. Ratios are to stock with the same sessions. impala-identity has every policy "
+        "off but still evicts trace by trace.",
+    ),
     "identity/kv-cache-tester": Question(
         "Claude Code sessions, all started within an hour",
         f"Sessions that share tools and system prompt, rewrite their history and start sub-agents. {_IDENTITY}",

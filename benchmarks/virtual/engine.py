@@ -40,6 +40,12 @@ class Timing:
     decode_s_per_request: float
     decode_s_per_context: float
 
+    def describe(self) -> str:
+        return (
+            f"{self.name}: {self.fixed_s:g} s a step, {self.prefill_s_per_token:g} s a prompt token and "
+            f"{self.prefill_s_per_token_and_context:g} s for each token before it"
+        )
+
     def step_s(self, prompt: list[tuple[int, int]], contexts: list[int]) -> float:
         """`prompt`: (tokens, tokens before them) of each prefill; `contexts`: of each decoding request."""
         deep = sum(n * (self.prefill_s_per_token + self.prefill_s_per_token_and_context * (c + n / 2))
@@ -48,8 +54,16 @@ class Timing:
         return self.fixed_s + deep + flat
 
 
-CPU_26M = Timing("26 M model on 2 AVX-512 cores", 0.012, 2.04e-4, 1.13e-7, 5e-4, 1e-7)
-"""Fitted to prefill of 4.3k/2.8k/1.5k tokens/s at 0.5k/2k/8k and 15 ms a decode step."""
+TIMINGS = {
+    t.name: t
+    for t in (
+        # Fitted to prefill of 4.3k/2.8k/1.5k tokens/s at 0.5k/2k/8k and 15 ms a decode step: 2 AVX-512 cores, and to
+        # the makespan of stock there, which has the HTTP client on the same cores.
+        Timing("cpu-26m", 0.016, 2.7e-4, 1.5e-7, 1e-3, 1e-7),
+        # Fitted to 324k prompt tokens in 264 s on 2 AVX2 cores with float32.
+        Timing("cpu-8m-avx2", 0.020, 6.0e-4, 1.0e-7, 2e-3, 1e-7),
+    )
+}
 
 
 class VirtualEngine:

@@ -46,7 +46,7 @@ class Observer:
         """Further children of one `n > 1` request: same turn."""
         self.finished: Counter[str] = Counter()
         self.spent_ns = 0
-        """Time spent in here, over all hooks."""
+        """Time spent in here and in policy, over all hooks."""
         self.num_links = 0
         self.clock = clock
         self._tool_call_tokens = tool_call_tokens

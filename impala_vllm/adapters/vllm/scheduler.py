@@ -4,6 +4,7 @@
 itself would have taken for the final configuration, synchronous or asynchronous, with the hooks on.
 """
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,7 @@ class _Enforced(_Observed):
         """Let policy do its part; where it fails, stock order from here on."""
         if self.enforcer is None:
             return
+        started_ns = time.perf_counter_ns()
         try:
             verb(self.enforcer)
         except Exception:
@@ -134,6 +136,7 @@ class _Enforced(_Observed):
             self.enforcer = None
             if self.observer.identity is not None:
                 self.observer.identity.on_forget = None
+        self.observer.spent_ns += time.perf_counter_ns() - started_ns
 
 
 class ObservedSync(_Observed):
