@@ -248,11 +248,13 @@ class Enforcer:
         deferred.difference_update(admitted)
 
     def _finishing_s(self, running: "list[Request]") -> float | None:
-        """Expected seconds until all that runs has ended; None if some of it prefills, or it is many."""
+        """Expected seconds until all that runs has ended. None: it prefills, is many, or ran longer than expected."""
         if not 0 < len(running) <= MAX_FINISHING or any(r.is_prefill_chunk for r in running):
             return None
-        return self.cost.decode_s * max(
-            self.lengths.expect(seen.trace_id if (seen := self._seen.get(r.request_id)) else None, r.max_tokens)
-            - r.num_output_tokens
-            for r in running
-        )
+        left = [self._tokens_left(r) for r in running]
+        return self.cost.decode_s * max(left) if min(left) > 0 else None
+
+    def _tokens_left(self, request: "Request") -> float:
+        seen = self._seen.get(request.request_id)
+        expected = self.lengths.expect(seen.trace_id if seen is not None else None, request.max_tokens)
+        return expected - request.num_output_tokens
