@@ -23,8 +23,8 @@ QUESTIONS = {
         "What eviction costs: stock vLLM against a pool that never evicts",
         "Agent sessions whose KV does not fit HBM together. Stock vLLM forgets a session during its tool calls and "
         "computes it again; a pool that never evicts is the limit of what caching can do. The distance between the "
-        "two is what there is to win. impala-observe decides nothing and should equal stock; impala-enforce is an "
-        "experiment whose bars ask for five pairs and more.",
+        "two is what there is to win. impala-observe decides nothing and should equal stock; impala-enforce here is an "
+        "early version in one pair: see the agents benchmark.",
     ),
     "serving/link-f1": Question(
         "Does a live server recognise the sessions?",
