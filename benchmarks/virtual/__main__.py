@@ -5,14 +5,12 @@ Minutes instead of hours: no model runs, so a replay takes a second or two. **Si
 """
 
 import dataclasses
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # each of the hundreds of schedulers would say hello
 
 import click
 from rich.console import Console
@@ -102,6 +100,7 @@ def main(traces: Path | None, arm_names: str, levels: Sequence[float], no_record
     except (WorkloadError, ValueError, tiny_model.TinyModelError) as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # each of the hundreds of schedulers would say hello
     made: list[Record] = []
     for level in levels:
         made += _level(bench, plans_by_seed, chosen, level, options, console)

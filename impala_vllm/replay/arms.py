@@ -85,13 +85,17 @@ ARMS: dict[str, Arm] = {
         ),
         _enforcing(
             "impala-identity",
-            "impala enforces with every policy off: what its machinery alone does",
+            "impala enforces with every policy off: first come first served, KV evicted trace by trace",
             "rank",
             "admission",
             "retention",
         ),
         _enforcing("impala-rank", "impala decides the order only", "admission", "retention"),
-        _enforcing("impala-rank-admission", "impala decides order and admission; vLLM evicts", "retention"),
+        _enforcing(
+            "impala-rank-admission",
+            "impala decides order and admission; the longest silent trace's KV goes first",
+            "retention",
+        ),
         _enforcing("impala-enforce", "impala decides: rank, admission and retention on HBM"),
     )
 }

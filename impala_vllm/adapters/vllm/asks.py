@@ -48,7 +48,7 @@ class Seen:
         self.status: RequestStatus | None = None
         """What the request was then."""
         self.late_s = 0.0
-        """When the judgement ends to hold because the bound is reached."""
+        """From then on it is past its bound and has to be judged again."""
 
 
 class Ranked(NamedTuple):

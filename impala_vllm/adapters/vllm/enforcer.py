@@ -91,7 +91,7 @@ class Enforcer:
             self.gaps.resume(trace_id, now)
             self._waiting_of[trace_id] = self._waiting_of.get(trace_id, 0) + 1
             if self.free is not None:
-                self.free.changed.add(trace_id)
+                self.free.changed[trace_id] = None
 
     def finish(self, request: "Request", now: float) -> None:
         """`request` has ended and its blocks are free."""
@@ -109,7 +109,7 @@ class Enforcer:
                 self.gaps.finish(seen.trace_id, now, self._signature(request))
             self._tokens_of[seen.trace_id] = request.num_tokens
             if self.free is not None:
-                self.free.changed.add(seen.trace_id)
+                self.free.changed[seen.trace_id] = None
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
@@ -210,8 +210,10 @@ class Enforcer:
 
     def _signature(self, request: "Request") -> str:
         """What the turn ended with: a tool, where the engine can see it, else the reason vLLM gives."""
-        tool = self._signatures.of(facts.called(request, self._tool_call_tokens))
-        return tool or str(request.get_finished_reason())
+        call = facts.called(request, self._tool_call_tokens)
+        if call:
+            return self._signatures.of(call) or "tool"
+        return str(request.get_finished_reason())
 
     def _judge_idle(self, free: FreeQueue, now: float) -> None:
         for trace_id in free.changed:

@@ -41,8 +41,8 @@ class FreeQueue:
         """Set around a request's free: the blocks appended meanwhile are this trace's."""
         self.stem_blocks = frozenset[int]()
         """Ids among them that other live traces share."""
-        self.changed = set[TraceId]()
-        """Traces whose idle blocks became more or fewer; the reader clears it."""
+        self.changed: dict[TraceId, None] = {}
+        """Traces whose idle blocks became more or fewer, in that order; the reader clears it."""
         self.evicted_blocks = 0
         """Claimed blocks handed out, whose KV is lost."""
 
@@ -69,7 +69,7 @@ class FreeQueue:
         for block in blocks:
             del self._list_of[block.block_id]
         self._unclaimed.append_n(blocks)
-        self.changed.add(trace_id)
+        self.changed[trace_id] = None
 
     def release_all(self) -> None:
         """No claim holds any more: their KV is gone, or policy is. O(blocks)."""
@@ -105,7 +105,7 @@ class FreeQueue:
                 del self._list_of[block.block_id]
             self.evicted_blocks += len(blocks)
             if isinstance(chain, _Chain):
-                self.changed.add(chain.trace_id)
+                self.changed[chain.trace_id] = None
             taken += blocks
         return taken
 
@@ -113,7 +113,7 @@ class FreeQueue:
         queue = self._list_of.pop(block.block_id, self._unclaimed)
         queue.remove(block)
         if isinstance(queue, _Chain):
-            self.changed.add(queue.trace_id)
+            self.changed[queue.trace_id] = None
         self.num_free_blocks -= 1
 
     def append(self, block: KVCacheBlock) -> None:
@@ -132,7 +132,7 @@ class FreeQueue:
             if chain is None:
                 chain = self._chains[self.claim] = _Chain(self.claim)
             self._put(chain, own)
-            self.changed.add(self.claim)
+            self.changed[self.claim] = None
         if stems:
             self._put(self._stems, stems)
 
