@@ -1,0 +1,1 @@
+"""Moves KV bytes between tiers: no policy, no vLLM."""

@@ -1,0 +1,61 @@
+"""Batched, aligned I/O on one file: the interface that the NVMe slab stands on.
+
+An engine moves whole buffers at given offsets and can take their checksum on the way. It is owned by one thread: none
+of its methods may be called by two at once. Which engine is at hand is decided by `open_block_io`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One buffer to move. Address, offset and length are multiples of the engine's `alignment_bytes`."""
+
+    token: int
+    """The caller's name for it, unique among those in flight."""
+    is_write: bool
+    offset_bytes: int
+    buffer: memoryview
+    """Contiguous bytes, writable for a read. The engine's until its completion is polled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What became of an op."""
+
+    token: int
+    error: OSError | None
+    """None: every byte was moved. A short read or write is an error too."""
+    checksum: int | None
+    """XXH3, 64 bit, of the buffer as moved; None with an error."""
+    seconds: float
+    """From submit to done."""
+
+
+class BlockIo(Protocol):
+    """The contract; `tests/contracts/block_io.py` is the suite every engine passes."""
+
+    alignment_bytes: int
+
+    @property
+    def num_in_flight(self) -> int:
+        """Ops submitted and not polled yet."""
+        ...
+
+    def submit(self, ops: Sequence[Op]) -> None:
+        """Start the ops, in any order. Never waits for the disk. Raises ValueError, starting none, on a misaligned op."""
+        ...
+
+    def poll(self, timeout_s: float = 0.0) -> list[Completion]:
+        """Completions since the last call; waits for the first one up to `timeout_s`, or until `wake` is called."""
+        ...
+
+    def wake(self) -> None:
+        """End a `poll` that waits. The only method that another thread may call."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is in flight, then let go of the file. Idempotent."""
+        ...
