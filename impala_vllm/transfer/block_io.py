@@ -45,17 +45,38 @@ class BlockIo(Protocol):
         ...
 
     def submit(self, ops: Sequence[Op]) -> None:
-        """Start the ops, in any order. Never waits for the disk. Raises ValueError, starting none, on a misaligned op."""
+        """Start the ops, in any order. Never waits for the disk.
+
+        Raises ValueError, starting none, on a misaligned op, a buffer with gaps, one to read into that is read-only,
+        and on a closed engine.
+        """
         ...
 
     def poll(self, timeout_s: float = 0.0) -> list[Completion]:
-        """Completions since the last call; waits for the first one up to `timeout_s`, or until `wake` is called."""
+        """Completions since the last call; waits for the first one up to `timeout_s`, or until `wake` is called.
+
+        Raises ValueError on a closed engine.
+        """
         ...
 
     def wake(self) -> None:
-        """End a `poll` that waits. The only method that another thread may call."""
+        """End a `poll` that waits, or the next one that would. The only method that another thread may call.
+
+        Does nothing on a closed engine.
+        """
         ...
 
     def close(self) -> None:
-        """Wait for what is in flight, then let go of the file. Idempotent."""
+        """Wait for what is in flight, then let go of the file; completions not polled by then are lost. Idempotent."""
         ...
+
+
+def open_block_io(fd: int, max_in_flight: int = 16) -> BlockIo:
+    """The best engine at hand for an open file: io_uring where kernel and installation have it, else threads.
+
+    It moves data past the page cache where the descriptor does (`alignment.use_direct`), and keeps a duplicate of the
+    descriptor. `max_in_flight` is a hint; more ops than that queue up.
+    """
+    from impala_vllm.transfer.thread_pool_io import ThreadPoolIo
+
+    return ThreadPoolIo(fd, num_threads=min(8, max_in_flight))

@@ -1,0 +1,310 @@
+"""Runs jobs on a slab: starts their items in order, under caps and a breaker, and verifies what is read.
+
+Single-threaded: `step` does what is due, and waits for the disk no longer than until something else is. The thread
+around it, and the side that the engine sees, are in nvme_store.py.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+
+from impala_vllm.transfer.block_io import BlockIo, Completion
+from impala_vllm.transfer.breaker import Breaker
+from impala_vllm.transfer.counters import Counters
+from impala_vllm.transfer.flights import Flight, Flights
+from impala_vllm.transfer.jobs import Item, Job, JobQueue, Result
+from impala_vllm.transfer.limits import Limits
+from impala_vllm.transfer.messages import Drain, Forget, Hasten, Message, Withdraw
+from impala_vllm.transfer.probe import PROBE_TOKEN, Probe
+from impala_vllm.transfer.slab import Slab
+
+logger = logging.getLogger("vllm.impala")
+
+_SAVE_WEAR_EVERY_S = 1.0
+
+
+class Coordinator:
+    """Owns slab and engine. Other threads may use `inbox` and `results`, and read the public numbers."""
+
+    def __init__(
+        self, slab: Slab, io: BlockIo, limits: Limits, clock: Callable[[], float], today: Callable[[], int]
+    ) -> None:
+        self.inbox: deque[Message] = deque()
+        self.results: deque[Result] = deque()
+        self.counters = Counters()
+        self.breaker = Breaker(limits.max_consecutive_errors, limits.cooldown_s, limits.max_cooldown_s)
+        self.flights = Flights(io, limits, clock())
+        self.busy_since_s: float | None = None
+        """Since when `step` has done something else than wait for ops: on a bad disk index I/O hangs as well."""
+        self.oldest_read_s: float | None = None
+        """When the oldest read at the disk started."""
+        self._slab, self._io, self._limits, self._clock, self._today = slab, io, limits, clock, today
+        self._probe = Probe(io, slab.probe_offset_bytes)
+        self._queue = JobQueue()
+        self._jobs: dict[int, Job] = {}
+        self._void_below: dict[int | None, int] = {}
+        """Serials below which a slot's jobs, or all jobs (None), are void."""
+        self._drains: list[Drain] = []
+        self._save_wear_s: float | None = None
+
+    def step(self, max_wait_s: float = 60.0) -> None:
+        """Take messages, start what may start, wait until an op ends or something is due, and finish what ended."""
+        now = self.busy_since_s = self._clock()
+        self._take_all(now)
+        self._check_stuck(now)
+        self._start(now)
+        self._save_wear(now)
+        self._answer_drains()
+        self.oldest_read_s = self.flights.oldest_read_s()
+        wait_s = min(max_wait_s, self._idle_s(now))
+        self.busy_since_s = None
+        completions = self._io.poll(wait_s)
+        now = self.busy_since_s = self._clock()
+        for completion in completions:
+            self._finish(completion, now)
+        self.oldest_read_s = self.flights.oldest_read_s()
+        self.busy_since_s = None
+
+    def stop(self) -> None:
+        """Withdraw what has not started, wait for the rest, close engine and slab."""
+        self.breaker.kill()
+        self._take_all(self._clock())
+        self._withdraw_all()
+        while self._io.num_in_flight:
+            self.step()
+        self._close()
+
+    def die(self) -> None:
+        """After an exception: wait for the disk, then give every job back as failed or untried.
+
+        Raises what closing the engine raises. What was at the disk is then not given back: the disk may still use it.
+        """
+        self.breaker.kill()
+        self._withdraw_all()
+        self._io.close()
+        for job in list(self._jobs.values()):
+            job.give_up()
+            self._settle(job)
+        self._close()
+
+    def refuse_inbox(self) -> None:
+        """Give the inbox's jobs back as untried. For any thread, once nobody steps any more."""
+        while True:
+            try:
+                message = self.inbox.popleft()
+            except IndexError:
+                return
+            if isinstance(message, Job):
+                message.is_withdrawn = True
+                self.results.append(message.result(self._clock()))
+            elif isinstance(message, Drain):
+                message.is_empty.set()
+
+    def _take_all(self, now: float) -> None:
+        while self.inbox:
+            self._take(self.inbox.popleft(), now)
+
+    def _take(self, message: Message, now: float) -> None:
+        match message:
+            case Job():
+                message.is_withdrawn |= self.breaker.is_open
+                self._jobs[message.job_id] = message
+                self._queue.add(message)
+                self._settle(message)
+            case Withdraw(job_id):
+                if job_id in self._jobs:
+                    self._settle(self._jobs[job_id])
+            case Hasten(job_id):
+                if job_id in self._jobs:
+                    self._queue.hasten(self._jobs[job_id])
+            case Forget():
+                self._forget(message, now)
+            case Drain():
+                self._drains.append(message)
+                for job in list(self._queue.waiting()):
+                    if job.not_before_s is not None and job.not_before_s > now:
+                        self._withdraw(job)
+
+    def _forget(self, message: Forget, now: float) -> None:
+        self._void_below[message.slot] = message.serial
+        try:
+            if message.slot is None:
+                self._slab.clear()
+            else:
+                self._slab.invalidate(message.slot)
+        except OSError as error:
+            self._note_error(error, True, now)
+
+    def _start(self, now: float) -> None:
+        """Start what order, room, rates and the breaker allow."""
+        if self.breaker.is_open:
+            if not self._io.num_in_flight and self.breaker.probe_in_s(now) <= 0.0:
+                self.breaker.start_probe()
+                self._probe.start()
+            return
+        while not self.breaker.is_open and (job := self._next_job(now)) is not None:
+            self._begin(job, now)
+        for refusal in self.flights.launch():
+            self._finish(refusal, now)
+        if not self._jobs:
+            self._void_below.clear()
+
+    def _next_job(self, now: float) -> Job | None:
+        """The job whose next item is to start now. Writes wait for no read that cannot start itself."""
+        for job in (self._queue.next_read(now), self._queue.next_write()):
+            if job is not None and self.flights.has_room(job) and self.flights.ready_in_s(job.is_write, now) <= 0.0:
+                return job
+        return None
+
+    def _begin(self, job: Job, now: float) -> None:
+        item = job.items[job.num_started]
+        job.begin(now)
+        record = self._slab.record(item.slot)
+        if self._is_void(job, item.slot):
+            self._end(job, item, False)
+            return
+        if job.is_write:
+            try:
+                self._slab.invalidate(item.slot)
+            except OSError as error:
+                self._note_error(error, True, now)
+                self._end(job, item, False)
+                return
+            record = None
+        elif record is None or record.key != item.key or record.length != item.buffer.nbytes:
+            self.counters.num_key_mismatches += 1
+            self._end(job, item, False)
+            return
+        self.flights.board(job, item, record, self._slab.offset_bytes(item.slot), now)
+
+    def _finish(self, completion: Completion, now: float) -> None:
+        if completion.token == PROBE_TOKEN:
+            is_well = self._probe.land(completion)
+            if is_well is not None:
+                self.breaker.end_probe(is_well, now)
+                if is_well:
+                    logger.info("%s: the disk works again", self._slab.path)
+            return
+        flight = self.flights.land(completion, now)
+        finish = self._finish_write if flight.job.is_write else self._finish_read
+        try:
+            is_done = finish(flight, completion, now)
+        except OSError as error:
+            is_done = False
+            self._note_error(error, flight.job.is_write, now)
+        self._end(flight.job, flight.item, is_done)
+
+    def _finish_write(self, flight: Flight, completion: Completion, now: float) -> bool:
+        item = flight.item
+        self._slab.add_written(item.buffer.nbytes, self._today())
+        if self._save_wear_s is None:
+            self._save_wear_s = now + _SAVE_WEAR_EVERY_S
+        if completion.error is not None:
+            raise completion.error
+        assert completion.checksum is not None
+        if self._is_void(flight.job, item.slot):
+            return False
+        self._slab.commit(item.slot, item.key, item.buffer.nbytes, completion.checksum)
+        self.breaker.succeed()
+        self.counters.num_writes += 1
+        self.counters.write_bytes += item.buffer.nbytes
+        return True
+
+    def _finish_read(self, flight: Flight, completion: Completion, now: float) -> bool:
+        item, record = flight.item, flight.record
+        assert record is not None
+        if completion.error is None and completion.checksum == record.checksum:
+            self.breaker.succeed()
+            if self._is_void(flight.job, item.slot):
+                return False
+            self.counters.num_reads += 1
+            self.counters.read_bytes += item.buffer.nbytes
+            return True
+        if self._slab.record(item.slot) == record:
+            self._slab.invalidate(item.slot)
+        if completion.error is not None:
+            raise completion.error
+        self.counters.num_checksum_failures += 1
+        if self.counters.num_checksum_failures == 1:
+            logger.warning("%s: slot %d held other bytes than were written; dropped", self._slab.path, item.slot)
+        self._trouble(now, "wrong checksums")
+        return False
+
+    def _end(self, job: Job, item: Item, is_done: bool) -> None:
+        job.end(item, is_done, self._clock())
+        self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        """Give the job back if nothing of it is left to do."""
+        if not job.has_waiting and not job.num_in_flight:
+            del self._jobs[job.job_id]
+            self.results.append(job.result(self._clock()))
+            job.items = ()  # it may stay in the queue for a while, its buffers must not
+
+    def _is_void(self, job: Job, slot: int) -> bool:
+        return job.serial < max(self._void_below.get(slot, 0), self._void_below.get(None, 0))
+
+    def _withdraw(self, job: Job) -> None:
+        job.is_withdrawn = True
+        self._settle(job)
+
+    def _withdraw_all(self) -> None:
+        for job in list(self._jobs.values()):
+            self._withdraw(job)
+
+    def _check_stuck(self, now: float) -> None:
+        oldest_s = self.flights.oldest_read_s()
+        if oldest_s is not None and now - oldest_s >= self._limits.stuck_s and self.breaker.trip(now):
+            self._note_trip(f"no answer to a read for {now - oldest_s:.1f} s")
+
+    def _note_error(self, error: OSError, is_write: bool, now: float) -> None:
+        if is_write:
+            self.counters.num_write_errors += 1
+        else:
+            self.counters.num_read_errors += 1
+        self._trouble(now, str(error))
+
+    def _trouble(self, now: float, why: str) -> None:
+        if self.breaker.fail(now):
+            self._note_trip(why)
+
+    def _note_trip(self, why: str) -> None:
+        logger.error("%s: the disk is left alone for a while: %s", self._slab.path, why)
+        self._withdraw_all()
+
+    def _idle_s(self, now: float) -> float:
+        """Seconds until something is due that no completion and no message announces."""
+        due_s = self._save_wear_s if self._save_wear_s is not None else math.inf
+        if self.breaker.is_open:
+            in_s = math.inf if self._io.num_in_flight else self.breaker.probe_in_s(now)
+            return max(0.0, min(in_s, due_s - now))
+        recall_s, oldest_s = self._queue.next_due_s(), self.flights.oldest_read_s()
+        if recall_s is not None and recall_s > now:
+            due_s = min(due_s, recall_s)
+        if oldest_s is not None:
+            due_s = min(due_s, oldest_s + self._limits.stuck_s)
+        for job in (self._queue.next_read(now), self._queue.next_write()):
+            if job is not None and self.flights.has_room(job):
+                due_s = min(due_s, now + self.flights.ready_in_s(job.is_write, now))
+        return max(0.0, due_s - now)
+
+    def _save_wear(self, now: float) -> None:
+        if self._save_wear_s is not None and now >= self._save_wear_s:
+            self._save_wear_s = None
+            try:
+                self._slab.save_wear()
+            except OSError as error:
+                self._note_error(error, True, now)
+
+    def _answer_drains(self) -> None:
+        if self._drains and not self._jobs:
+            for drain in self._drains:
+                drain.is_empty.set()
+            self._drains.clear()
+
+    def _close(self) -> None:
+        self._io.close()
+        self._slab.close()
+        self._answer_drains()
+        self.refuse_inbox()

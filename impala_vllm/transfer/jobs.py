@@ -1,0 +1,166 @@
+"""Jobs of the NVMe store and the order in which their items start. Pure: `now` is an argument."""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Item(NamedTuple):
+    """One key's data and its place."""
+
+    key: bytes
+    slot: int
+    buffer: memoryview
+    """At most a slot's bytes; a multiple of the engine's alignment in address and length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job; every key is in one of the three."""
+
+    job_id: int
+    is_write: bool
+    done_keys: tuple[bytes, ...]
+    """Written, or read and verified."""
+    failed_keys: tuple[bytes, ...]
+    """Tried in vain: the slot no longer holds the key."""
+    untried_keys: tuple[bytes, ...]
+    """Not tried, by `cancel`, `clear`, an open breaker or the end: the slot holds what it held."""
+    num_bytes: int
+    """Moved for `done_keys`."""
+    seconds: float
+    """From the first item's start to the last one's end; 0.0 when none was tried."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a part of it was not tried."""
+        return bool(self.untried_keys)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job on its way. Written by the coordinator, but for `is_withdrawn`; the engine's thread reads numbers."""
+
+    job_id: int
+    is_write: bool
+    items: Sequence[Item]
+    not_before_s: float | None
+    submitted_s: float
+    staged_bytes: int = 0
+    """Data of a write, which counts against the staging budget until its result is polled."""
+    serial: int = 0
+    """Place among all that was submitted, `forget` included."""
+    is_withdrawn: bool = False
+    """What has not started is not to start."""
+    num_started: int = 0
+    num_in_flight: int = 0
+    started_s: float = 0.0
+    progress_s: float = 0.0
+    """When an item last started or ended."""
+    num_bytes: int = 0
+    done_keys: list[bytes] = field(default_factory=list)
+    failed_keys: list[bytes] = field(default_factory=list)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether an item is still to start."""
+        return self.num_started < len(self.items) and not self.is_withdrawn
+
+    def begin(self, now: float) -> None:
+        """The next item starts."""
+        if not self.num_started:
+            self.started_s = now
+        self.num_started += 1
+        self.num_in_flight += 1
+        self.progress_s = now
+
+    def end(self, item: Item, is_done: bool, now: float) -> None:
+        """A started item is over."""
+        self.num_in_flight -= 1
+        self.progress_s = now
+        if is_done:
+            self.num_bytes += item.buffer.nbytes
+        (self.done_keys if is_done else self.failed_keys).append(item.key)
+
+    def give_up(self) -> None:
+        """Whatever started and did not end is over."""
+        ended = {*self.done_keys, *self.failed_keys}
+        self.failed_keys += [item.key for item in self.items[: self.num_started] if item.key not in ended]
+        self.num_in_flight = 0
+
+    def result(self, now: float) -> Result:
+        """What became of it, nothing being in flight."""
+        assert not self.num_in_flight
+        return Result(
+            self.job_id,
+            self.is_write,
+            tuple(self.done_keys),
+            tuple(self.failed_keys),
+            tuple(item.key for item in self.items[self.num_started :]),
+            self.num_bytes,
+            now - self.started_s if self.num_started else 0.0,
+        )
+
+
+class JobQueue:
+    """Jobs with items to start: reads that somebody waits for, then recalls whose time has come, then writes.
+
+    A job leaves by itself when its last item has started or it is withdrawn.
+    """
+
+    def __init__(self) -> None:
+        self._urgent: deque[Job] = deque()
+        self._recalls: list[tuple[float, int, Job]] = []
+        self._writes: deque[Job] = deque()
+
+    def add(self, job: Job) -> None:
+        """O(log recalls)."""
+        if job.is_write:
+            self._writes.append(job)
+        elif job.not_before_s is None:
+            self._urgent.append(job)
+        else:
+            heapq.heappush(self._recalls, (job.not_before_s, job.serial, job))
+
+    def hasten(self, job: Job) -> None:
+        """Somebody waits for this recall now. No-op for other jobs."""
+        if job.not_before_s is not None and job.has_waiting:
+            job.not_before_s = None
+            self._urgent.append(job)
+
+    def next_read(self, now: float) -> Job | None:
+        """The job whose next item is the next read to start; it stays in the queue."""
+        while self._urgent and not self._urgent[0].has_waiting:
+            self._urgent.popleft()
+        if self._urgent:
+            return self._urgent[0]
+        due_s = self.next_due_s()
+        return self._recalls[0][2] if due_s is not None and due_s <= now else None
+
+    def next_write(self) -> Job | None:
+        """The job whose next item is the next write to start; it stays in the queue."""
+        while self._writes and not self._writes[0].has_waiting:
+            self._writes.popleft()
+        return self._writes[0] if self._writes else None
+
+    def next_due_s(self) -> float | None:
+        """When the next recall may start."""
+        while self._recalls and (self._recalls[0][2].not_before_s is None or not self._recalls[0][2].has_waiting):
+            heapq.heappop(self._recalls)
+        return self._recalls[0][0] if self._recalls else None
+
+    def waiting(self) -> Iterator[Job]:
+        """Every job with items to start, in no particular order."""
+        for job in (*self._urgent, *self._writes):
+            if job.has_waiting:
+                yield job
+        for _, _, job in self._recalls:
+            if job.has_waiting and job.not_before_s is not None:
+                yield job
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no job has items to start."""
+        return next(self.waiting(), None) is None
