@@ -6,7 +6,7 @@ from impala_vllm.transfer.block_io import BlockIo, Completion, Op
 from impala_vllm.transfer.jobs import Item, Job
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.rate import Meter, TokenBucket
-from impala_vllm.transfer.slab_index import Record
+from impala_vllm.transfer.slab_records import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from impala_vllm.transfer.jobs import Item, Job, Result
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.messages import Drain, Forget, Hasten, Message, Withdraw
 from impala_vllm.transfer.slab import Slab
-from impala_vllm.transfer.slab_index import MAX_KEY_BYTES
+from impala_vllm.transfer.slab_records import MAX_KEY_BYTES
 
 logger = logging.getLogger("vllm.impala")
 

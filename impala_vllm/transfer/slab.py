@@ -11,27 +11,21 @@ import fcntl
 import logging
 import os
 import time
-from array import array
 from pathlib import Path
 
 from impala_vllm.transfer.alignment import DIRECT_ALIGNMENT_BYTES, use_direct
-from impala_vllm.transfer.slab_index import (
-    EMPTY_RECORD,
+from impala_vllm.transfer.slab_header import (
     HEADER_BYTES,
-    RECORD_BYTES,
+    WEAR_OFFSET_BYTES,
     Layout,
-    Record,
     Wear,
-    decode_records,
     decode_wear,
     difference,
     encode_header,
-    encode_record,
     encode_wear,
     namespace_digest,
-    record_offset,
-    wear_offset,
 )
+from impala_vllm.transfer.slab_records import EMPTY_RECORD, RECORD_BYTES, Record, Records, record_offset
 
 logger = logging.getLogger("vllm.impala")
 
@@ -81,12 +75,10 @@ class Slab:
         """Time that reading the index took at open."""
         self.wear = Wear()
         self._layout = layout
-        self._seed = layout.seed
+        self._records = Records(layout.num_slots, layout.seed)
         self._index_fd = index_fd
-        self._next_sequence = 1
         self._is_wear_saved = True
         self._is_closed = False
-        self._forget_all()
 
     @classmethod
     def open(
@@ -139,29 +131,29 @@ class Slab:
 
     def record(self, slot: int) -> Record | None:
         """What the slot holds; None: nothing."""
-        key = self._keys[slot]
-        return None if key is None else Record(key, self._lengths[slot], self._checksums[slot], self._sequences[slot])
+        return self._records.get(slot)
 
     def invalidate(self, slot: int) -> None:
         """Forget what the slot holds; to be called before its data is overwritten. Raises OSError."""
-        if self._keys[slot] is not None:
-            self._keys[slot] = None
+        if self._records.drop(slot):
             _write(self._index_fd, EMPTY_RECORD, record_offset(slot))
 
     def commit(self, slot: int, key: bytes, length: int, checksum: int) -> None:
         """Note what the slot holds, its data being written. Raises OSError; the slot then holds nothing."""
-        assert self._keys[slot] is None
+        assert self._records.get(slot) is None
         assert length <= self.slot_bytes
-        record = Record(key, length, checksum, self._next_sequence)
-        self._next_sequence += 1
-        _write(self._index_fd, encode_record(record, slot, self._seed), record_offset(slot))
-        self._remember(slot, record)
+        record = self._records.put(slot, key, length, checksum)
+        try:
+            _write(self._index_fd, record, record_offset(slot))
+        except OSError:
+            self._records.drop(slot)
+            raise
 
     def clear(self) -> None:
         """Forget everything, on disk too. Raises OSError; in memory it is forgotten all the same."""
-        self._forget_all()
+        self._records = Records(self.num_slots, self._layout.seed)
         os.ftruncate(self._index_fd, 0)  # the old records are gone before the new header is valid
-        os.posix_fallocate(self._index_fd, 0, self._layout.index_bytes)
+        os.posix_fallocate(self._index_fd, 0, _index_bytes(self._layout))
         self._is_wear_saved = False
         self.save_wear()
         _write(self._index_fd, encode_header(self._layout), 0)
@@ -176,7 +168,7 @@ class Slab:
         """Write the wear to the index where it changed. Raises OSError."""
         if not self._is_wear_saved:
             self._is_wear_saved = True
-            _write(self._index_fd, encode_wear(self.wear), wear_offset())
+            _write(self._index_fd, encode_wear(self.wear), WEAR_OFFSET_BYTES)
 
     def close(self) -> None:
         """Save the wear and let go of the files; what is not saved then is only a count. Idempotent."""
@@ -196,8 +188,8 @@ class Slab:
         self.dropped = difference(header, self._layout)
         if self.dropped is None and data_bytes != _data_bytes(self._layout):
             self.dropped = f"its data file is {data_bytes} bytes, not {_data_bytes(self._layout)}"
-        if self.dropped is None and index_bytes != self._layout.index_bytes:
-            self.dropped = f"its index file is {index_bytes} bytes, not {self._layout.index_bytes}"
+        if self.dropped is None and index_bytes != _index_bytes(self._layout):
+            self.dropped = f"its index file is {index_bytes} bytes, not {_index_bytes(self._layout)}"
         if self.dropped is None:
             self._scan()
             return
@@ -212,6 +204,7 @@ class Slab:
         os.ftruncate(self._index_fd, 0)
         try:
             os.ftruncate(self.fd, min(os.fstat(self.fd).st_size, _data_bytes(self._layout)))
+            _check_room(self.fd, _data_bytes(self._layout) + _index_bytes(self._layout))
             os.posix_fallocate(self.fd, 0, _data_bytes(self._layout))
             self.clear()
         except OSError:
@@ -222,53 +215,31 @@ class Slab:
     def _scan(self) -> None:
         """Read every record; on disk, drop those that are torn or that a later write of their key made stale."""
         started_s = time.monotonic()
-        slot_of: dict[bytes, int] = {}
-        stale: list[int] = []
+        empty = bytes(_SCAN_RECORDS * RECORD_BYTES)
+        torn: list[int] = []
         for first in range(0, self.num_slots, _SCAN_RECORDS):
             num_bytes = min(_SCAN_RECORDS, self.num_slots - first) * RECORD_BYTES
             chunk = os.pread(self._index_fd, num_bytes, record_offset(first))
             if len(chunk) != num_bytes:
                 raise OSError(errno.EIO, "the index file is shorter than it was")
-            if chunk.count(0) == num_bytes:
-                continue
-            for slot, record in decode_records(chunk, first, self._seed):
-                if record is None:
-                    self.num_torn += 1
-                    stale.append(slot)
-                    continue
-                self._remember(slot, record)
-                other = slot_of.setdefault(record.key, slot)
-                if other != slot:
-                    if self._sequences[other] < record.sequence:
-                        slot_of[record.key], other = slot, other
-                    else:
-                        other = slot
-                    self._keys[other] = None
-                    stale.append(other)
-        for slot in stale:
+            if chunk != empty:
+                torn += self._records.load(chunk, first)
+        self.recovered, stale = self._records.by_key()
+        for slot in (*torn, *stale):
             _write(self._index_fd, EMPTY_RECORD, record_offset(slot))
-        sequences = self._sequences
-        self._next_sequence = max(sequences, default=0) + 1
-        self.recovered = dict(sorted(slot_of.items(), key=lambda item: sequences[item[1]]))
-        self.scan_s = time.monotonic() - started_s
-        if self.num_torn:
+        self.num_torn = len(torn)
+        if torn:
             logger.warning("%s: dropped %d damaged records", self.path, self.num_torn)
-
-    def _remember(self, slot: int, record: Record) -> None:
-        self._keys[slot], self._lengths[slot] = record.key, record.length
-        self._checksums[slot], self._sequences[slot] = record.checksum, record.sequence
-
-    def _forget_all(self) -> None:
-        # Columns: half a million slots take 14 MB beside their keys.
-        self._keys: list[bytes | None] = [None] * self.num_slots
-        self._lengths = array("I", bytes(4 * self.num_slots))
-        self._checksums = array("Q", bytes(8 * self.num_slots))
-        self._sequences = array("Q", bytes(8 * self.num_slots))
+        self.scan_s = time.monotonic() - started_s
 
 
 def _data_bytes(layout: Layout) -> int:
     blocks = -(-layout.num_slots * layout.slot_bytes // DIRECT_ALIGNMENT_BYTES)
     return blocks * DIRECT_ALIGNMENT_BYTES + PROBE_BYTES
+
+
+def _index_bytes(layout: Layout) -> int:
+    return HEADER_BYTES + layout.num_slots * RECORD_BYTES
 
 
 def _open(path: Path) -> int:
@@ -281,6 +252,14 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SlabError(f"{path} is in use by another process: give every server a directory of its own") from None
+
+
+def _check_room(fd: int, num_bytes: int) -> None:
+    """Raise OSError where the file cannot grow to this size, before other users of the disk notice."""
+    disk = os.fstatvfs(fd)
+    room = disk.f_bavail * disk.f_frsize + os.fstat(fd).st_blocks * 512
+    if disk.f_blocks and num_bytes > room:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {room} bytes are free")
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:
