@@ -49,6 +49,7 @@ class Meter:
         self._since_s = 0.0
         self._busy_s = 0.0
         self._num_bytes = 0
+        self._is_first = True
 
     def start(self, now: float) -> None:
         """An op is in flight."""
@@ -64,8 +65,12 @@ class Meter:
         self._num_bytes += num_bytes
         if self._busy_s <= 0.0 or not self._num_bytes:
             return
-        if self.bytes_per_s is None:
-            self.bytes_per_s = self._num_bytes / self._busy_s  # not a whole window, but better than nothing
-        elif self._busy_s >= self._window_s:
-            self.bytes_per_s += self._weight * (self._num_bytes / self._busy_s - self.bytes_per_s)
+        sample = self._num_bytes / self._busy_s
+        is_whole = self._busy_s >= self._window_s
+        if self.bytes_per_s is None or self._is_first:
+            self.bytes_per_s = sample  # not a whole window yet, but better than nothing
+            self._is_first = not is_whole
+        elif is_whole:
+            self.bytes_per_s += self._weight * (sample - self.bytes_per_s)
+        if is_whole:
             self._busy_s, self._num_bytes = 0.0, 0

@@ -52,16 +52,15 @@ class ThreadPoolIo:
 
     def poll(self, timeout_s: float = 0.0) -> list[Completion]:
         self._check_open()
-        done: list[Completion] = []
         try:
-            found = self._done.get(timeout=timeout_s) if timeout_s > 0.0 else self._done.get_nowait()
-            while True:
-                if found is not None:
-                    done.append(found)
-                found = self._done.get_nowait()
+            found = [self._done.get(timeout=timeout_s) if timeout_s > 0.0 else self._done.get_nowait()]
         except Empty:
-            self._num_in_flight -= len(done)
-            return done
+            return []
+        # No more than are there now: whoever wakes all the time must not keep us here.
+        found += [self._done.get_nowait() for _ in range(self._done.qsize())]
+        done = [completion for completion in found if completion is not None]
+        self._num_in_flight -= len(done)
+        return done
 
     def wake(self) -> None:
         self._done.put(None)
