@@ -4,9 +4,12 @@ A wheel built without a compiler has no `impala_vllm._native`; what only native 
 is then unknown, and nothing else changes.
 """
 
+import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,43 @@ def probe_block_io(directory: str | os.PathLike[str]) -> BlockIo:
     found = native.probe_block_io(os.fspath(directory))
     alignment = found.direct_alignment_bytes
     return BlockIo(found.io_uring, alignment is not None, alignment)
+
+
+class UringFile(Protocol):
+    """I/O on one open file by io_uring; `transfer.uring_io` says what the calls do."""
+
+    @property
+    def num_in_flight(self) -> int: ...
+
+    def register_region(self, region: memoryview) -> None: ...
+
+    def submit(self, ops: Iterable[object]) -> None:
+        """Ops have the attributes of `transfer.block_io.Op`."""
+        ...
+
+    def poll(self, timeout_s: float) -> list[tuple[int, int, str, int | None, float]]:
+        """Token, errno or 0, its message, checksum where the build has it and there is no error, seconds."""
+        ...
+
+    def cancel(self, token: int) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_uring_file(fd: int, depth: int, alignment_bytes: int, deadline_s: float | None) -> UringFile:
+    """Raises OSError: ENOSYS without the native module or io_uring, EPERM where it is forbidden."""
+    native = _native()
+    if native is None:
+        raise OSError(errno.ENOSYS, "impala_vllm was built without its native module")
+    return native.UringFile(fd, depth, alignment_bytes, deadline_s)
+
+
+def has_checksum() -> bool:
+    """Whether the native module takes checksums; it was built with libxxhash's header then."""
+    native = _native()
+    return native is not None and native.HAS_CHECKSUM
 
 
 def _native() -> ModuleType | None:

@@ -1,8 +1,6 @@
 #include "block_io_probe.hpp"
 
 #include <fcntl.h>
-#include <linux/io_uring.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,6 +9,9 @@
 #include <memory>
 #include <system_error>
 
+#include "fd.hpp"
+#include "ring.hpp"
+
 namespace impala {
 namespace {
 
@@ -18,28 +19,17 @@ namespace {
 constexpr std::size_t kSmallestAlignment = 512;
 constexpr std::size_t kLargestAlignment = 64 * 1024;
 
-class Fd {
-  public:
-    explicit Fd(int fd) : fd_(fd) {}
-    Fd(const Fd&) = delete;
-    Fd& operator=(const Fd&) = delete;
-    ~Fd() {
-        if (fd_ >= 0) close(fd_);
-    }
-    explicit operator bool() const { return fd_ >= 0; }
-    int get() const { return fd_; }
-
-  private:
-    int fd_;
-};
-
 struct Free {
     void operator()(char* p) const { std::free(p); }
 };
 
 bool can_make_io_uring() {
-    io_uring_params params{};
-    return static_cast<bool>(Fd(static_cast<int>(syscall(__NR_io_uring_setup, 1, &params))));
+    try {
+        Ring(1);
+        return true;
+    } catch (const std::system_error&) {
+        return false;
+    }
 }
 
 // Write and read one run of `alignment` bytes at an address, offset and length that are multiples of it and no more.

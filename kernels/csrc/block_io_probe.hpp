@@ -8,7 +8,7 @@
 namespace impala {
 
 struct BlockIo {
-    // The kernel lets this process make an io_uring (containers often forbid it).
+    // This build can make an io_uring and the kernel lets this process (containers often forbid it).
     bool io_uring = false;
     // Smallest alignment of address, offset and length that an O_DIRECT write and read back accept;
     // empty where the file system refuses O_DIRECT.

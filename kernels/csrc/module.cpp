@@ -7,27 +7,46 @@
 #include <system_error>
 
 #include "block_io_probe.hpp"
+#include "checksum.hpp"
+#include "python_uring_file.hpp"
 
 namespace nb = nanobind;
 
 namespace {
 
 impala::BlockIo probe_block_io(const std::string& directory) {
+    nb::gil_scoped_release unlocked;
+    return impala::probe_block_io(directory);
+}
+
+// OSError(errno, text), which Python turns into the class for that errno.
+void translate(const std::exception_ptr& thrown, void*) {
     try {
-        nb::gil_scoped_release unlocked;
-        return impala::probe_block_io(directory);
+        std::rethrow_exception(thrown);
     } catch (const std::system_error& e) {
-        errno = e.code().value();
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, directory.c_str());
-        throw nb::python_error();
+        nb::object error = nb::handle(PyExc_OSError)(e.code().value(), e.what());
+        PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
     }
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::register_exception_translator(translate);
     nb::class_<impala::BlockIo>(m, "BlockIo")
         .def_ro("io_uring", &impala::BlockIo::io_uring)
         .def_ro("direct_alignment_bytes", &impala::BlockIo::direct_alignment_bytes);
     m.def("probe_block_io", &probe_block_io, nb::arg("directory"));
+
+    m.attr("HAS_CHECKSUM") = impala::has_checksum();
+    nb::class_<PythonUringFile>(m, "UringFile")
+        .def(nb::init<int, unsigned, std::size_t, std::optional<double>>(), nb::arg("fd"), nb::arg("depth"),
+             nb::arg("alignment_bytes"), nb::arg("deadline_s").none())
+        .def_prop_ro("num_in_flight", &PythonUringFile::num_in_flight)
+        .def("register_region", &PythonUringFile::register_region, nb::arg("region"))
+        .def("submit", &PythonUringFile::submit, nb::arg("ops"))
+        .def("poll", &PythonUringFile::poll, nb::arg("timeout_s"))
+        .def("cancel", &PythonUringFile::cancel, nb::arg("token"))
+        .def("wake", &PythonUringFile::wake)
+        .def("close", &PythonUringFile::close);
 }

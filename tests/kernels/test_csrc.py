@@ -1,0 +1,52 @@
+"""The native block I/O code on its own: its C++ tests under sanitizers, and what a bare machine builds."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "kernels" / "csrc"
+NO_IO_URING = 77
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+pytestmark = pytest.mark.skipif(not (COMPILER and shutil.which("cmake")), reason="needs cmake and a C++ compiler")
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_the_native_tests_pass_under_sanitizers(tmp_path: Path, sanitizers: str):
+    if not has(sanitizers, tmp_path):
+        pytest.skip(f"this compiler has no -fsanitize={sanitizers} that runs here")
+    done = run_tests(build(tmp_path, f"-DIMPALA_SANITIZE={sanitizers}"), tmp_path)
+    if done.returncode == NO_IO_URING:
+        pytest.skip(done.stdout.strip())
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stdout + done.stderr
+
+
+def test_without_headers_it_builds_and_says_that_there_is_no_io_uring(tmp_path: Path):
+    done = run_tests(build(tmp_path, "-DIMPALA_HAS_IO_URING=OFF", "-DIMPALA_HAS_XXHASH=OFF"), tmp_path)
+    assert done.returncode == NO_IO_URING
+    assert "built without <linux/io_uring.h>" in done.stdout
+
+
+def has(sanitizers: str, directory: Path) -> bool:
+    """Whether the compiler has them, their runtime is installed, and it can run in this process's surroundings."""
+    source = directory / "empty.cpp"
+    source.write_text("int main() {}")
+    program = directory / "empty"
+    built = subprocess.run([str(COMPILER), f"-fsanitize={sanitizers}", source, "-o", program], capture_output=True)
+    return built.returncode == 0 and subprocess.run([program], capture_output=True).returncode == 0
+
+
+def build(directory: Path, *options: str) -> Path:
+    """The test program."""
+    binaries = directory / "build"
+    flags = ["-DIMPALA_NATIVE_TESTS=ON", "-DCMAKE_CXX_FLAGS=-O1 -g -Werror", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
+    for command in (["-S", SOURCE, "-B", binaries, *flags, *options], ["--build", binaries, "--parallel"]):
+        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return binaries / "block_io_tests"
+
+
+def run_tests(program: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, directory], capture_output=True, text=True)
