@@ -4,9 +4,12 @@ An engine moves whole buffers at given offsets and can take their checksum on th
 of its methods may be called by two at once. Which engine is at hand is decided by `open_block_io`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+logger = logging.getLogger("vllm.impala")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,19 @@ class BlockIo(Protocol):
 
 
 def open_block_io(fd: int, max_in_flight: int = 16) -> BlockIo:
-    """The best engine at hand for an open file: io_uring where kernel and installation have it, else threads.
+    """The best engine at hand for an open file: io_uring where file, kernel and installation allow it, else threads.
 
     It moves data past the page cache where the descriptor does (`alignment.use_direct`), and keeps a duplicate of the
-    descriptor. `max_in_flight` is a hint; more ops than that queue up.
+    descriptor. More ops than `max_in_flight` wait inside it.
     """
+    # The engines import this module for the words it defines.
+    from impala_vllm.transfer.alignment import is_direct
     from impala_vllm.transfer.thread_pool_io import ThreadPoolIo
+    from impala_vllm.transfer.uring_io import UringIo
 
+    if is_direct(fd):  # through the page cache io_uring moves data on kernel threads: no better than ours
+        try:
+            return UringIo(fd, depth=max_in_flight)
+        except (OSError, AttributeError) as error:  # AttributeError: the native module is of an earlier build
+            logger.info("no io_uring for the NVMe tier, threads do its I/O: %s", error)
     return ThreadPoolIo(fd, num_threads=min(8, max_in_flight))

@@ -18,7 +18,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a job; every key is in one of the three."""
+    """What became of a job; every key is in one of the three, in the order in which they ended."""
 
     job_id: int
     is_write: bool

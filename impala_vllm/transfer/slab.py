@@ -34,6 +34,7 @@ PROBE_BYTES = DIRECT_ALIGNMENT_BYTES
 _OVERHEAD_BYTES = HEADER_BYTES + PROBE_BYTES + 2 * DIRECT_ALIGNMENT_BYTES  # both files rounded up to blocks
 _MAX_SLOT_BYTES = 0x7FFFF000  # what Linux moves in one call
 _SCAN_RECORDS = 32768
+_LOCK_RETRY_S = 0.05
 
 _HINTS = {
     errno.ENOSPC: "free some space, lower the NVMe budget or choose another directory",
@@ -90,12 +91,14 @@ class Slab:
         *,
         name: str = "0",
         direct: bool = True,
+        wait_s: float = 10.0,
     ) -> "Slab":
         """Open or make DIRECTORY/impala-NAME.slab and its index; both together take at most `num_bytes`.
 
         `namespace` is everything that makes data differ that has the same key. Contents of another namespace, size or
         format are dropped. `direct=False` keeps the file buffered, for buffers or slots that are not aligned to 4096
-        bytes. Raises SlabError.
+        bytes. A slab in use is waited for up to `wait_s`: the kernel ends the I/O of a killed process after it, and
+        only then lets go of the lock. Raises SlabError.
         """
         assert 0 < slot_bytes <= _MAX_SLOT_BYTES
         num_slots = (num_bytes - _OVERHEAD_BYTES) // (slot_bytes + RECORD_BYTES)
@@ -109,7 +112,7 @@ class Slab:
                 Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
                 fd = _open(path)
                 undo.callback(os.close, fd)
-                _lock(fd, path)
+                _lock(fd, path, wait_s)
                 index_fd = _open(path.with_suffix(".index"))
                 undo.callback(os.close, index_fd)
                 slab = cls(fd, index_fd, path, layout, is_direct=False)
@@ -171,12 +174,13 @@ class Slab:
             _write(self._index_fd, encode_wear(self.wear), WEAR_OFFSET_BYTES)
 
     def close(self) -> None:
-        """Save the wear and let go of the files; what is not saved then is only a count. Idempotent."""
+        """Save the wear and let go of the files, nothing being in flight. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
         with contextlib.suppress(OSError):
             self.save_wear()
+        fcntl.flock(self.fd, fcntl.LOCK_UN)  # duplicates of the descriptor may live on for a moment
         os.close(self._index_fd)
         os.close(self.fd)
 
@@ -246,12 +250,18 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def _lock(fd: int, path: Path) -> None:
+def _lock(fd: int, path: Path, wait_s: float) -> None:
     """Keep the slab to ourselves as long as the open file or a duplicate of it lives."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SlabError(f"{path} is in use by another process: give every server a directory of its own") from None
+    give_up_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= give_up_s:
+                break
+        time.sleep(_LOCK_RETRY_S)
+    raise SlabError(f"{path} is in use by another process: give every server a directory of its own")
 
 
 def _check_room(fd: int, num_bytes: int) -> None:

@@ -324,6 +324,16 @@ def test_a_slot_is_never_written_beside_another_op_on_it(make):
     assert rig.coordinator.counters.num_checksum_failures == 0
 
 
+def test_a_read_of_what_is_just_being_written_waits_for_it(make):
+    rig = make()
+    rig.disk.seconds = lambda op: 3.0 if op.is_write else 0.001
+    rig.submit(1, True, [1])
+    rig.step(0.0)
+    rig.submit(2, False, [1])
+    rig.finish(1, 2)
+    assert rig.results[2].done_keys == (key_of(1),)
+
+
 def test_an_error_run_opens_the_breaker_and_gives_the_rest_back(make):
     rig = make(max_in_flight=1, max_consecutive_errors=3)
     rig.written(range(10))

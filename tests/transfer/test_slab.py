@@ -6,6 +6,7 @@ import random
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -205,14 +206,36 @@ def test_noise_in_the_index_never_makes_a_record_up(tmp_path: Path, seed: int, l
 def test_a_second_opener_is_told_and_the_first_not_disturbed(tmp_path: Path):
     slab = opened(tmp_path)
     with pytest.raises(SlabError, match=r"impala-0\.slab is in use .*directory of its own"):
-        opened(tmp_path)
+        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0)
     with pytest.raises(SlabError, match="in use"):
-        opened(tmp_path, namespace="b")
+        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "b", wait_s=0.0)
     slab.commit(1, b"key", 10, 20)
     slab.close()
     slab = opened(tmp_path)
     assert slab.recovered == {b"key": 1}
     slab.close()
+
+
+def test_a_slab_that_is_given_up_while_it_is_waited_for_is_opened(tmp_path: Path):
+    first = opened(tmp_path)
+    first.commit(1, b"key", 10, 20)
+    found: list[Slab] = []
+    waiter = threading.Thread(
+        target=lambda: found.append(Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=60))
+    )
+    waiter.start()
+    first.close()
+    waiter.join()
+    assert found[0].recovered == {b"key": 1}
+    found[0].close()
+
+
+def test_a_closed_slab_is_free_though_a_duplicate_of_its_descriptor_lives(tmp_path: Path):
+    slab = opened(tmp_path)
+    duplicate = os.dup(slab.fd)
+    slab.close()
+    Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0).close()
+    os.close(duplicate)
 
 
 def test_slabs_of_two_names_share_a_directory(tmp_path: Path):
@@ -238,7 +261,7 @@ def test_the_lock_goes_with_the_process(tmp_path: Path):
     assert child.stdout is not None
     assert child.stdout.readline() == "open\n"
     with pytest.raises(SlabError, match="in use"):
-        opened(tmp_path)
+        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0)
     child.kill()
     child.communicate()
     slab = opened(tmp_path)
