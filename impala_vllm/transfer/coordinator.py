@@ -134,6 +134,8 @@ class Coordinator:
             else:
                 self._slab.invalidate(message.slot)
         except OSError as error:
+            what = "its contents" if message.slot is None else f"slot {message.slot}"
+            logger.error("%s: cannot forget %s, a restart may bring it back: %s", self._slab.path, what, error)
             self._note_error(error, True, now)
 
     def _start(self, now: float) -> None:

@@ -36,9 +36,6 @@ class Flights:
         """By slot: its readers, or -1 for a writer, which is alone."""
         self._next_token = 1
 
-    def __len__(self) -> int:
-        return len(self._flights)
-
     def has_room(self, job: Job) -> bool:
         """Whether bounds and slots let the job's next item start, rates aside. If not, a `land` changes that."""
         num_at_slot = self._num_at.get(job.items[job.num_started].slot, 0)

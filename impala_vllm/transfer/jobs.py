@@ -159,8 +159,3 @@ class JobQueue:
         for _, _, job in self._recalls:
             if job.has_waiting and job.not_before_s is not None:
                 yield job
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no job has items to start."""
-        return next(self.waiting(), None) is None

@@ -311,6 +311,24 @@ def test_clearing_voids_what_is_under_way(make):
     assert [slot for slot in range(30) if rig.slab.record(slot) is not None] == [20]
 
 
+def test_what_cannot_be_forgotten_on_disk_is_said_and_forgotten_here(make, caplog: pytest.LogCaptureFixture):
+    rig = make()
+    rig.written(range(3))
+    index_fd = rig.slab._index_fd
+    rig.slab._index_fd = os.open(rig.slab.path.with_suffix(".index"), os.O_RDONLY)
+    rig.forget(1)
+    rig.step(0.0)
+    rig.forget(None)
+    rig.submit(1, False, range(3))
+    rig.finish(1)
+    os.close(rig.slab._index_fd)
+    rig.slab._index_fd = index_fd
+    assert rig.results[1].failed_keys == tuple(key_of(slot) for slot in range(3))
+    assert rig.coordinator.counters.num_write_errors == 2
+    assert "cannot forget slot 1, a restart may bring it back" in caplog.text
+    assert "cannot forget its contents" in caplog.text
+
+
 def test_a_slot_is_never_written_beside_another_op_on_it(make):
     rig = make()
     rig.written(range(4))

@@ -40,7 +40,7 @@ def test_a_hastened_recall_goes_with_the_reads_that_wait():
     queue.hasten(recall)
     queue.hasten(recall)
     assert order(queue, now=0.0) == [2, 1, 1]
-    assert queue.is_empty
+    assert list(queue.waiting()) == []
 
 
 def test_a_read_goes_before_the_rest_of_a_job_under_way():
@@ -60,7 +60,7 @@ def test_a_withdrawn_job_starts_nothing_more():
         queue.add(job)
         job.is_withdrawn = True
     assert order(queue, now=1.0) == []
-    assert queue.is_empty
+    assert list(queue.waiting()) == []
 
 
 def test_every_key_is_in_one_list_of_the_result():
