@@ -20,6 +20,7 @@ from impala_vllm.core.admission import AdmissionConfig
 from impala_vllm.core.cost import CostConfig
 from impala_vllm.core.gaps import GapConfig
 from impala_vllm.core.identity.config import IdentityConfig
+from impala_vllm.core.planner import PlannerConfig
 from impala_vllm.core.rank import RankConfig
 from impala_vllm.core.retention import RetentionConfig
 
@@ -63,12 +64,18 @@ class HealthConfig:
 class TiersConfig:
     """Room below HBM."""
 
-    host_gib: float = 0.0
-    """Host DRAM for KV; 0: HBM only."""
+    host_gib: float | None = None
+    """Host DRAM for KV; 0: HBM only. None: a share of what is free, where KV lives on a device."""
     nvme_path: str | None = None
     """Directory of the KV slab on NVMe; None: no such tier."""
     nvme_gib: float = 0.0
     """Size of that slab; needs `nvme_path`."""
+    host_bytes_per_s: float | None = None
+    """Most that either direction between HBM and host may move; None: what the link gives."""
+    nvme_read_bytes_per_s: float | None = None
+    """Most that is read from NVMe."""
+    nvme_write_bytes_per_s: float | None = None
+    """Most that is written to NVMe: endurance is a budget too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class Config:
     rank: RankConfig = field(default_factory=RankConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     tiers: TiersConfig = field(default_factory=TiersConfig)
@@ -242,7 +250,7 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
         if not 0 < values[name] < float("inf"):
             raise ConfigError(f"{origins.get(name, 'default')}: {name} must be above 0, not {values[name]!r}")
     for name in ("tiers.host_gib", "tiers.nvme_gib"):
-        if not 0 <= values[name] < float("inf"):
+        if values[name] is not None and not 0 <= values[name] < float("inf"):
             raise ConfigError(f"{origins.get(name, 'default')}: {name} must be 0 or more, not {values[name]!r}")
     if config.tiers.nvme_gib > 0 and config.tiers.nvme_path is None:
         where = origins.get("tiers.nvme_gib", "default")
@@ -250,6 +258,12 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     if config.tiers.nvme_path is not None and config.tiers.nvme_gib == 0:
         where = origins.get("tiers.nvme_path", "default")
         raise ConfigError(f"{where}: tiers.nvme_path has no size; add --impala-nvme-gib G")
+    if config.tiers.nvme_path is not None and config.tiers.host_gib == 0:
+        where = origins.get("tiers.host_gib", "default")
+        raise ConfigError(f"{where}: tiers.host_gib 0 leaves NVMe nothing to be read into; give it 1 or more")
+    for name in ("tiers.host_bytes_per_s", "tiers.nvme_read_bytes_per_s", "tiers.nvme_write_bytes_per_s"):
+        if values[name] is not None and not 0 < values[name] < float("inf"):
+            raise ConfigError(f"{origins.get(name, 'default')}: {name} must be above 0, not {values[name]!r}")
 
 
 def _show(value: Any) -> str:

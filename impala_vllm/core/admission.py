@@ -2,8 +2,7 @@
 
 Admission protects the working set that pays: idle KV is kept while its trace will probably be back before
 its recompute would have paid for the wait. A turn is admitted when it fits beside what is kept; an engine
-that runs nothing holds nobody; a turn past its bound is never held. A prefill also lets those finish that will be done
-before it: they would all wait for it otherwise. Bytes are counted in blocks.
+that runs nothing holds nobody; a turn past its bound is never held. Bytes are counted in blocks.
 """
 
 from collections.abc import Sequence
@@ -55,9 +54,13 @@ class Admission:
         self._hold_s = hold_s
         self._cost = cost
 
-    def keeps(self, num_tokens: int, wait_s: float | None) -> bool:
-        """Is this KV worth its room until the trace is back, after a median of `wait_s`? None: it is not expected."""
-        return wait_s is not None and wait_s < self.config.patience * self._cost.prefill_s(num_tokens)
+    def keeps(self, num_tokens: int, wait_s: float | None, back_s: float | None = None) -> bool:
+        """Is this KV worth its room until the trace is back, after a median of `wait_s`? None: it is not expected.
+
+        `back_s`: what it costs to get it back from a tier below; None: it would be computed again.
+        """
+        price_s = self._cost.prefill_s(num_tokens) if back_s is None else back_s
+        return wait_s is not None and wait_s < self.config.patience * price_s
 
     def plan(
         self,
@@ -66,13 +69,11 @@ class Admission:
         free_blocks: int,
         num_running: int,
         now: float,
-        finishing_s: float | None = None,
     ) -> Plan:
         """Admit turns in rank order while they fit beside what is kept. O(admitted + `MAX_PASSED`).
 
         `asking` is in order of rank: preempted turns and those past their bound first, then by priority.
-        `free_blocks` are all blocks no request references, kept ones included. `finishing_s`: all that runs
-        will have ended by then; None where some of it still prefills or it is too much to tell.
+        `free_blocks` are all blocks no request references, kept ones included.
         """
         if not self.config.enabled:
             return Plan(list(asking), 0)
@@ -86,7 +87,7 @@ class Admission:
             if not self._bound_reached(ask.turn, now):
                 if held_priority is not None and ask.turn.priority > held_priority:
                     break  # the client said that the one held comes first
-                if ask.new_blocks > room - ask.own_idle_blocks or self._lets_finish(ask.turn, finishing_s):
+                if ask.new_blocks > room - ask.own_idle_blocks:
                     held_priority = ask.turn.priority if held_priority is None else held_priority
                     num_passed += 1
                     continue
@@ -95,9 +96,6 @@ class Admission:
         if not admitted and asking and num_running == 0:
             admitted.append(asking[0])
         return Plan(admitted, len(asking) - len(admitted))
-
-    def _lets_finish(self, turn: Waiting, finishing_s: float | None) -> bool:
-        return finishing_s is not None and finishing_s < self._cost.prefill_s(turn.prompt_tokens, turn.reach_tokens)
 
     def _bound_reached(self, turn: Waiting, now: float) -> bool:
         return turn.preempted or now - turn.arrived_s >= self._hold_s

@@ -94,12 +94,20 @@ class GapForecast:
 
         `math.inf` where it more likely never resumes; None when it is not silent.
         """
+        return self.quantile_remaining_s(trace_id, 0.5, now)
+
+    def quantile_remaining_s(self, trace_id: TraceId, chance: float, now: float) -> float | None:
+        """Seconds by which a silent trace resumes with this chance, given its silence so far; else as the median."""
         gap = self._gaps.get(trace_id)
         if gap is None:
             return None
         curve = self._fresh_curve(trace_id, gap, now)
         idle_s = max(0.0, now - gap.started_s)
-        return max(0.0, _when(curve, _cumulative(curve, idle_s) + math.log(2.0)) - idle_s)
+        return max(0.0, _when(curve, _cumulative(curve, idle_s) - math.log1p(-chance)) - idle_s)
+
+    def usual_s(self, trace_id: TraceId) -> float:
+        """Median of a gap that the trace has yet to begin, whatever it will call."""
+        return _when(self._curve(trace_id, None), math.log(2.0))
 
     def chance_within(self, trace_id: TraceId, within_s: float, now: float) -> float | None:
         """P(resume within `within_s` | silence so far); None when it is not silent."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.planner import NOTHING, Below, Planner
 from impala_vllm.core.retention import Holding, Retention
 from impala_vllm.core.types import TraceId
 
@@ -24,12 +25,16 @@ FRESH_AT_MOST_S = 10.0
 class IdleKv:
     """The table. Update it when a trace's idle blocks change or its turn comes or goes; O(log traces) each way."""
 
-    def __init__(self, gaps: GapForecast, admission: Admission, retention: Retention) -> None:
+    def __init__(
+        self, gaps: GapForecast, admission: Admission, retention: Retention, planner: Planner | None = None
+    ) -> None:
+        """`planner` prices what tiers below HBM hold; None: there are none."""
         self.kept_blocks = 0
         """Blocks that admission keeps room for."""
         self._gaps = gaps
         self._admission = admission
         self._retention = retention
+        self._planner = planner
         self._rows: dict[TraceId, _Row] = {}
         self._due: list[tuple[float, int, TraceId]] = []
         self._num_judged = 0
@@ -37,18 +42,30 @@ class IdleKv:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def update(self, trace_id: TraceId, num_blocks: int, num_tokens: int, is_waiting: bool, now: float) -> None:
-        """The trace has `num_blocks` of idle KV, of the `num_tokens` a resume asks for. 0 blocks: nothing."""
+    def update(
+        self,
+        trace_id: TraceId,
+        num_blocks: int,
+        num_tokens: int,
+        is_waiting: bool,
+        now: float,
+        below: Below = NOTHING,
+        is_running: bool = False,
+    ) -> None:
+        """The trace has `num_blocks` of idle KV in HBM, of the `num_tokens` a resume asks for, and `below` in tiers.
+
+        `is_waiting`: a turn of it is open; `is_running`: it has begun. Nothing anywhere: its row goes.
+        """
         row = self._rows.get(trace_id)
-        if num_blocks == 0:
+        if num_blocks == 0 and below == NOTHING:
             if row is not None:
                 self._count(row, 0)
                 del self._rows[trace_id]
             return
         if row is None:
             row = self._rows[trace_id] = _Row()
-        row.num_tokens, row.is_waiting = num_tokens, is_waiting
-        row.num_blocks = num_blocks
+        row.num_tokens, row.is_waiting, row.below = num_tokens, is_waiting, below
+        row.num_blocks, row.is_running = num_blocks, is_running
         self._judge(trace_id, row, now)
 
     def refresh(self, now: float) -> None:
@@ -66,6 +83,14 @@ class IdleKv:
         rows = self._rows
         return sorted(traces, key=lambda t: row.value if (row := rows.get(t)) is not None else 0.0)
 
+    def by_worth_in_host(self, traces: Iterable[TraceId]) -> list[TraceId]:
+        """The traces by what their KV in host is worth, cheapest first. O(n log n)."""
+        return sorted(traces, key=lambda t: row.host_value if (row := self._rows.get(t)) is not None else 0.0)
+
+    def by_worth_in_nvme(self, traces: Iterable[TraceId]) -> list[TraceId]:
+        """The same for NVMe."""
+        return sorted(traces, key=lambda t: row.nvme_value if (row := self._rows.get(t)) is not None else 0.0)
+
     def check_invariants(self) -> None:
         """Raise AssertionError if the total is off. O(n), for tests."""
         assert self.kept_blocks == sum(row.kept_blocks for row in self._rows.values())
@@ -75,10 +100,18 @@ class IdleKv:
     def _judge(self, trace_id: TraceId, row: "_Row", now: float) -> None:
         wait_s = self._gaps.median_remaining_s(trace_id, now)
         silent_s = self._gaps.silent_s(trace_id, now)
+        back_s = None
+        if self._planner is not None:
+            back_s = self._planner.back_s(row.num_tokens, row.below)
+            # A turn that runs has its KV in HBM; what lies below is for the turn after it.
+            next_s = self._gaps.usual_s(trace_id) if row.is_running else wait_s
+            is_queued = row.is_waiting and not row.is_running
+            row.host_value = self._planner.worth_in_host(row.num_tokens, row.below, next_s, is_queued)
+            row.nvme_value = self._planner.worth_in_nvme(row.num_tokens, next_s, is_queued)
         row.value = self._retention.value(
-            Holding(row.num_tokens, wait_s, row.is_waiting, None if silent_s is None else now - silent_s)
+            Holding(row.num_tokens, wait_s, row.is_waiting, None if silent_s is None else now - silent_s, back_s)
         )
-        keeps = not row.is_waiting and self._admission.keeps(row.num_tokens, wait_s)
+        keeps = not row.is_waiting and self._admission.keeps(row.num_tokens, wait_s, back_s)
         self._count(row, row.num_blocks if keeps else 0)
         self._num_judged += 1
         row.number = self._num_judged
@@ -94,9 +127,21 @@ class IdleKv:
 
 
 class _Row:
-    __slots__ = ("is_waiting", "kept_blocks", "num_blocks", "num_tokens", "number", "value")
+    __slots__ = (
+        "below",
+        "host_value",
+        "is_running",
+        "is_waiting",
+        "kept_blocks",
+        "num_blocks",
+        "num_tokens",
+        "number",
+        "nvme_value",
+        "value",
+    )
 
     def __init__(self) -> None:
         self.num_blocks = self.num_tokens = self.kept_blocks = self.number = 0
-        self.is_waiting = False
-        self.value = 0.0
+        self.is_waiting = self.is_running = False
+        self.value = self.host_value = self.nvme_value = 0.0
+        self.below = NOTHING

@@ -46,6 +46,8 @@ class Waiting:
     """The client's own; smaller first, and the major key."""
     preempted: bool = False
     """Lost its place in the batch once: never overtaken by a newcomer (repeated recompute otherwise)."""
+    load_s: float = 0.0
+    """Seconds to bring into HBM what of `reach_tokens` lies in a tier below."""
 
 
 def key(turn: Waiting, cost: StepCost, config: RankConfig, now: float) -> Key:
@@ -56,5 +58,6 @@ def key(turn: Waiting, cost: StepCost, config: RankConfig, now: float) -> Key:
         return (LATE, turn.priority, turn.arrived_s, 0.0)
     if not config.enabled:
         return (IN_TIME, turn.priority, turn.arrived_s, 0.0)
-    work_s = cost.prefill_s(turn.prompt_tokens, turn.reach_tokens) + turn.output_tokens * cost.decode_s
+    prefill_s = cost.prefill_s(turn.prompt_tokens, turn.reach_tokens)
+    work_s = turn.load_s + prefill_s + turn.output_tokens * cost.decode_s
     return (IN_TIME, turn.priority, work_s + config.ageing_s_per_s * turn.arrived_s, turn.arrived_s)

@@ -32,6 +32,8 @@ class Holding:
     is_waiting: bool = False
     """Its next turn has arrived and waits."""
     idle_since_s: float | None = None
+    back_s: float | None = None
+    """Seconds to get it back where a tier below has it; None: it would be computed again."""
 
 
 class Retention:
@@ -45,7 +47,8 @@ class Retention:
         """Seconds saved per token and second of waiting; 0 for what nobody will ask for."""
         if not self.config.enabled:
             return holding.idle_since_s or 0.0
-        per_token_s = self._cost.prefill_s(holding.num_tokens) / max(1, holding.num_tokens)
+        back_s = self._cost.prefill_s(holding.num_tokens) if holding.back_s is None else holding.back_s
+        per_token_s = back_s / max(1, holding.num_tokens)
         if holding.is_waiting:
             return per_token_s / SOONEST_S
         if holding.wait_s is None:

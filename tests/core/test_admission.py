@@ -82,12 +82,6 @@ def test_a_turn_held_back_is_not_passed_by_what_the_client_calls_less_urgent() -
     assert admitted(1.0, asks, free=100, running=1) == ["as urgent"]
 
 
-def test_a_prefill_lets_those_finish_that_will_be_done_before_it() -> None:
-    warm = Asking(turn("warm", 1000, reach=990), 2, 31)
-    assert admitted(100.0, [warm, ask("cold", 50)], free=100, running=2, finishing_s=0.5) == ["warm"]
-    assert admitted(100.0, [warm, ask("cold", 50)], free=100, running=2, finishing_s=1.5) == ["warm", "cold"]
-
-
 def test_the_order_of_two_turns_does_not_change_while_they_wait() -> None:
     turns = [turn("longer", 1000, arrived_s=0.0), turn("shorter", 990, arrived_s=10.0)]
     assert order(turns, now=10.0) == order(turns, now=250.0) == ["longer", "shorter"]

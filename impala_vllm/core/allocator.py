@@ -1,0 +1,194 @@
+"""Slots of one tier below HBM: which chunk lies in which, and what may happen to it.
+
+A slot's life is one table, `TRANSITIONS`. Whoever reads a slot pins it; whoever fills one reserves it first. Nothing
+here chooses victims (`core.chains` does) or moves bytes. One writer.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import Enum
+
+Key = bytes
+"""What names a chunk of KV: vLLM's offload key, a block hash and a KV cache group."""
+
+
+class State(Enum):
+    """What a slot holds."""
+
+    FREE = "free"
+    FILLING = "filling"
+    """Reserved; bytes are on their way in and nobody may read them."""
+    READY = "ready"
+    DOOMED = "doomed"
+    """Dropped while bytes still move: the slot is free as soon as they stop."""
+
+
+TRANSITIONS: dict[tuple[State, str], State] = {
+    (State.FREE, "reserve"): State.FILLING,
+    (State.FREE, "restore"): State.READY,
+    (State.FILLING, "commit"): State.READY,
+    (State.FILLING, "abort"): State.FREE,
+    (State.FILLING, "doom"): State.DOOMED,
+    (State.READY, "evict"): State.FREE,
+    (State.READY, "doom"): State.DOOMED,
+    (State.DOOMED, "settle"): State.FREE,
+}
+"""Everything else is a mistake of the caller's and raises AssertionError. Only unpinned slots are evicted."""
+
+
+class Pin:
+    """Keeps chunks from eviction until `release`, which is idempotent."""
+
+    __slots__ = ("_generation", "_pool", "keys", "slots")
+
+    def __init__(self, pool: "SlotPool", keys: Sequence[Key], slots: Sequence[int], generation: int) -> None:
+        self._pool: SlotPool | None = pool
+        self._generation = generation
+        self.keys = keys
+        self.slots = slots
+
+    def release(self) -> None:
+        """The bytes are no longer read."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.unpin(self.slots, self._generation)
+
+
+class SlotPool:
+    """Slots 0 to `num_slots` - 1. Every verb costs O(keys given)."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._slot_of: dict[Key, int] = {}
+        self._state = [State.FREE] * num_slots
+        self._pins = [0] * num_slots
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._generation = 0
+
+    def __len__(self) -> int:
+        """Chunks held, filling ones included."""
+        return len(self._slot_of)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._slot_of
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def keys(self) -> Collection[Key]:
+        """What is held, filling ones included."""
+        return self._slot_of.keys()
+
+    def slot(self, key: Key) -> int | None:
+        """Where the chunk is, or will be once it has been filled."""
+        return self._slot_of.get(key)
+
+    def is_ready(self, key: Key) -> bool:
+        slot = self._slot_of.get(key)
+        return slot is not None and self._state[slot] is State.READY
+
+    def is_filling(self, key: Key) -> bool:
+        slot = self._slot_of.get(key)
+        return slot is not None and self._state[slot] is State.FILLING
+
+    def is_evictable(self, key: Key) -> bool:
+        """Ready and unpinned."""
+        slot = self._slot_of.get(key)
+        return slot is not None and self._state[slot] is State.READY and not self._pins[slot]
+
+    def reserve(self, keys: Sequence[Key]) -> list[int] | None:
+        """Slots to fill, one for each key, none of which may be held yet. None: too few are free, nothing changed."""
+        if len(keys) > len(self._free):
+            return None
+        slots: list[int] = []
+        for key in keys:
+            assert key not in self._slot_of, "a chunk is reserved once"
+            slot = self._free.pop()
+            self._move(slot, "reserve")
+            self._slot_of[key] = slot
+            slots.append(slot)
+        return slots
+
+    def restore(self, slot_of: Mapping[Key, int]) -> None:
+        """These slots are known to hold these chunks, from an index that survived a restart. O(slots), once."""
+        assert not self._slot_of, "only an empty pool is restored"
+        for slot in slot_of.values():
+            self._move(slot, "restore")
+        self._slot_of.update(slot_of)
+        self._free = [slot for slot in self._free if self._state[slot] is State.FREE]
+
+    def commit(self, keys: Iterable[Key]) -> None:
+        """The bytes are there."""
+        for key in keys:
+            self._move(self._slot_of[key], "commit")
+
+    def abort(self, keys: Iterable[Key]) -> None:
+        """The bytes will not come, and nothing writes to the slots any more."""
+        for key in keys:
+            slot = self._slot_of.pop(key)
+            self._move(slot, "abort")
+            self._free.append(slot)
+
+    def evict(self, keys: Sequence[Key]) -> None:
+        """Free the slots of ready, unpinned chunks; all of them or, with an AssertionError, none."""
+        assert all(self.is_evictable(key) for key in keys), "only ready, unpinned chunks are evicted"
+        for key in keys:
+            slot = self._slot_of.pop(key)
+            self._move(slot, "evict")
+            self._free.append(slot)
+
+    def pin(self, keys: Sequence[Key]) -> Pin:
+        """Protect ready chunks while their bytes are read."""
+        slots = [self._slot_of[key] for key in keys]
+        for slot in slots:
+            assert self._state[slot] is State.READY, "only ready chunks are pinned"
+        for slot in slots:
+            self._pins[slot] += 1
+        return Pin(self, keys, slots, self._generation)
+
+    def unpin(self, slots: Sequence[int], generation: int) -> None:
+        """Undo one `pin`; for `Pin.release`."""
+        if generation == self._generation:  # a cleared pool forgot its pins
+            for slot in slots:
+                self._pins[slot] -= 1
+
+    def clear(self, moving: Collection[Key] = ()) -> list[int]:
+        """Forget every chunk. Slots of `moving`, whose bytes are still read or written, are doomed until `settle`.
+
+        Returns the doomed slots. Pins of the time before are void.
+        """
+        doomed: list[int] = []
+        for key, slot in self._slot_of.items():
+            self._pins[slot] = 0
+            if key in moving:
+                self._move(slot, "doom")
+                doomed.append(slot)
+            else:
+                self._move(slot, "abort" if self._state[slot] is State.FILLING else "evict")
+                self._free.append(slot)
+        self._slot_of.clear()
+        self._generation += 1
+        return doomed
+
+    def settle(self, slots: Iterable[int]) -> None:
+        """Nothing moves in these doomed slots any more."""
+        for slot in slots:
+            self._move(slot, "settle")
+            self._free.append(slot)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if slots, states and keys disagree. O(slots), for tests."""
+        held = set(self._slot_of.values())
+        assert len(held) == len(self._slot_of)
+        assert len(set(self._free)) == len(self._free)
+        assert held.isdisjoint(self._free)
+        for slot, state in enumerate(self._state):
+            assert (state is State.FREE) == (slot in self._free)
+            assert (slot in held) == (state in (State.FILLING, State.READY))
+            assert self._pins[slot] >= 0
+            assert state is State.READY or not self._pins[slot]
+
+    def _move(self, slot: int, verb: str) -> None:
+        state = TRANSITIONS.get((self._state[slot], verb))
+        assert state is not None, f"cannot {verb} a slot that is {self._state[slot].value}"
+        self._state[slot] = state

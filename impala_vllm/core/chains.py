@@ -1,0 +1,151 @@
+"""Which chunks of a tier go first: nobody's, then the traces that are worth least, shared stems last.
+
+Every chunk of the tier is in one list: unclaimed (least recently used first), a chain of a trace (its tail goes
+first, so that no island is left), or the stems. What a new turn of the same chain no longer uses is superseded and
+unclaimed at once. Choosing changes nothing. One writer.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+
+from impala_vllm.core.allocator import Key
+from impala_vllm.core.types import TraceId
+
+MAX_CHAINS = 4
+"""Conversations of one trace that are told apart; the one silent longest is released beyond that."""
+
+STEM_SHARE = 0.5
+"""Stems beyond this share of the tier go first, least recently used: what forks once shared adds up."""
+
+_List = dict[Key, None]
+
+
+class Chains:
+    """The lists. `num_chunks` is the tier's size, `worth` orders traces by what their KV is worth, cheapest first."""
+
+    def __init__(self, num_chunks: int, worth: Callable[[Iterable[TraceId]], list[TraceId]]) -> None:
+        self._max_stems = int(STEM_SHARE * num_chunks)
+        self._worth = worth
+        self._home: dict[Key, _List] = {}
+        self._unclaimed: _List = {}
+        self._stems: _List = {}
+        self._chains: dict[TraceId, list[_List]] = {}
+        """The chain used last comes last."""
+        self._of: dict[int, TraceId] = {}
+        """Trace by the identity of its list."""
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._home
+
+    def num_of(self, trace_id: TraceId) -> int:
+        """Chunks that only this trace uses."""
+        return sum(len(chain) for chain in self._chains.get(trace_id, ()))
+
+    def trace_of(self, key: Key) -> TraceId | None:
+        """Whose chunk it is; None: nobody's, or shared."""
+        return self._of.get(id(self._home.get(key)))
+
+    def add(self, keys: Iterable[Key], trace_id: TraceId | None = None) -> None:
+        """Chunks that come into the tier behind what the trace's newest chain has here; nobody's without a trace."""
+        chains = self._chains.get(trace_id) if trace_id is not None else None
+        target = chains[-1] if chains else self._unclaimed
+        for key in keys:
+            self._put(key, target)
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Chunks that left the tier. O(keys)."""
+        for key in keys:
+            home = self._home.pop(key, None)
+            if home is not None:
+                del home[key]
+
+    def use(self, trace_id: TraceId, keys: Sequence[Key], stem: int = 0) -> None:
+        """A turn of the trace goes over `keys`, root first; the first `stem` are shared. Those not here are skipped.
+
+        O(keys). A chain is continued by a turn that goes over the first chunk it calls its own.
+        """
+        chains = self._chains.setdefault(trace_id, [])
+        before = self._continued(chains, keys, stem)
+        chain: _List = {}
+        self._of[id(chain)] = trace_id
+        for index, key in enumerate(keys):
+            home = self._home.get(key)
+            if home is None:
+                continue
+            other = home is not before and self._of.get(id(home), trace_id) != trace_id
+            self._put(key, self._stems if index < stem or home is self._stems or other else chain)
+        for old in [c for c in chains if c is before or not c]:
+            self._let_go(old)
+        chains[:] = [c for c in chains if id(c) in self._of]
+        chains.append(chain)
+        if len(chains) > MAX_CHAINS:
+            self._let_go(chains.pop(0))
+
+    def release(self, trace_id: TraceId) -> None:
+        """The trace is over: what was only its own goes first from now on. O(its chunks)."""
+        for chain in self._chains.pop(trace_id, ()):
+            self._let_go(chain)
+
+    def clear(self) -> None:
+        """The tier is empty."""
+        for held in (self._home, self._unclaimed, self._stems, self._chains, self._of):
+            held.clear()
+
+    def victims(
+        self,
+        num: int,
+        may_go: Callable[[Key], bool],
+        spared: Collection[TraceId] = (),
+        only_cheaper_than: TraceId | None = None,
+    ) -> list[Key]:
+        """The `num` cheapest chunks that `may_go`, best victims first; fewer where there are no more.
+
+        Chunks of traces `spared` stay, and with `only_cheaper_than` all that is worth as much as that trace's or more.
+        O(num + traces log traces + chunks passed over).
+        """
+        return list(islice(filter(may_go, self._in_order(spared, only_cheaper_than)), num))
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if lists and homes disagree. O(chunks), for tests."""
+        lists = [self._unclaimed, self._stems, *(c for chains in self._chains.values() for c in chains)]
+        assert sum(map(len, lists)) == len(self._home)
+        assert all(self._home[key] is held for held in lists for key in held)
+        chains = {id(c): t for t, cs in self._chains.items() for c in cs}
+        assert self._of == chains
+
+    def _in_order(self, spared: Collection[TraceId], limit: TraceId | None) -> Iterator[Key]:
+        surplus = max(0, len(self._stems) - self._max_stems)
+        yield from islice(self._stems, surplus)
+        yield from self._unclaimed
+        traces = dict.fromkeys(self._chains)
+        if limit is not None:
+            traces.setdefault(limit)
+        for trace_id in self._worth(traces):
+            if trace_id == limit:
+                return
+            if trace_id not in spared:
+                for chain in self._chains[trace_id]:
+                    yield from reversed(chain)
+        yield from islice(self._stems, surplus, None)
+
+    def _continued(self, chains: list[_List], keys: Sequence[Key], stem: int) -> _List | None:
+        for key in keys[stem:]:
+            home = self._home.get(key)
+            if home is not None and any(home is chain for chain in chains):
+                return home
+        return None
+
+    def _let_go(self, chain: _List) -> None:
+        for key in reversed(list(chain)):
+            self._put(key, self._unclaimed)
+        del self._of[id(chain)]
+
+    def _put(self, key: Key, target: _List) -> None:
+        home = self._home.get(key)
+        if home is not None:
+            del home[key]
+        target[key] = None
+        self._home[key] = target

@@ -1,0 +1,175 @@
+"""What the tiers below HBM are for, in one price: the seconds it costs to get a trace's KV back.
+
+The same price says what is worth keeping in a tier, what is written to NVMe, what is loaded rather than computed again
+and when a recall has to start. Every rate in it is measured. Decides only; `core.allocator` and `core.chains` hold the
+state, adapters move the bytes.
+"""
+
+import math
+from dataclasses import dataclass
+
+from impala_vllm.core.cost import StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.link import Link, LinkConfig
+from impala_vllm.core.retention import SOONEST_S
+from impala_vllm.core.types import Outcome, TraceId
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerConfig:
+    """Switches for comparison, priors, safety margins."""
+
+    gate_writes: bool = True
+    """Write to NVMe only what will probably be asked for again; off: everything."""
+    recall: bool = True
+    """Bring KV from NVMe to host before the trace is expected back; off: when its turn has arrived."""
+    choose_loads: bool = True
+    """Compute again what a load would bring later; off: load whatever a tier has."""
+    host_bytes_per_s: float = 8e9
+    """Prior of the link between host and HBM."""
+    nvme_bytes_per_s: float = 1e9
+    """Prior of NVMe reads."""
+    min_resume_chance: float = 0.5
+    """Below this a first turn's KV is not written to NVMe: one-shot traffic ends here."""
+    resume_within_s: float = 3600.0
+    """A resume later than this does not count: NVMe has other uses by then."""
+    recall_quantile: float = 0.25
+    """Recall so that the KV is there when this share of resumes has come."""
+    recall_ahead_s: float = 2.0
+    """Recalls due later than this are not looked at yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """Tokens of a trace's KV that tiers below HBM hold, from the root on."""
+
+    host_tokens: int = 0
+    """Leading tokens in host."""
+    nvme_tokens: int = 0
+    """Tokens behind those that NVMe has."""
+    backed_tokens: int = 0
+    """Leading tokens that NVMe has, whatever host holds."""
+
+
+NOTHING = Below()
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is asked for by the turns before one in the queue."""
+
+    compute_s: float = 0.0
+    nvme_tokens: int = 0
+    """To be read from NVMe."""
+
+
+NOBODY = Ahead()
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a turn gets the KV that HBM lacks."""
+
+    host_tokens: int
+    nvme_tokens: int
+    seconds: float
+    """Until its last prompt token could be computed, loads and recompute included."""
+
+
+class Planner:
+    """Prices and decisions. Shares gap forecast and step cost with rank, admission and retention."""
+
+    def __init__(self, gaps: GapForecast, cost: StepCost, bytes_per_token: float, config: PlannerConfig) -> None:
+        self.config = config
+        self.host = Link(LinkConfig(config.host_bytes_per_s))
+        self.nvme = Link(LinkConfig(config.nvme_bytes_per_s))
+        self._gaps = gaps
+        self._cost = cost
+        self._bytes_per_token = bytes_per_token
+
+    def load_s(self, host_tokens: int, nvme_tokens: int) -> float:
+        """To bring so many tokens' KV into HBM, with nothing else on the links."""
+        through_host = (host_tokens + nvme_tokens) * self._bytes_per_token
+        return self.host.seconds(int(through_host)) + self.nvme.seconds(int(nvme_tokens * self._bytes_per_token))
+
+    def back_s(self, num_tokens: int, below: Below = NOTHING) -> float:
+        """What it costs to have `num_tokens` in HBM again, the cheaper way for each tier's part."""
+        best = self._cost.prefill_s(num_tokens)
+        host = min(below.host_tokens, num_tokens)
+        nvme = min(below.nvme_tokens, num_tokens - host)
+        if host:
+            best = min(best, self.load_s(host, 0) + self._cost.prefill_s(num_tokens, host))
+        if nvme:
+            best = min(best, self.load_s(host, nvme) + self._cost.prefill_s(num_tokens, host + nvme))
+        return best
+
+    def host_pays(self) -> bool:
+        """Is a load from host quicker than computing the same tokens?"""
+        tokens = 1024
+        return not self.config.choose_loads or self.load_s(tokens, 0) < self._cost.prefill_s(tokens)
+
+    def worth_in_host(self, num_tokens: int, below: Below, wait_s: float | None, is_waiting: bool) -> float:
+        """Seconds saved per token and second of waiting by having the KV in host rather than below it."""
+        without = Below(0, below.backed_tokens)
+        saved_s = self.back_s(num_tokens, without) - self.load_s(num_tokens, 0)
+        return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
+
+    def worth_in_nvme(self, num_tokens: int, wait_s: float | None, is_waiting: bool) -> float:
+        """The same for NVMe, below which there is nothing."""
+        saved_s = self._cost.prefill_s(num_tokens) - self.load_s(0, num_tokens)
+        return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
+
+    def writes_on_arrival(self, num_turns: int) -> bool:
+        """Is it plain already that the KV of a trace's `num_turns`-th turn belongs on NVMe?"""
+        return num_turns > 1 or not self.config.gate_writes
+
+    def writes(self, trace_id: TraceId, num_turns: int, outcome: Outcome, now: float) -> bool:
+        """Does the KV of a trace that has just gone silent belong on NVMe?"""
+        if not self.config.gate_writes:
+            return True
+        if outcome in (Outcome.ABORT, Outcome.ERROR):
+            return False
+        if num_turns > 1 or outcome is Outcome.TOOL_CALL:
+            return True
+        chance = self._gaps.chance_within(trace_id, self.config.resume_within_s, now)
+        return outcome is not Outcome.STOP and chance is not None and chance >= self.config.min_resume_chance
+
+    def way(self, prompt_tokens: int, hbm_tokens: int, below: Below, ahead: Ahead = NOBODY) -> Way:
+        """How a waiting turn gets its KV, with `ahead` of it in the queue.
+
+        `below` are the tokens behind `hbm_tokens` that host and then NVMe hold. Loads run beside compute, so the turn
+        is ready when both the queue before it and its load are done.
+        """
+        host, nvme = below.host_tokens, below.nvme_tokens
+        ways = [self._way(prompt_tokens, hbm_tokens, h, n, ahead) for h, n in {(0, 0), (host, 0), (host, nvme)}]
+        if not self.config.choose_loads:
+            return max(ways, key=lambda w: w.host_tokens + w.nvme_tokens)
+        # Of ways that are as quick, the one that computes least: others wait for the engine too.
+        return min(ways, key=lambda w: (w.seconds, -w.host_tokens - w.nvme_tokens))
+
+    def recall_due_s(self, trace_id: TraceId, num_bytes: int, now: float) -> float | None:
+        """When the read of `num_bytes` has to start to be done before the trace is back. None: it is not expected."""
+        if not self.config.recall:
+            return None
+        resume_s = self._gaps.quantile_remaining_s(trace_id, self.config.recall_quantile, now)
+        if resume_s is None or math.isinf(resume_s):
+            return None
+        return now + resume_s - self.nvme.wait_s() - self.nvme.seconds(num_bytes)
+
+    def _way(self, prompt_tokens: int, hbm_tokens: int, host: int, nvme: int, ahead: Ahead) -> Way:
+        arrives_s = 0.0
+        if nvme:
+            queued_s = self.nvme.seconds(int(ahead.nvme_tokens * self._bytes_per_token))
+            arrives_s = max(self.nvme.wait_s(), queued_s) + self.nvme.seconds(int(nvme * self._bytes_per_token))
+        if host + nvme:
+            arrives_s += self.host.wait_s() + self.host.seconds(int((host + nvme) * self._bytes_per_token))
+        compute_s = self._cost.prefill_s(prompt_tokens, hbm_tokens + host + nvme)
+        return Way(host, nvme, max(ahead.compute_s, arrives_s) + compute_s)
+
+
+def _per_wait(saved_s: float, wait_s: float | None, is_waiting: bool) -> float:
+    if is_waiting:
+        return max(0.0, saved_s) / SOONEST_S
+    if wait_s is None or math.isinf(wait_s):
+        return 0.0
+    return max(0.0, saved_s) / max(SOONEST_S, wait_s)
