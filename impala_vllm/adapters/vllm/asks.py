@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
 
+    from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
     from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
     from impala_vllm.core.cost import StepCost
     from impala_vllm.core.lengths import OutputLengths
@@ -37,12 +38,22 @@ PRICED_TOKENS, PRICE_TOLERANCE = 2048, 0.1
 class Seen:
     """What policy remembers of an unfinished request."""
 
-    __slots__ = ("arrived_s", "entry", "late_s", "reach_blocks", "status", "trace_id")
+    __slots__ = (
+        "arrived_s",
+        "entry",
+        "has_begun",
+        "late_s",
+        "reach_blocks",
+        "status",
+        "stem_blocks",
+        "trace_id",
+    )
 
     def __init__(self, trace_id: TraceId | None, arrived_s: float) -> None:
         self.trace_id = trace_id
         self.arrived_s = arrived_s
-        self.reach_blocks = 0
+        self.reach_blocks = self.stem_blocks = 0
+        self.has_begun = False
         self.entry: Entry | None = None
         """As last judged; None before."""
         self.status: RequestStatus | None = None
@@ -72,6 +83,7 @@ class Asks:
         cost: "StepCost",
         lengths: "OutputLengths",
         config: "RankConfig",
+        tiers: "TierPolicy | None" = None,
     ) -> None:
         self._blocks = scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
         self._block_size = scheduler.block_size
@@ -79,6 +91,7 @@ class Asks:
         self._cost = cost
         self._lengths = lengths
         self._config = config
+        self._tiers = tiers
         self._order: list[str] = []
         self._turn = 0
         self._price_s = 0.0
@@ -142,15 +155,19 @@ class Asks:
         reach = self._reach(request, seen)
         expected = self._lengths.expect(seen.trace_id, request.max_tokens)
         needed = -int(-(request.num_tokens + expected - request.num_output_tokens) // self._block_size)
+        reach_tokens, load_s = reach * self._block_size, 0.0
+        if self._tiers is not None:
+            reach_tokens, load_s = self._tiers.reach(request, reach)
         turn = Waiting(
             RequestId(request.request_id),
             seen.trace_id,
             seen.arrived_s,
             request.num_tokens,
-            reach * self._block_size,
+            reach_tokens,
             expected,
             request.priority,
             is_preempted,
+            load_s,
         )
         return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
 

@@ -43,11 +43,17 @@ def adopt(engine_args: Any, vllm_config: Any) -> None:
     Raises ConfigError where impala cannot work; the command line has checked that before.
     """
     compat.require()
-    data = getattr(engine_args.scheduler_cls, _ATTRIBUTE, None) or dump(from_environment())
-    setattr(vllm_config, _ATTRIBUTE, data)
+    settings = asked(engine_args)
+    setattr(vllm_config, _ATTRIBUTE, dump(settings))
     first = engine_args._api_process_rank == -1 or engine_args._api_process_count == 1
     if first:  # one front-end process speaks for all
-        _announce(restore(data))
+        _announce(settings)
+
+
+def asked(engine_args: Any) -> Settings:
+    """The settings that travel on these arguments, else the environment's or the defaults."""
+    data = getattr(engine_args.scheduler_cls, _ATTRIBUTE, None)
+    return restore(data) if data is not None else from_environment()
 
 
 def of(vllm_config: Any) -> Settings:
@@ -64,12 +70,17 @@ def from_environment() -> Settings:
 def not_active(config: Config) -> list[str]:
     """One line for each thing that was asked for and does not exist in this version."""
     missing = {
-        "tiers.host_gib": config.tiers.host_gib > 0,
-        "tiers.nvme_path": config.tiers.nvme_path is not None,
         "registry": config.registry is not None,
         "ledger": config.ledger is not None,
     }
     return [f"{name} is not active in {__version__}: accepted and ignored" for name, asked in missing.items() if asked]
+
+
+def say(line: str) -> None:
+    """One line of the log, once a process."""
+    from vllm.logger import init_logger
+
+    init_logger("vllm.impala").warning_once(f"impala: {line}")
 
 
 def _announce(settings: Settings) -> None:
@@ -78,4 +89,4 @@ def _announce(settings: Settings) -> None:
     logger = init_logger("vllm.impala")
     logger.info("impala %s is the scheduler; settings:\n  %s", __version__, "\n  ".join(settings.describe()))
     for line in not_active(settings.config):
-        logger.warning("impala: %s", line)
+        say(line)

@@ -14,12 +14,14 @@ from vllm.v1.request import RequestStatus
 from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.asks import Asks, Seen
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
+from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
 from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
+from impala_vllm.core.planner import NOTHING
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.signature import Signatures
 from impala_vllm.core.types import TraceId
@@ -27,15 +29,13 @@ from impala_vllm.core.types import TraceId
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
     from impala_vllm.config import Config
 
 REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
-
-MAX_FINISHING = 8
-"""More turns than this are never all about to end: not asked."""
 
 STALLED_S = 10.0
 """Nothing runs, somebody waits and nothing was scheduled for this long: the plan is at fault, or might be."""
@@ -61,12 +61,20 @@ class Enforcer:
         self._signatures = Signatures()
         self._tool_call_tokens = tool_call_tokens
         self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
-        self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention))
+        self.tiers = TierPolicy.of(scheduler, self.gaps, self.cost, config.planner)
+        planner = self.tiers.planner if self.tiers is not None else None
+        self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), planner)
+        if self.tiers is not None:
+            self.tiers.manager.attach(self.idle, self.tiers.planner)
         self.num_held = 0
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
         self._known: set[TraceId] = set()
-        self._waiting_of: dict[TraceId, int] = {}
+        self._open_of: dict[TraceId, int] = {}
+        """Unfinished turns by trace."""
+        self._queued_of: dict[TraceId, int] = {}
+        """Those of them that have not begun."""
+        self._turns_of: dict[TraceId, int] = {}
         self._tokens_of: dict[TraceId, int] = {}
         self._refreshed_s = 0.0
         self._round_s = 0.0
@@ -74,7 +82,7 @@ class Enforcer:
         self._num_ranked = 0
         self._stepped_s = 0.0
         self._steps: deque[tuple[int, float, int, float]] = deque(maxlen=64)
-        self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank)
+        self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank, self.tiers)
         self.waiting = WaitingQueue(scheduler.waiting)
         scheduler.waiting = self.waiting
         self.free: FreeQueue | None = None
@@ -83,15 +91,20 @@ class Enforcer:
             self.free = FreeQueue(pool.free_block_queue, self.idle.cheapest_first)
             pool.free_block_queue = self.free  # type: ignore[assignment]
 
-    def arrive(self, request: "Request", trace_id: TraceId | None, now: float) -> None:
-        """`request` is about to be queued."""
+    def arrive(self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0) -> None:
+        """`request` is about to be queued; others share its first `stem_blocks`."""
         self._seen[request.request_id] = Seen(trace_id, now)
         if trace_id is not None:
             self._known.add(trace_id)
             self.gaps.resume(trace_id, now)
-            self._waiting_of[trace_id] = self._waiting_of.get(trace_id, 0) + 1
+            for count in (self._open_of, self._queued_of, self._turns_of):
+                count[trace_id] = count.get(trace_id, 0) + 1
+            self._tokens_of.setdefault(trace_id, request.num_tokens)
             if self.free is not None:
                 self.free.changed[trace_id] = None
+        if self.tiers is not None:
+            num_turns = self._turns_of.get(trace_id, 0) if trace_id is not None else 0
+            self.tiers.arrive(request, trace_id, stem_blocks, num_turns)
 
     def finish(self, request: "Request", now: float) -> None:
         """`request` has ended and its blocks are free."""
@@ -99,31 +112,37 @@ class Enforcer:
         if seen is None:
             return
         # The table may have forgotten the trace while its turn was open.
-        known = seen.trace_id in self._known
-        self.lengths.observe(seen.trace_id if known else None, request.num_output_tokens)
-        if seen.trace_id is not None and known:
-            left = self._waiting_of.pop(seen.trace_id, 1) - 1
-            if left:
-                self._waiting_of[seen.trace_id] = left
-            else:
-                self.gaps.finish(seen.trace_id, now, self._signature(request))
-            self._tokens_of[seen.trace_id] = request.num_tokens
+        trace_id = seen.trace_id if seen.trace_id in self._known else None
+        self.lengths.observe(trace_id, request.num_output_tokens)
+        self._begun(seen)
+        if trace_id is not None:
+            if _less(self._open_of, trace_id):
+                self.gaps.finish(trace_id, now, self._signature(request))
+            self._tokens_of[trace_id] = request.num_tokens
             if self.free is not None:
-                self.free.changed[seen.trace_id] = None
+                self.free.changed[trace_id] = None
+        if self.tiers is not None:
+            outcome = facts.outcome(request, self._tool_call_tokens)
+            num_turns = self._turns_of.get(trace_id, 0) if trace_id is not None else 0
+            self.tiers.finish(request, trace_id, seen.stem_blocks, num_turns, outcome, now)
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
         self._known.discard(trace_id)
-        self._waiting_of.pop(trace_id, None)
+        for count in (self._open_of, self._queued_of, self._turns_of, self._tokens_of):
+            count.pop(trace_id, None)
         self.gaps.forget(trace_id)
         self.lengths.forget(trace_id)
-        self._tokens_of.pop(trace_id, None)
+        if self.tiers is not None:
+            self.tiers.manager.forget(trace_id)
         if self.free is not None:
             self.free.release(trace_id)
 
     def claim(self, request: "Request", stem_blocks: int) -> None:
         """The blocks freed until `unclaim` are the request's; its first `stem_blocks` are shared with others."""
         seen = self._seen.get(request.request_id)
+        if seen is not None:
+            seen.stem_blocks = stem_blocks
         if self.free is None or seen is None:
             return
         self.free.claim = seen.trace_id
@@ -148,6 +167,8 @@ class Enforcer:
             waiting.add_request(request)
         waiting.prepend_requests(r for r in requests if r.status == RequestStatus.PREEMPTED)
         self._scheduler.waiting = waiting
+        if self.tiers is not None:
+            self.tiers.manager.detach()
         self.unclaim()
         self.reset()
 
@@ -173,6 +194,7 @@ class Enforcer:
             seen = self._seen.get(new.req_id)
             if seen is not None:
                 self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
+                self._begun(seen)
         self._watch(output, now)
         tokens = output.num_scheduled_tokens
         prefill = context = 0
@@ -189,8 +211,10 @@ class Enforcer:
         if tokens:
             self._steps.append((id(output), now, prefill, context / prefill if prefill else 0.0))
 
-    def stepped(self, output: "SchedulerOutput", now: float) -> None:
+    def stepped(self, output: "SchedulerOutput", now: float, moved: "KVConnectorOutput | None" = None) -> None:
         """A step is done. Steps overlap under async scheduling: it took from the end of the one before."""
+        if self.tiers is not None and moved is not None:
+            self.tiers.moved(moved)
         while self._steps:
             number, started_s, prefill, context = self._steps.popleft()
             if number == id(output):
@@ -200,7 +224,9 @@ class Enforcer:
 
     def _watch(self, output: "SchedulerOutput", now: float) -> None:
         scheduler = self._scheduler
-        moves = output.num_scheduled_tokens or scheduler.running or scheduler.pause_state != PauseState.UNPAUSED
+        is_paused = scheduler.pause_state != PauseState.UNPAUSED
+        # A turn whose KV is being loaded is in neither list.
+        moves = output.num_scheduled_tokens or scheduler.running or len(scheduler.kv_holding_waiting) or is_paused
         if moves or not self._num_ranked:
             self._still_since_s = None
         elif self._still_since_s is None:
@@ -215,12 +241,32 @@ class Enforcer:
             return self._signatures.of(call) or "tool"
         return str(request.get_finished_reason())
 
+    def _begun(self, seen: Seen) -> None:
+        """The turn waits no longer."""
+        if seen.has_begun or seen.trace_id is None:
+            return
+        seen.has_begun = True
+        _less(self._queued_of, seen.trace_id)
+        if self.tiers is not None:
+            self.tiers.manager.turns.changed(seen.trace_id)
+
     def _judge_idle(self, free: FreeQueue, now: float) -> None:
-        for trace_id in free.changed:
-            is_waiting = trace_id in self._waiting_of
-            if is_waiting:
+        changed = free.changed
+        if self.tiers is not None and self.tiers.manager.turns.changed_traces:
+            changed = changed | self.tiers.manager.turns.changed_traces
+            self.tiers.manager.turns.changed_traces.clear()
+        for trace_id in changed:
+            is_open = trace_id in self._open_of
+            if is_open:
                 free.spare(trace_id)
-            self.idle.update(trace_id, free.num_claimed(trace_id), self._tokens_of.get(trace_id, 0), is_waiting, now)
+            num_blocks, num_tokens = free.num_claimed(trace_id), self._tokens_of.get(trace_id, 0)
+            below = NOTHING
+            if self.tiers is not None:
+                below = self.tiers.below(trace_id)
+                if not is_open and not num_blocks:
+                    self.tiers.expect(trace_id, below, now)
+            runs = is_open and trace_id not in self._queued_of
+            self.idle.update(trace_id, num_blocks, num_tokens, is_open, now, below, runs)
         free.changed.clear()
         if len(self.waiting):
             self.idle.refresh(now)
@@ -233,12 +279,15 @@ class Enforcer:
         if self.free is None:
             admitted = requests
         else:
+            num_free, num_running = self.free.num_free_blocks, len(self._scheduler.running)
+            if self.tiers is not None:
+                asks = self.tiers.load(asks, now)
+                # Loads hold only what they load; the rest of their prompts is promised room.
+                num_free -= self._scheduler._inflight_prefill_reserved_blocks()
+                num_running += len(self._scheduler.kv_holding_waiting)
             room = sum(a.new_blocks + a.own_idle_blocks for a in asks)
             kept = 0 if room <= self.free.num_unclaimed else self.idle.kept_blocks  # else all fit beside everything
-            running = self._scheduler.running
-            plan = self.admission.plan(
-                asks, kept, self.free.num_free_blocks, len(running), now, self._finishing_s(running)
-            )
+            plan = self.admission.plan(asks, kept, num_free, num_running, now)
             by_id = {request.request_id: request for request in requests}
             admitted = [by_id[a.turn.request_id] for a in plan.admitted]
         self._num_ranked = len(requests)
@@ -249,14 +298,10 @@ class Enforcer:
         deferred.update(requests)
         deferred.difference_update(admitted)
 
-    def _finishing_s(self, running: "list[Request]") -> float | None:
-        """Expected seconds until all that runs has ended. None: it prefills, is many, or ran longer than expected."""
-        if not 0 < len(running) <= MAX_FINISHING or any(r.is_prefill_chunk for r in running):
-            return None
-        left = [self._tokens_left(r) for r in running]
-        return self.cost.decode_s * max(left) if min(left) > 0 else None
 
-    def _tokens_left(self, request: "Request") -> float:
-        seen = self._seen.get(request.request_id)
-        expected = self.lengths.expect(seen.trace_id if seen is not None else None, request.max_tokens)
-        return expected - request.num_output_tokens
+def _less(counts: dict[TraceId, int], trace_id: TraceId) -> bool:
+    """Count one less. True: that was the last."""
+    left = counts.pop(trace_id, 1) - 1
+    if left:
+        counts[trace_id] = left
+    return not left

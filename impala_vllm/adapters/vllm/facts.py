@@ -52,8 +52,18 @@ def finish(request: "Request", tool_call_tokens: frozenset[int]) -> Finish:
         request_id=turn_id(request),
         blocks=tuple(request.block_hashes),
         num_tokens=request.num_tokens,
-        outcome=_outcome(request, tool_call_tokens),
+        outcome=outcome(request, tool_call_tokens),
     )
+
+
+def outcome(request: "Request", tool_call_tokens: frozenset[int]) -> Outcome:
+    """How the request ended."""
+    found = _OUTCOMES.get(str(request.get_finished_reason()), Outcome.UNKNOWN)
+    if found is Outcome.ABORT and request.sampling_params is not None and request.sampling_params.stop:
+        return Outcome.UNKNOWN  # a stop string is found by the front-end, which then aborts: not a disconnect
+    if found is Outcome.STOP and tool_call_tokens and not tool_call_tokens.isdisjoint(request.output_token_ids):
+        return Outcome.TOOL_CALL
+    return found
 
 
 def called(request: "Request", tool_call_tokens: frozenset[int], window: int = 16) -> list[int]:
@@ -86,12 +96,3 @@ def _caller(request: "Request") -> Mapping[str, Any]:
 def _adapter(request: "Request") -> str:
     lora = request.lora_request
     return f"{lora.lora_name}:{lora.lora_int_id}:{lora.lora_path}" if lora is not None else ""
-
-
-def _outcome(request: "Request", tool_call_tokens: frozenset[int]) -> Outcome:
-    outcome = _OUTCOMES.get(str(request.get_finished_reason()), Outcome.UNKNOWN)
-    if outcome is Outcome.ABORT and request.sampling_params is not None and request.sampling_params.stop:
-        return Outcome.UNKNOWN  # a stop string is found by the front-end, which then aborts: not a disconnect
-    if outcome is Outcome.STOP and tool_call_tokens and not tool_call_tokens.isdisjoint(request.output_token_ids):
-        return Outcome.TOOL_CALL
-    return outcome

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from impala_vllm.adapters.vllm import choice, command_line
+from impala_vllm.adapters.vllm import choice, command_line, tiering
 
 _MARK = "wrapped_by_impala"
 
@@ -51,9 +51,11 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _leaving(self.scheduler_cls, self.model):
-            config = original(self, *args, **kwargs)
-        if choice.is_ours(self.scheduler_cls):
-            choice.adopt(self, config)
+            if not choice.is_ours(self.scheduler_cls):
+                return original(self, *args, **kwargs)
+            settings = choice.asked(self).config
+            config = tiering.build(self, settings, lambda: original(self, *args, **kwargs), choice.say)
+        choice.adopt(self, config)
         return config
 
     setattr(create_engine_config, _MARK, True)

@@ -6,6 +6,7 @@ No label carries an id. `engine` is the data-parallel rank, as in vLLM's own met
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +24,11 @@ _Value = Callable[[dict[str, Any]], float | None]
 def _policy(snapshot: dict[str, Any], name: str) -> float | None:
     found = (snapshot["policy"] or {}).get(name)
     return None if found is None else float(found)
+
+
+def _tier(name: str, snapshot: dict[str, Any]) -> float | None:
+    tiers = (snapshot["policy"] or {}).get("tiers")
+    return None if tiers is None else tiers.get(name)
 
 
 _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
@@ -101,6 +107,27 @@ _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
     ),
 ]
 
+_TIERS: list[tuple[str, type[_Family], str]] = [
+    ("host_size_bytes", GaugeMetricFamily, "Room for KV in host DRAM."),
+    ("host_used_bytes", GaugeMetricFamily, "Of that, filled."),
+    ("host_load_bytes", CounterMetricFamily, "KV loaded from host into HBM."),
+    ("host_store_bytes", CounterMetricFamily, "KV stored from HBM to host."),
+    ("host_refused_bytes", CounterMetricFamily, "KV not stored: host had nothing to give up."),
+    ("host_evicted_bytes", CounterMetricFamily, "KV given up in host."),
+    ("nvme_usable", GaugeMetricFamily, "1: the NVMe tier answers; 0: left alone after errors."),
+    ("nvme_size_bytes", GaugeMetricFamily, "Room for KV on NVMe."),
+    ("nvme_used_bytes", GaugeMetricFamily, "Of that, filled."),
+    ("nvme_read_bytes", CounterMetricFamily, "KV read from NVMe and verified."),
+    ("nvme_write_bytes", CounterMetricFamily, "KV written to NVMe."),
+    ("nvme_unplaced_bytes", CounterMetricFamily, "KV not written: NVMe had nothing cheaper to give up."),
+    ("nvme_failed_bytes", CounterMetricFamily, "KV that could not be read back: misses."),
+    ("nvme_errors", CounterMetricFamily, "Reads and writes that failed."),
+    ("nvme_checksum_failures", CounterMetricFamily, "Reads that gave other bytes than were written."),
+    ("recall_bytes", CounterMetricFamily, "KV brought from NVMe to host before its trace was back."),
+    ("recall_wasted_bytes", CounterMetricFamily, "Of that, given up unused."),
+]
+"""Names in `policy.tiers` of the snapshot; impala_kv_NAME in the exposition."""
+
 _PER_VALUE: list[tuple[str, type[_Family], str, str, _Value]] = [
     ("impala_traces", GaugeMetricFamily, "Traces known, by state.", "state", lambda s: s["identity"].get("traces")),
     (
@@ -155,7 +182,8 @@ class _Collector:
     def collect(self) -> list[_Family]:
         """All families, for prometheus_client."""
         up = GaugeMetricFamily("impala_up", "1: the engines answered in time.", value=float(self._is_up))
-        return [up, *map(self._per_engine, _PER_ENGINE), *map(self._per_value, _PER_VALUE)]
+        tiers = [(f"impala_kv_{name}", kind, text, partial(_tier, name)) for name, kind, text in _TIERS]
+        return [up, *map(self._per_engine, (*_PER_ENGINE, *tiers)), *map(self._per_value, _PER_VALUE)]
 
     def _per_engine(self, row: tuple[str, type[_Family], str, _Value]) -> _Family:
         name, kind, text, value = row

@@ -19,6 +19,7 @@ from impala_vllm.adapters.vllm import choice, facts, tool_markers
 from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.adapters.vllm.snapshot import install_snapshot
+from impala_vllm.adapters.vllm.tiers.policy import tier_manager
 from impala_vllm.config import Mode
 from impala_vllm.core.identity import Identity
 
@@ -89,7 +90,8 @@ class _Enforced(_Observed):
         if request.request_id not in self.requests:
             link = self.observer.on_arrival(request)
             trace_id = link.trace_id if link is not None else None
-            self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock()))
+            stem = self._stem_blocks(request)
+            self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem))
         super(_Observed, self).add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -99,11 +101,15 @@ class _Enforced(_Observed):
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
-        self._steer(lambda policy: policy.stepped(scheduler_output, self.observer.clock()))
+        moved = model_runner_output.kv_connector_output
+        self._steer(lambda policy: policy.stepped(scheduler_output, self.observer.clock(), moved))
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         done = super().reset_prefix_cache(reset_running_requests, reset_connector)
+        if done and not reset_connector and tier_manager(self) is not None:
+            # Weights may have changed: what lies in our tiers is as stale as what lay in HBM.
+            done = self.reset_connector_cache()
         if done:
             self._steer(Enforcer.reset)
         return done
@@ -112,8 +118,7 @@ class _Enforced(_Observed):
         if self.enforcer is None:
             super()._free_request_blocks(request)
             return
-        identity = self.observer.identity
-        stem = identity.shared_depth(facts.turn_id(request)) if identity is not None else 0
+        stem = self._stem_blocks(request)
         self._steer(lambda policy: policy.claim(request, stem))
         super()._free_request_blocks(request)
         self._steer(lambda policy: policy.unclaim())
@@ -122,6 +127,10 @@ class _Enforced(_Observed):
         freed = super()._free_request(request, delay_free_blocks)
         self._steer(lambda policy: policy.finish(request, self.observer.clock()))
         return freed
+
+    def _stem_blocks(self, request: Request) -> int:
+        identity = self.observer.identity
+        return identity.shared_depth(facts.turn_id(request)) if identity is not None else 0
 
     def _steer(self, verb: Callable[[Enforcer], None]) -> None:
         """Let policy do its part; where it fails, stock order from here on."""

@@ -93,6 +93,7 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
         "held": enforcer.num_held,
         "longest_wait_s": enforcer.longest_wait_s,
         "evicted_blocks": enforcer.free.evicted_blocks if enforcer.free is not None else None,
+        "tiers": enforcer.tiers.manager.stats() if enforcer.tiers is not None else None,
     }
 
 

@@ -201,15 +201,3 @@ def test_gaps_are_learned_by_tool_from_token_ids(model):
         policy.finish(request, float(i))
     assert len(set(learned[-6:])) == 2
     assert all(signature.startswith("tool:60.") for signature in learned[-6:])
-
-
-def test_nobody_waits_for_a_generation_that_outlives_its_expectation(model):
-    scheduler = build(model, mode="enforce", num_blocks=400)
-    policy = scheduler.enforcer
-    request = Request("long", [7] * 64, SamplingParams(max_tokens=1500), None)
-    policy.arrive(request, TraceId("t"), 0.0)
-    expected = int(policy.lengths.expect(TraceId("t"), 1500))
-    request.append_output_token_ids([50] * (expected - 1))
-    assert policy._finishing_s([request]) > 0.0
-    request.append_output_token_ids([50] * 2)
-    assert policy._finishing_s([request]) is None

@@ -186,7 +186,8 @@ class Storm(Batch):
             enforcer = scheduler.enforcer
             assert enforcer is not None, "policy failed and fell back to stock"
             assert not enforcer._seen
-            assert not enforcer._waiting_of
+            assert not enforcer._open_of
+            assert not enforcer._queued_of
             known = {trace.trace_id for trace in scheduler.observer.identity.traces}
             for remembered in (enforcer._tokens_of, enforcer.lengths._traces, enforcer.gaps._gaps):
                 assert remembered.keys() <= known

@@ -1,0 +1,273 @@
+"""What vLLM's OffloadingConnector asks about tiers, answered from core's allocator, chains and planner.
+
+Runs on the engine loop's thread and never waits: bytes are moved by the worker (HBM and host) and by the NVMe store's
+own thread. A hit is promised only for what is ready in host; NVMe is read into host first and verified there. Until
+policy is attached the tiers are plain caches, the least recently used goes first.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vllm.v1.kv_offload.base import (
+    LoadStoreSpec,
+    LookupResult,
+    Medium,
+    OffloadingEvent,
+    OffloadingManager,
+    OffloadKey,
+    PrepareStoreOutput,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+)
+from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
+from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
+from impala_vllm.core.allocator import Key, SlotPool
+from impala_vllm.core.chains import Chains
+from impala_vllm.core.link import Link
+from impala_vllm.core.types import TraceId
+
+if TYPE_CHECKING:
+    from impala_vllm.core.idle import IdleKv
+    from impala_vllm.core.planner import Planner
+
+
+class TierManager(OffloadingManager):
+    """Host slots, and an NVMe tier behind them where there is one."""
+
+    def __init__(
+        self,
+        num_chunks: int,
+        chunk_bytes: int,
+        tokens_per_chunk: int,
+        nvme: NvmeTier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        enable_events: bool = False,
+        on_shutdown: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_shutdown` lets go of the memory that the slots lie in, after the last job."""
+        self.tokens_per_chunk = tokens_per_chunk
+        self.chunk_bytes = chunk_bytes
+        self.host = SlotPool(num_chunks)
+        self.chains = Chains(num_chunks, self._by_worth)
+        self.nvme = nvme
+        self.turns = Turns(tokens_per_chunk)
+        self.num_loaded = self.num_stored = self.num_refused = self.num_evicted = 0
+        """Chunks."""
+        self.host_pays = True
+        """Loads from host are quicker than computing."""
+        self._idle: IdleKv | None = None
+        self._link: Link | None = None
+        self._clock = clock
+        self._on_shutdown = on_shutdown
+        self._events: list[OffloadingEvent] | None = [] if enable_events else None
+        if nvme is not None:
+            nvme.bind(self.host, self.chains, self.turns, self._evict)
+
+    def attach(self, idle: "IdleKv", planner: "Planner") -> None:
+        """Let policy say what is worth what from now on."""
+        self._idle, self._link = idle, planner.host
+        if self.nvme is not None:
+            self.nvme.attach(idle, planner)
+
+    def detach(self) -> None:
+        """Policy is gone: plain caches again."""
+        self._idle = self._link = None
+        if self.nvme is not None:
+            self.nvme.detach()
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        self.turns.open(req_context.req_id)
+        return RequestOffloadingContext()
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self.host.is_ready(key):
+            return LookupResult.HIT if self._idle is None or self.host_pays else LookupResult.MISS
+        if self.host.is_filling(key):
+            is_late = self.nvme is not None and self.nvme.is_late(key, self._clock())
+            return LookupResult.MISS if is_late else LookupResult.HIT_PENDING
+        if self.nvme is not None and self._idle is None and self.nvme.promote([key], None, self._clock(), ()):
+            return LookupResult.HIT_PENDING  # with policy, whoever waits has been promoted before it is asked for
+        return LookupResult.MISS
+
+    def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
+        return CacheHitSource.DISK if self.nvme is not None and key in self.nvme.promoted else CacheHitSource.HOST
+
+    def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
+        listed = list(keys)
+        turn = self.turns.open(req_context.req_id)
+        turn.load = self.host.pin(listed)
+        if self._link is not None:
+            self._link.queued_bytes += len(listed) * self.chunk_bytes
+        if self.nvme is not None:
+            self.nvme.used(listed)
+        return CPULoadStoreSpec(list(turn.load.slots))
+
+    def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        turn = self.turns.get(req_context.req_id)
+        if turn is None or turn.load is None:
+            return
+        self.num_loaded += len(turn.load.keys)
+        if self._link is not None:
+            self._link.queued_bytes = max(0, self._link.queued_bytes - len(turn.load.keys) * self.chunk_bytes)
+        turn.load.release()
+        turn.load = None
+        self.turns.close_if_done(req_context.req_id)
+
+    def observe(self, num_bytes: int, seconds: float) -> None:
+        """The worker moved so much from host into HBM in so long."""
+        if self._link is not None:
+            self._link.observe(num_bytes, seconds)
+
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        """Recency comes with whole turns, through `arrive` and `finish`."""
+
+    def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
+        self._poll()
+        missing = [key for key in keys if key not in self.host]
+        turn = self.turns.get(req_context.req_id)
+        evicted = self._make_room(len(missing), set(keys), turn)
+        fitting = missing[: self.host.num_free]
+        self.num_refused += len(missing) - len(fitting)
+        slots = self.host.reserve(fitting) or []
+        if turn is not None:
+            turn.num_storing += bool(fitting)
+        return PrepareStoreOutput(fitting, CPULoadStoreSpec(slots), [OffloadKey(key) for key in evicted])
+
+    def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
+        turn = self.turns.get(req_context.req_id)
+        filling = [key for key in keys if self.host.is_filling(key)]
+        if success:
+            self.host.commit(filling)
+            order = req_context.get_offload_key_position
+            filling.sort(key=lambda key: order(key) or 0)  # jobs name their chunks as a set
+            self.chains.add(filling, turn.trace_id if turn is not None else None)
+            self.num_stored += len(filling)
+            self._note(filling, removed=False)
+        else:
+            self.host.abort(filling)
+        if turn is None:
+            return
+        turn.num_storing -= 1
+        self.turns.changed(turn.trace_id)
+        if success and self.nvme is not None and turn.writes is True:
+            self.nvme.write(filling, turn.trace_id, self._clock())
+        self.turns.close_if_done(req_context.req_id)
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        turn = self.turns.get(req_context.req_id)
+        if turn is not None:
+            turn.is_finished = True
+            if self._idle is None and self.nvme is not None:
+                turn.writes = True  # nobody to gate: as upstream's tiers do
+            self.turns.close_if_done(req_context.req_id)
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        self._poll()
+        if self.nvme is not None:
+            self.nvme.recall(self._clock())
+
+    def reset_cache(self) -> None:
+        moving = self.nvme.reset() if self.nvme is not None else set[Key]()
+        self.host.clear(moving)
+        self.chains.clear()
+        self.turns.reset()
+        if self._link is not None:
+            self._link.queued_bytes = 0
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        events, self._events = self._events, [] if self._events is not None else None
+        return events or ()
+
+    def shutdown(self) -> None:
+        if self.nvme is not None:
+            self.nvme.close()
+        if self._on_shutdown is not None:
+            self._on_shutdown()
+
+    def arrive(
+        self, req_id: str, trace_id: TraceId | None, keys: Sequence[Key], stem_chunks: int, writes: bool | None
+    ) -> None:
+        """A turn is about to be queued; `keys` name its prompt's full chunks, of which the first are a shared stem.
+
+        `writes`: they belong on NVMe too, as they are stored; None: its end will tell.
+        """
+        self._poll()
+        turn = self.turns.open(req_id)
+        turn.trace_id, turn.keys, turn.writes = trace_id, keys, writes
+        self._use(turn, stem_chunks)
+        self._write(turn)
+
+    def finish(self, req_id: str, keys: Sequence[Key], stem_chunks: int, writes: bool) -> None:
+        """A turn has ended with the chunks `keys`, output included. `writes`: they belong on NVMe too."""
+        turn = self.turns.get(req_id)
+        if turn is None:
+            return
+        turn.keys, turn.writes = keys, writes
+        self._use(turn, stem_chunks)
+        self._write(turn)
+
+    def forget(self, trace_id: TraceId) -> None:
+        """The trace is over."""
+        self.chains.release(trace_id)
+        self.turns.forget(trace_id)
+        if self.nvme is not None:
+            self.nvme.chains.release(trace_id)
+
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges, for the snapshot."""
+        found = {
+            "host_size_bytes": float(self.host.num_slots * self.chunk_bytes),
+            "host_used_bytes": float(len(self.host) * self.chunk_bytes),
+            "host_load_bytes": float(self.num_loaded * self.chunk_bytes),
+            "host_store_bytes": float(self.num_stored * self.chunk_bytes),
+            "host_refused_bytes": float(self.num_refused * self.chunk_bytes),
+            "host_evicted_bytes": float(self.num_evicted * self.chunk_bytes),
+        }
+        return found | (self.nvme.stats() if self.nvme is not None else {})
+
+    def _use(self, turn: Turn, stem_chunks: int) -> None:
+        if turn.trace_id is None:
+            return
+        self.chains.use(turn.trace_id, turn.keys, stem_chunks)
+        self.turns.remember(turn)
+        if self.nvme is not None:
+            self.nvme.chains.use(turn.trace_id, turn.keys, stem_chunks)
+
+    def _write(self, turn: Turn) -> None:
+        if turn.writes and self.nvme is not None:
+            self.nvme.write([key for key in turn.keys if self.host.is_ready(key)], turn.trace_id, self._clock())
+
+    def _make_room(self, num_chunks: int, protected: set[Key], turn: Turn | None) -> list[Key]:
+        lacking = num_chunks - self.host.num_free
+        if lacking <= 0:
+            return []
+        own = (turn.trace_id,) if turn is not None and turn.trace_id is not None else ()
+        victims = self.chains.victims(lacking, lambda k: k not in protected and self.host.is_evictable(k), own)
+        self._evict(victims)
+        return victims
+
+    def _evict(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self.turns.changed(self.chains.trace_of(key))
+        self.host.evict(keys)
+        self.chains.drop(keys)
+        self.num_evicted += len(keys)
+        if self.nvme is not None:
+            self.nvme.left_host(keys)
+        self._note(keys, removed=True)
+
+    def _poll(self) -> None:
+        if self.nvme is not None:
+            self.nvme.poll(self._clock())
+
+    def _note(self, keys: Sequence[Key], removed: bool) -> None:
+        if keys and self._events is not None:
+            self._events.append(OffloadingEvent([OffloadKey(k) for k in keys], Medium.CPU, removed))
+
+    def _by_worth(self, traces: Iterable[TraceId]) -> list[TraceId]:
+        return self._idle.by_worth_in_host(traces) if self._idle is not None else list(traces)

@@ -1,0 +1,187 @@
+"""Steers the tiers by trace: whose chunks are whose, what a waiting turn loads, what goes on to NVMe.
+
+Between the enforcer, which speaks of requests and traces, and the manager, which speaks of chunks. With several KV
+cache groups there is no such thing yet: the manager then is a plain cache.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
+from vllm.v1.kv_offload.base import make_offload_key
+
+from impala_vllm.adapters.vllm.tiers import turns
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
+from impala_vllm.adapters.vllm.tiers.nvme import WINDOW_S, NvmeTier
+from impala_vllm.adapters.vllm.tiers.turns import Turn
+from impala_vllm.core.allocator import Key
+from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner, PlannerConfig
+from impala_vllm.core.types import Outcome, TraceId
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+    from impala_vllm.core.admission import Asking
+    from impala_vllm.core.cost import StepCost
+    from impala_vllm.core.gaps import GapForecast
+
+
+MAX_CHOSEN = 8
+"""Turns at the head of the queue whose way is chosen anew each step: tiers change while they wait."""
+
+
+class Reach(NamedTuple):
+    """What a waiting turn need not compute."""
+
+    tokens: int
+    """Leading tokens in HBM or worth loading."""
+    load_s: float
+
+
+class TierPolicy:
+    """Attached to a scheduler whose connector holds a TierManager; `of` finds out."""
+
+    def __init__(
+        self, scheduler: "Scheduler", manager: TierManager, gaps: "GapForecast", cost: "StepCost", config: PlannerConfig
+    ) -> None:
+        self.manager = manager
+        self._cost = cost
+        self.planner = Planner(gaps, cost, manager.chunk_bytes / manager.tokens_per_chunk, config)
+        self._block_tokens = scheduler.block_size
+        self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
+        self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
+        self._group = scheduler.kv_cache_config.prefix_cacheable_group_ids[0]
+
+    @classmethod
+    def of(
+        cls, scheduler: "Scheduler", gaps: "GapForecast", cost: "StepCost", config: PlannerConfig
+    ) -> "TierPolicy | None":
+        """None where there are no tiers of ours, or several KV cache groups."""
+        manager = tier_manager(scheduler)
+        if manager is None or len(scheduler.kv_cache_config.kv_cache_groups) != 1:
+            return None
+        return cls(scheduler, manager, gaps, cost, config)
+
+    def arrive(self, request: "Request", trace_id: TraceId | None, stem_blocks: int, num_turns: int) -> None:
+        """`request` is about to be queued, its trace's `num_turns`-th turn. O(its chunks)."""
+        writes = True if self.planner.writes_on_arrival(num_turns) else None
+        stem = stem_blocks // self._chunk_blocks
+        self.manager.arrive(request.request_id, trace_id, self._keys(request), stem, writes)
+
+    def reach(self, request: "Request", hbm_blocks: int) -> Reach:
+        """How far the turn gets without computing, with `hbm_blocks` in HBM; decides what it waits for."""
+        hbm_tokens = hbm_blocks * self._block_tokens
+        turn = self.manager.turns.get(request.request_id)
+        if turn is None:
+            return Reach(hbm_tokens, 0.0)
+        turn.hbm_tokens = hbm_tokens
+        return self._choose(turn, request.num_tokens)
+
+    def load(self, asks: "Sequence[Asking]", now: float) -> list["Asking"]:
+        """Start reads from NVMe for these waiting turns, best first. Returns those that may run now.
+
+        Turns whose chunks are still to be read may not: they would compute what is about to arrive.
+        """
+        self.manager.host_pays = self.planner.host_pays()
+        ready: list[Asking] = []
+        traces: set[TraceId] = set()
+        ahead = NOBODY
+        for index, ask in enumerate(asks):
+            turn = self.manager.turns.get(ask.turn.request_id)
+            if turn is None or self.manager.nvme is None:
+                ready.append(ask)
+                continue
+            turn.ahead = ahead
+            if index < MAX_CHOSEN:
+                self._choose(turn, ask.turn.prompt_tokens)
+            if self._is_ready(self.manager.nvme, turn, traces, now):
+                ready.append(ask)
+            if turn.trace_id is not None:
+                traces.add(turn.trace_id)
+            compute_s = self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
+            ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
+        return ready
+
+    def finish(
+        self,
+        request: "Request",
+        trace_id: TraceId | None,
+        stem_blocks: int,
+        num_turns: int,
+        outcome: Outcome,
+        now: float,
+    ) -> None:
+        """`request` has ended and its trace is silent."""
+        writes = trace_id is not None and self.planner.writes(trace_id, num_turns, outcome, now)
+        self.manager.finish(request.request_id, self._keys(request), stem_blocks // self._chunk_blocks, writes)
+
+    def moved(self, output: "KVConnectorOutput") -> None:
+        """The workers' account of a step: how long loads from host took."""
+        meta = output.kv_connector_worker_meta
+        if isinstance(meta, OffloadingWorkerMetadata):
+            self.manager.observe(meta.transfer_stats.load.bytes, meta.transfer_stats.load.time)
+
+    def below(self, trace_id: TraceId) -> Below:
+        """What tiers below HBM hold of the trace's newest turn. O(log chunks)."""
+        return self._below(self.manager.turns.keys_of(trace_id), 0)
+
+    def expect(self, trace_id: TraceId, below: Below, now: float) -> None:
+        """The trace is silent and nothing of it is in HBM: a recall may be due some time."""
+        if self.manager.nvme is not None and below.backed_tokens > below.host_tokens:
+            self.manager.nvme.expect(trace_id, now)
+
+    def _choose(self, turn: Turn, prompt_tokens: int) -> Reach:
+        per_chunk = self.manager.tokens_per_chunk
+        start = turn.hbm_tokens // per_chunk
+        found = self._below(turn.keys, start)
+        if turn.skips_nvme:
+            found = Below(found.host_tokens)
+        # The last token is always computed.
+        way = self.planner.way(prompt_tokens - 1, turn.hbm_tokens, found, turn.ahead)
+        loaded = way.host_tokens + way.nvme_tokens
+        turn.awaited_chunks, turn.nvme_tokens = start + loaded // per_chunk, way.nvme_tokens
+        reach = min(max(turn.hbm_tokens, turn.awaited_chunks * per_chunk), prompt_tokens - 1)
+        return Reach(reach, self.planner.load_s(way.host_tokens, way.nvme_tokens) if loaded else 0.0)
+
+    def _is_ready(self, nvme: NvmeTier, turn: Turn, ahead: set[TraceId], now: float) -> bool:
+        keys = turn.keys
+        # What HBM has may be in no tier: begin behind it.
+        behind = turns.leading(keys, self.manager.host.is_ready, turn.hbm_tokens // self.manager.tokens_per_chunk)
+        if behind >= turn.awaited_chunks:
+            return True
+        key = keys[behind]
+        if nvme.is_reading(key):
+            turn.skips_nvme = nvme.is_late(key, now)
+            return turn.skips_nvme
+        if not nvme.has(key):
+            return True
+        if nvme.queued_s() > WINDOW_S:
+            return False
+        if not nvme.promote(keys[behind : turns.leading(keys, nvme.has, behind)], turn.trace_id, now, ahead):
+            # With nobody before it there will be no more room than now.
+            turn.skips_nvme = not ahead
+        return turn.skips_nvme
+
+    def _below(self, keys: Sequence[Key], start: int) -> Below:
+        nvme = self.manager.nvme
+        if not keys:
+            return NOTHING
+        has = nvme.has if nvme is not None else _nothing
+        return turns.below(keys, start, self.manager.tokens_per_chunk, self.manager.host.is_ready, has)
+
+    def _keys(self, request: "Request") -> list[Key]:
+        hashes, step = request.block_hashes, self._per_chunk
+        return [make_offload_key(hashes[i], self._group) for i in range(step - 1, len(hashes), step)]
+
+
+def tier_manager(scheduler: "Scheduler") -> TierManager | None:
+    """Our manager behind the scheduler's connector; None where there is another, or none."""
+    side = getattr(scheduler.connector, "connector_scheduler", None)
+    manager = getattr(side, "manager", None)
+    return manager if isinstance(manager, TierManager) else None
+
+
+def _nothing(key: Key) -> bool:
+    return False

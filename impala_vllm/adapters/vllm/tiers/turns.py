@@ -1,0 +1,115 @@
+"""What the tiers remember of open turns, and of each trace the chunks of its newest one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from impala_vllm.core.allocator import Key, Pin
+from impala_vllm.core.planner import NOBODY, Ahead, Below
+from impala_vllm.core.types import TraceId
+
+
+@dataclass(slots=True)
+class Turn:
+    """One request that vLLM has not let go of."""
+
+    trace_id: TraceId | None = None
+    keys: Sequence[Key] = ()
+    """Its full chunks, root first."""
+    hbm_tokens: int = 0
+    """Leading tokens that HBM had when last looked at."""
+    ahead: Ahead = NOBODY
+    """What stood before it in the queue then."""
+    awaited_chunks: int = 0
+    """Leading chunks worth waiting for: what NVMe has of them is read first."""
+    nvme_tokens: int = 0
+    """Of those, what has to come from NVMe."""
+    skips_nvme: bool = False
+    """NVMe was too late, or host has no room for it: what lies there is computed."""
+    writes: bool | None = None
+    """Whether what it stores goes on to NVMe; None: not decided."""
+    load: Pin | None = None
+    num_storing: int = 0
+    """Jobs under way."""
+    is_finished: bool = False
+
+
+@dataclass(slots=True)
+class Turns:
+    """By request id. One writer."""
+
+    tokens_per_chunk: int
+    changed_traces: dict[TraceId, None] = field(default_factory=dict[TraceId, None])
+    """Whose chunks came or went; the reader clears it."""
+    _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
+    _keys: dict[TraceId, Sequence[Key]] = field(default_factory=dict[TraceId, Sequence[Key]])
+
+    def get(self, req_id: str) -> Turn | None:
+        return self._open.get(req_id)
+
+    def open(self, req_id: str) -> Turn:
+        """The turn, a new one where it is not known."""
+        turn = self._open.get(req_id)
+        if turn is None:
+            turn = self._open[req_id] = Turn()
+        return turn
+
+    def close_if_done(self, req_id: str) -> None:
+        """Forget the turn once it has finished and nothing of it moves."""
+        turn = self._open.get(req_id)
+        if turn is not None and turn.is_finished and turn.load is None and turn.num_storing <= 0:
+            del self._open[req_id]
+
+    def remember(self, turn: Turn) -> None:
+        """Its chunks are what the trace will ask for next."""
+        if turn.trace_id is not None:
+            self._keys[turn.trace_id] = turn.keys
+            self.changed(turn.trace_id)
+
+    def changed(self, trace_id: TraceId | None) -> None:
+        if trace_id is not None:
+            self.changed_traces[trace_id] = None
+
+    def keys_of(self, trace_id: TraceId) -> Sequence[Key]:
+        """Chunks of the trace's newest turn, root first."""
+        return self._keys.get(trace_id, ())
+
+    def forget(self, trace_id: TraceId) -> None:
+        self._keys.pop(trace_id, None)
+        self.changed_traces.pop(trace_id, None)
+
+    def reset(self) -> None:
+        """What was stored or loaded is void; open turns begin again."""
+        for req_id, turn in list(self._open.items()):
+            turn.load, turn.num_storing = None, 0
+            self.close_if_done(req_id)
+
+
+def leading(keys: Sequence[Key], has: Callable[[Key], bool], start: int = 0) -> int:
+    """Index behind the leading run of chunks from `start` on that a tier has. O(log keys).
+
+    Tiers lose the tail of a chain first, so this is a search. What another order left behind an island is not found.
+    """
+    low, high = start, len(keys)
+    if low >= high or not has(keys[low]):
+        return low
+    while low < high:
+        middle = (low + high) // 2
+        if has(keys[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def below(
+    keys: Sequence[Key],
+    start: int,
+    tokens_per_chunk: int,
+    host: Callable[[Key], bool],
+    nvme: Callable[[Key], bool],
+) -> Below:
+    """What lies below HBM of a chain of which HBM has the first `start` chunks."""
+    in_host = leading(keys, host, start)
+    behind = leading(keys, nvme, in_host)
+    backed = leading(keys, nvme)
+    return Below((in_host - start) * tokens_per_chunk, (behind - in_host) * tokens_per_chunk, backed * tokens_per_chunk)
