@@ -20,6 +20,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from benchmarks.virtual.tiers import Tiers, VirtualWorker
 from impala_vllm.adapters.vllm import choice
 from impala_vllm.config import Settings
 from impala_vllm.replay.client import Answer
@@ -79,11 +80,14 @@ class VirtualEngine:
         block_size: int = 32,
         max_model_len: int = 8192,
         max_num_seqs: int = 128,
+        tiers: Tiers | None = None,
         eos: int,
     ) -> None:
         """`settings` None: stock."""
         init_none_hash(sha256)
         args: dict[str, Any] = {} if settings is None else {"scheduler_cls": choice.Choice.of(settings)}
+        if tiers is not None:
+            args["kv_transfer_config"] = tiers.connector()
         config = EngineArgs(
             model=str(model),
             max_model_len=max_model_len,
@@ -109,8 +113,13 @@ class VirtualEngine:
         self._timing = timing
         self._eos = eos
         self._hasher = get_request_block_hasher(block_size, sha256)
+        self._worker = VirtualWorker(tiers.host_rate, self._now) if tiers is not None else None
         self._open: dict[str, _Open] = {}
         self._awake = asyncio.Event()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def __aenter__(self) -> "VirtualEngine":
         loop = asyncio.get_running_loop()
@@ -149,6 +158,8 @@ class VirtualEngine:
                 self._awake.clear()
                 await self._awake.wait()
             scheduled = self.scheduler.schedule()
+            if self._worker is not None:
+                self._worker.start(scheduled)
             step_s = self._cost_s(scheduled) if scheduled.total_num_scheduled_tokens else IDLE_STEP_S
             self.busy_s += step_s
             await asyncio.sleep(step_s)
@@ -181,7 +192,10 @@ class VirtualEngine:
             if opened.first_s is None:
                 opened.first_s = now
         output = ModelRunnerOutput(
-            req_ids=ids, req_id_to_index={name: i for i, name in enumerate(ids)}, sampled_token_ids=sampled
+            req_ids=ids,
+            req_id_to_index={name: i for i, name in enumerate(ids)},
+            sampled_token_ids=sampled,
+            kv_connector_output=self._worker.finished() if self._worker is not None else None,
         )
         for answers in self.scheduler.update_from_output(scheduled, output).values():
             for answer in answers.outputs:
