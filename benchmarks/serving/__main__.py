@@ -46,6 +46,10 @@ from impala_vllm.workload import WorkloadError
 @click.option(
     "--oversubscription", type=click.FloatRange(min=0.01), help="Size that pool so that working set / HBM is this."
 )
+@click.option("--host-share", type=click.FloatRange(min=0.01), help="Host tier as a share of HBM; 1 otherwise.")
+@click.option("--nvme-share", type=click.FloatRange(min=0.01), help="NVMe tier as a share of HBM; 8 otherwise.")
+@click.option("--host-cap", type=click.FloatRange(min=1), help="KV to and from host, in tokens a second each way.")
+@click.option("--nvme-cap", type=click.FloatRange(min=1), help="The same to and from NVMe.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model directory; the 26 M one is built otherwise.")
 @click.option("--dtype", help="bfloat16 or float32; what is fast here otherwise.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -82,6 +86,7 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         machine = dataclasses.replace(machine, hbm_blocks=options["hbm_blocks"])
     if options["dtype"]:
         machine = dataclasses.replace(machine, dtype=options["dtype"])
+    machine = dataclasses.replace(machine, room=_room(options))
     scale = dataclasses.replace(experiment.scale, **changed)
     if scale.max_context_tokens > machine.max_model_len:
         scale = dataclasses.replace(scale, max_context_tokens=machine.max_model_len)
@@ -124,6 +129,16 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         write(Report(title, plan, tuple(chosen), tuple(trials), machine, scale, load), options["html"])
     if any(t.measures.num_failed for t in trials):
         raise ServerError("some requests failed, see above: the figures do not count")
+
+
+def _room(options: dict[str, Any]) -> arms.Room:
+    given = {
+        "host_share": options["host_share"],
+        "nvme_share": options["nvme_share"],
+        "host_tokens_per_s": options["host_cap"],
+        "nvme_tokens_per_s": options["nvme_cap"],
+    }
+    return arms.Room(**{name: value for name, value in given.items() if value is not None})
 
 
 def _check(name: str, options: dict[str, Any]) -> None:

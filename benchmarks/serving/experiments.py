@@ -118,6 +118,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", "16")},
         ),
         Experiment(
+            "tiers",
+            ("stock-lru-fs", "impala-tiers"),
+            plans.agent_sessions,
+            AGENT_FIGURES,
+            (*AGENT_RATIOS, "computed_tokens"),
+            scale=Scale(num_turns=10),
+            num_pairs=5,
+        ),
+        Experiment(
             "head-of-line",
             _PAIR,
             plans.beside_a_long_one,

@@ -11,7 +11,7 @@ from benchmarks import record
 from benchmarks.record import Origin, Record
 from benchmarks.serving.experiment import Experiment
 from impala_vllm.replay import parts
-from impala_vllm.replay.arms import Machine
+from impala_vllm.replay.arms import ARMS, Machine
 from impala_vllm.replay.comparison import ratio
 from impala_vllm.replay.measures import measure, quantile
 from impala_vllm.replay.plan import Plan
@@ -61,6 +61,7 @@ def records(
         "scale": experiment.scale.describe(),
         "load": experiment.load.describe(),
         "engine": machine.describe(),
+        **({"tiers": machine.room.describe()} if any(ARMS[arm].tiers for arm in arms) else {}),
         "cold": "fresh engine" if options["fresh_engines"] else "fresh cache salt, engines side by side",
         "sessions cut": plan.num_capped_sessions,
         "turns dropped": plan.num_dropped_turns,

@@ -4,17 +4,41 @@ An arm is data. To add one, add an entry to `ARMS`; everything that is not its d
 pool, block size, forced replay) comes from `Machine` and is the same for all.
 """
 
+import json
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from impala_vllm.replay.server import Server
 
 FORCED_REPLAY = "impala_vllm.adapters.vllm.forced_replay:ForcedReplay"
+
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Tiers below HBM, for the arms that have some: sizes are shares of HBM, rates in tokens' KV."""
+
+    host_share: float = 1.0
+    nvme_share: float = 8.0
+    """vLLM's fs tier knows no limit."""
+    host_tokens_per_s: float | None = None
+    """Cap of each direction; None: none."""
+    nvme_tokens_per_s: float | None = None
+
+    def describe(self) -> str:
+        def cap(rate: float | None) -> str:
+            return "uncapped" if rate is None else f"{rate:,.0f} tokens/s"
+
+        host, nvme = cap(self.host_tokens_per_s), cap(self.nvme_tokens_per_s)
+        return f"host {self.host_share:g}x HBM ({host}), NVMe {self.nvme_share:g}x ({nvme})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +56,14 @@ class Machine:
     kv_space_gib: int = 2
     """VLLM_CPU_KVCACHE_SPACE; has to hold `unbounded_blocks`."""
     extra_args: tuple[str, ...] = ()
+    room: Room = field(default_factory=Room)
+
+    def kv_bytes_per_token(self) -> int:
+        """Of all layers, as the model's config.json says."""
+        shape = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
+        heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
+        head_dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
+        return 2 * shape["num_hidden_layers"] * heads * head_dim * (4 if self.dtype == "float32" else 2)
 
     def describe(self) -> str:
         tokens = self.hbm_blocks * self.block_size
@@ -55,12 +87,22 @@ class Arm:
     """Give it the pool that never evicts."""
     recognises: bool = False
     """Answers /impala/traces, so its identity can be scored."""
+    tiers: str | None = None
+    """Who manages tiers below HBM: `impala`, or vLLM's `lru` or `arc`; None: there are none."""
+    has_nvme: bool = False
 
 
 def _enforcing(name: str, description: str, *off: str) -> Arm:
     """impala that decides, without the named policies."""
-    args = ("--scheduler", "impala", "--impala-mode", "enforce")
+    args = ("--scheduler", "impala", "--impala-mode", "enforce", "--impala-host-gib", "0")
     return Arm(name, description, args, config={policy: {"enabled": False} for policy in off}, recognises=True)
+
+
+def _tiered(name: str, description: str, has_nvme: bool = True, **planner: bool) -> Arm:
+    """impala that decides over tiers too, with the planner's switches as given."""
+    config = {"planner": planner} if planner else {}
+    args = ("--scheduler", "impala", "--impala-mode", "enforce")
+    return Arm(name, description, args, config=config, recognises=True, tiers="impala", has_nvme=has_nvme)
 
 
 ARMS: dict[str, Arm] = {
@@ -97,6 +139,15 @@ ARMS: dict[str, Arm] = {
             "retention",
         ),
         _enforcing("impala-enforce", "impala decides: rank, admission and retention on HBM"),
+        Arm("stock-lru", "stock with vLLM's offloading to host, least recently used goes first", tiers="lru"),
+        Arm("stock-arc", "stock with vLLM's offloading to host under ARC", tiers="arc"),
+        Arm("stock-lru-fs", "the same with LRU and vLLM's fs tier on disk", tiers="lru", has_nvme=True),
+        Arm("stock-arc-fs", "the same with ARC and vLLM's fs tier on disk", tiers="arc", has_nvme=True),
+        _tiered("impala-host", "impala with a host tier", has_nvme=False),
+        _tiered("impala-tiers", "impala with host and NVMe tiers"),
+        _tiered("impala-tiers-no-gate", "that, but everything is written to NVMe", gate_writes=False),
+        _tiered("impala-tiers-no-recall", "that, but NVMe is read only when a turn has arrived", recall=False),
+        _tiered("impala-tiers-no-choice", "that, but what a tier has is always loaded", choose_loads=False),
     )
 }
 
@@ -130,10 +181,15 @@ def server(arm: Arm, machine: Machine, log_dir: Path) -> Server:
         **arm.env,
     }
     line = command(arm, machine)
-    if arm.config:
+    config = {name: dict(values) for name, values in arm.config.items()}
+    if arm.tiers == "impala":
+        config["tiers"] = _our_tiers(arm, machine, log_dir)
+    elif arm.tiers is not None:
+        line += ["--kv-transfer-config", json.dumps(_upstream_tiers(arm, machine, log_dir))]
+    if config:
         path = log_dir / f"{arm.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({k: dict(v) for k, v in arm.config.items()}), encoding="utf-8")
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
         line += ["--impala-config", str(path)]
     return Server(arm.name, line, log_dir / f"{arm.name}.log", env)
 
@@ -153,3 +209,43 @@ def command(arm: Arm, machine: Machine) -> list[str]:
         *arm.args,
         *machine.extra_args,
     ]
+
+
+def _our_tiers(arm: Arm, machine: Machine, log_dir: Path) -> dict[str, Any]:
+    room, per_token, hbm_bytes = machine.room, machine.kv_bytes_per_token(), _hbm_bytes(machine)
+    tiers: dict[str, Any] = {"host_gib": room.host_share * hbm_bytes / GIB}
+    if room.host_tokens_per_s is not None:
+        tiers["host_bytes_per_s"] = room.host_tokens_per_s * per_token
+    if arm.has_nvme:
+        tiers |= {"nvme_path": str(log_dir / f"{arm.name}-nvme"), "nvme_gib": room.nvme_share * hbm_bytes / GIB}
+        if room.nvme_tokens_per_s is not None:
+            rate = room.nvme_tokens_per_s * per_token
+            tiers |= {"nvme_read_bytes_per_s": rate, "nvme_write_bytes_per_s": rate}
+    return tiers
+
+
+def _upstream_tiers(arm: Arm, machine: Machine, log_dir: Path) -> dict[str, Any]:
+    room, per_token = machine.room, machine.kv_bytes_per_token()
+    extra: dict[str, Any] = {
+        "spec_name": "UpstreamSpec",
+        "spec_module_path": "impala_vllm.adapters.vllm.upstream_spec",
+        "cpu_bytes_to_use": int(room.host_share * _hbm_bytes(machine)),
+        "eviction_policy": arm.tiers,
+        "offload_prompt_only": False,
+    }
+    if room.host_tokens_per_s is not None:
+        extra["host_bytes_per_s"] = room.host_tokens_per_s * per_token
+    if arm.has_nvme:
+        fs: dict[str, Any] = {"type": "fs", "root_dir": str(log_dir / f"{arm.name}-fs")}
+        if room.nvme_tokens_per_s is not None:
+            fs |= {
+                "type": "PacedFs",
+                "module_path": "impala_vllm.adapters.vllm.upstream_spec",
+                "bytes_per_s": room.nvme_tokens_per_s * per_token,
+            }
+        extra["secondary_tiers"] = [fs]
+    return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+
+
+def _hbm_bytes(machine: Machine) -> int:
+    return machine.hbm_blocks * machine.block_size * machine.kv_bytes_per_token()

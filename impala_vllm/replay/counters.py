@@ -36,8 +36,9 @@ def observer_s(before: Mapping[str, float], after: Mapping[str, float]) -> float
 
 def computed_tokens(before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
     """Prompt tokens the engine computed between two scrapes; None where it does not count them."""
-    names = ("vllm:prompt_tokens_total", "vllm:prefix_cache_hits_total")
-    if any(name not in after for name in names):
+    asked, found = "vllm:prompt_tokens_total", "vllm:prefix_cache_hits_total"
+    if asked not in after or found not in after:
         return None
-    grown = [after[name] - before.get(name, 0.0) for name in names]
-    return int(grown[0] - grown[1])
+    names = (asked, found, "vllm:external_prefix_cache_hits_total")  # the last one: from tiers below HBM
+    grown = [after.get(name, 0.0) - before.get(name, 0.0) for name in names]
+    return int(grown[0] - grown[1] - grown[2])

@@ -20,6 +20,11 @@ def test_computed_tokens_are_those_that_were_not_found() -> None:
     assert computed_tokens({}, {"plain": 3.0}) is None
 
 
+def test_tokens_loaded_from_a_tier_were_not_computed() -> None:
+    loaded = {"vllm:external_prefix_cache_hits_total": 5.0}
+    assert computed_tokens({"vllm:prompt_tokens_total": 20.0}, parse(PAGE) | loaded) == 50
+
+
 def test_time_in_impala_is_the_growth_of_its_own_clock() -> None:
     before, after = {"impala_observer_seconds_total": 1.5}, {"impala_observer_seconds_total": 1.75}
     assert observer_s(before, after) == 0.25
