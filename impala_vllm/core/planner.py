@@ -6,9 +6,11 @@ state, adapters move the bytes.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from impala_vllm.core.cost import StepCost
+from impala_vllm.core.first_turns import FirstTurns
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.link import Link, LinkConfig
 from impala_vllm.core.retention import SOONEST_S
@@ -29,10 +31,8 @@ class PlannerConfig:
     """Prior of the link between host and HBM."""
     nvme_bytes_per_s: float = 1e9
     """Prior of NVMe reads."""
-    min_resume_chance: float = 0.5
-    """Below this a first turn's KV is not written to NVMe: one-shot traffic ends here."""
-    resume_within_s: float = 3600.0
-    """A resume later than this does not count: NVMe has other uses by then."""
+    min_second_chance: float = 0.5
+    """Where a second turn is less likely than this, a first turn's KV is not written to NVMe: one-shot traffic."""
     recall_quantile: float = 0.25
     """Recall so that the KV is there when this share of resumes has come."""
     recall_ahead_s: float = 2.0
@@ -86,6 +86,7 @@ class Planner:
         self._gaps = gaps
         self._cost = cost
         self._bytes_per_token = bytes_per_token
+        self._first_turns = FirstTurns()
 
     def load_s(self, host_tokens: int, nvme_tokens: int) -> float:
         """To bring so many tokens' KV into HBM, with nothing else on the links."""
@@ -119,20 +120,23 @@ class Planner:
         saved_s = self._cost.prefill_s(num_tokens) - self.load_s(0, num_tokens)
         return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
 
-    def writes_on_arrival(self, num_turns: int) -> bool:
-        """Is it plain already that the KV of a trace's `num_turns`-th turn belongs on NVMe?"""
-        return num_turns > 1 or not self.config.gate_writes
+    def writes(self, num_turns: int, kind: Hashable) -> bool:
+        """Does the KV of a trace's `num_turns`-th turn belong on NVMe, as it is computed?"""
+        if num_turns > 1 or not self.config.gate_writes:
+            return True
+        return self._first_turns.chance(kind) >= self.config.min_second_chance
 
-    def writes(self, trace_id: TraceId, num_turns: int, outcome: Outcome, now: float) -> bool:
-        """Does the KV of a trace that has just gone silent belong on NVMe?"""
-        if not self.config.gate_writes:
-            return True
-        if outcome in (Outcome.ABORT, Outcome.ERROR):
-            return False
-        if num_turns > 1 or outcome is Outcome.TOOL_CALL:
-            return True
-        chance = self._gaps.chance_within(trace_id, self.config.resume_within_s, now)
-        return outcome is not Outcome.STOP and chance is not None and chance >= self.config.min_resume_chance
+    def ended(self, num_turns: int, kind: Hashable, outcome: Outcome, writes: bool) -> bool:
+        """The same at the turn's end, which says more: `writes` was the answer before."""
+        asks = outcome is Outcome.TOOL_CALL
+        if num_turns == 1 and outcome in (Outcome.STOP, Outcome.TOOL_CALL):
+            self._first_turns.saw(kind, asks)
+        return writes or asks or not self.config.gate_writes
+
+    def resumed(self, kind: Hashable, outcome: Outcome) -> None:
+        """A second turn has come after a first one that ended so."""
+        if outcome is Outcome.STOP:
+            self._first_turns.came_back(kind)
 
     def way(self, prompt_tokens: int, hbm_tokens: int, below: Below, ahead: Ahead = NOBODY) -> Way:
         """How a waiting turn gets its KV, with `ahead` of it in the queue.

@@ -24,6 +24,7 @@ from impala_vllm.core.lengths import OutputLengths
 from impala_vllm.core.planner import NOTHING
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.signature import Signatures
+from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ class Enforcer:
         """Unfinished turns by trace."""
         self._queued_of: dict[TraceId, int] = {}
         """Those of them that have not begun."""
-        self._turns_of: dict[TraceId, int] = {}
         self._tokens_of: dict[TraceId, int] = {}
         self._refreshed_s = 0.0
         self._round_s = 0.0
@@ -91,23 +91,24 @@ class Enforcer:
             self.free = FreeQueue(pool.free_block_queue, self.idle.cheapest_first)
             pool.free_block_queue = self.free  # type: ignore[assignment]
 
-    def arrive(self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0) -> None:
-        """`request` is about to be queued; others share its first `stem_blocks`."""
+    def arrive(
+        self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0, trace: Trace | None = None
+    ) -> None:
+        """`request` is about to be queued, a turn of `trace`; others share its first `stem_blocks`."""
         self._seen[request.request_id] = Seen(trace_id, now)
         if trace_id is not None:
             self._known.add(trace_id)
             self.gaps.resume(trace_id, now)
-            for count in (self._open_of, self._queued_of, self._turns_of):
+            for count in (self._open_of, self._queued_of):
                 count[trace_id] = count.get(trace_id, 0) + 1
             self._tokens_of.setdefault(trace_id, request.num_tokens)
             if self.free is not None:
                 self.free.changed[trace_id] = None
         if self.tiers is not None:
-            num_turns = self._turns_of.get(trace_id, 0) if trace_id is not None else 0
-            self.tiers.arrive(request, trace_id, stem_blocks, num_turns)
+            self.tiers.arrive(request, trace, stem_blocks)
 
-    def finish(self, request: "Request", now: float) -> None:
-        """`request` has ended and its blocks are free."""
+    def finish(self, request: "Request", now: float, trace: Trace | None = None) -> None:
+        """`request`, a turn of `trace`, has ended and its blocks are free."""
         seen = self._seen.pop(request.request_id, None)
         if seen is None:
             return
@@ -123,13 +124,17 @@ class Enforcer:
                 self.free.changed[trace_id] = None
         if self.tiers is not None:
             outcome = facts.outcome(request, self._tool_call_tokens)
-            num_turns = self._turns_of.get(trace_id, 0) if trace_id is not None else 0
-            self.tiers.finish(request, trace_id, seen.stem_blocks, num_turns, outcome, now)
+            self.tiers.finish(request, trace if trace_id is not None else None, seen.stem_blocks, outcome)
+
+    def trace_of(self, request: "Request") -> TraceId | None:
+        """Whose turn an open request is."""
+        seen = self._seen.get(request.request_id)
+        return seen.trace_id if seen is not None else None
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
         self._known.discard(trace_id)
-        for count in (self._open_of, self._queued_of, self._turns_of, self._tokens_of):
+        for count in (self._open_of, self._queued_of, self._tokens_of):
             count.pop(trace_id, None)
         self.gaps.forget(trace_id)
         self.lengths.forget(trace_id)

@@ -22,6 +22,8 @@ from impala_vllm.adapters.vllm.snapshot import install_snapshot
 from impala_vllm.adapters.vllm.tiers.policy import tier_manager
 from impala_vllm.config import Mode
 from impala_vllm.core.identity import Identity
+from impala_vllm.core.traces import Trace
+from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -90,8 +92,8 @@ class _Enforced(_Observed):
         if request.request_id not in self.requests:
             link = self.observer.on_arrival(request)
             trace_id = link.trace_id if link is not None else None
-            stem = self._stem_blocks(request)
-            self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem))
+            stem, trace = self._stem_blocks(request), self._trace(trace_id)
+            self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem, trace))
         super(_Observed, self).add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -125,8 +127,12 @@ class _Enforced(_Observed):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         freed = super()._free_request(request, delay_free_blocks)
-        self._steer(lambda policy: policy.finish(request, self.observer.clock()))
+        self._steer(lambda policy: policy.finish(request, self.observer.clock(), self._trace(policy.trace_of(request))))
         return freed
+
+    def _trace(self, trace_id: TraceId | None) -> Trace | None:
+        identity = self.observer.identity
+        return identity.traces.get(trace_id) if identity is not None else None
 
     def _stem_blocks(self, request: Request) -> int:
         identity = self.observer.identity

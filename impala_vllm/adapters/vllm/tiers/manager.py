@@ -154,7 +154,7 @@ class TierManager(OffloadingManager):
             return
         turn.num_storing -= 1
         self.turns.changed(turn.trace_id)
-        if success and self.nvme is not None and turn.writes is True:
+        if success and self.nvme is not None and turn.writes:
             self.nvme.write(filling, turn.trace_id, self._clock())
         self.turns.close_if_done(req_context.req_id)
 
@@ -190,11 +190,11 @@ class TierManager(OffloadingManager):
             self._on_shutdown()
 
     def arrive(
-        self, req_id: str, trace_id: TraceId | None, keys: Sequence[Key], stem_chunks: int, writes: bool | None
+        self, req_id: str, trace_id: TraceId | None, keys: Sequence[Key], stem_chunks: int, writes: bool
     ) -> None:
         """A turn is about to be queued; `keys` name its prompt's full chunks, of which the first are a shared stem.
 
-        `writes`: they belong on NVMe too, as they are stored; None: its end will tell.
+        `writes`: they belong on NVMe too, as they are stored.
         """
         self._poll()
         turn = self.turns.open(req_id)

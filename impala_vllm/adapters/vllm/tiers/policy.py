@@ -16,6 +16,7 @@ from impala_vllm.adapters.vllm.tiers.nvme import WINDOW_S, NvmeTier
 from impala_vllm.adapters.vllm.tiers.turns import Turn
 from impala_vllm.core.allocator import Key
 from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner, PlannerConfig
+from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
 
 if TYPE_CHECKING:
@@ -64,10 +65,15 @@ class TierPolicy:
             return None
         return cls(scheduler, manager, gaps, cost, config)
 
-    def arrive(self, request: "Request", trace_id: TraceId | None, stem_blocks: int, num_turns: int) -> None:
-        """`request` is about to be queued, its trace's `num_turns`-th turn. O(its chunks)."""
-        writes = True if self.planner.writes_on_arrival(num_turns) else None
+    def arrive(self, request: "Request", trace: Trace | None, stem_blocks: int) -> None:
+        """`request` is about to be queued, a turn of `trace`. O(its chunks)."""
         stem = stem_blocks // self._chunk_blocks
+        writes = False
+        if trace is not None:
+            writes = self.planner.writes(trace.num_turns, trace.opening)
+            if trace.num_turns == 2 and trace.last_outcome is not None:
+                self.planner.resumed(trace.opening, trace.last_outcome)
+        trace_id = trace.trace_id if trace is not None else None
         self.manager.arrive(request.request_id, trace_id, self._keys(request), stem, writes)
 
     def reach(self, request: "Request", hbm_blocks: int) -> Reach:
@@ -104,17 +110,12 @@ class TierPolicy:
             ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
         return ready
 
-    def finish(
-        self,
-        request: "Request",
-        trace_id: TraceId | None,
-        stem_blocks: int,
-        num_turns: int,
-        outcome: Outcome,
-        now: float,
-    ) -> None:
-        """`request` has ended and its trace is silent."""
-        writes = trace_id is not None and self.planner.writes(trace_id, num_turns, outcome, now)
+    def finish(self, request: "Request", trace: Trace | None, stem_blocks: int, outcome: Outcome) -> None:
+        """`request` has ended. `trace` None: nobody's, or forgotten meanwhile."""
+        turn = self.manager.turns.get(request.request_id)
+        if turn is None:
+            return
+        writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
         self.manager.finish(request.request_id, self._keys(request), stem_blocks // self._chunk_blocks, writes)
 
     def moved(self, output: "KVConnectorOutput") -> None:

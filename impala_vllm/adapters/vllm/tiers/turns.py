@@ -25,8 +25,8 @@ class Turn:
     """Of those, what has to come from NVMe."""
     skips_nvme: bool = False
     """NVMe was too late, or host has no room for it: what lies there is computed."""
-    writes: bool | None = None
-    """Whether what it stores goes on to NVMe; None: not decided."""
+    writes: bool = False
+    """What it stores goes on to NVMe."""
     load: Pin | None = None
     num_storing: int = 0
     """Jobs under way."""
