@@ -60,6 +60,12 @@ QUESTIONS = {
         "The load of baseline in interleaved pairs. tasks_per_hour should be above stock's and stall below it, at "
         "every level of oversubscription or, where everything fits, equal to it.",
     ),
+    "serving/tiers": Question(
+        "KV below HBM: vLLM's own tiers against ours, the same bytes",
+        "The load of agents with host memory and a disk behind HBM, links capped at the ratios of a GPU's where the "
+        "parameters say so. vLLM's managers run with our row-copy worker, because its own refuses the CPU; its fs tier "
+        "knows no limit. impala-host has no disk.",
+    ),
     "serving/ablation": Question(
         "What each policy is worth",
         "The load of agents with policies added one by one. impala-identity decides nothing and should equal stock; "
@@ -91,6 +97,11 @@ QUESTIONS = {
         "vLLM's own scheduler and impala's own code in virtual time, with other recorded sessions for each seed; only "
         "the time of a step is modelled. Ratios are to stock with the same sessions. impala-identity has every policy "
         "off but still evicts trace by trace.",
+    ),
+    "sim/tiers": Question(
+        "Tiers below HBM, over seeds",
+        "The same with host memory and a disk behind HBM. vLLM's managers and ours decide, links are rates. Ratios are "
+        "to the first variant with the same sessions.",
     ),
     "identity/kv-cache-tester": Question(
         "Claude Code sessions, all started within an hour",

@@ -22,10 +22,11 @@ from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.virtual import clock
 from benchmarks.virtual.engine import TIMINGS, Timing, VirtualEngine
+from benchmarks.virtual.tiers import Tiers
 from impala_vllm.config import Settings, load
 from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
-from impala_vllm.replay.arms import Arm
+from impala_vllm.replay.arms import Arm, Room
 from impala_vllm.replay.comparison import ratio
 from impala_vllm.replay.load import Load, drive
 from impala_vllm.replay.measures import Measures, measure, quantile
@@ -46,6 +47,7 @@ class Bench:
     vocabulary: Vocabulary
     timing: Timing
     max_num_seqs: int
+    room: Room
 
     def replay(self, plan: Plan, arm: Arm, num_blocks: int) -> Measures:
         """One cold run of `plan` on `arm`."""
@@ -59,6 +61,7 @@ class Bench:
                 num_blocks=size,
                 block_size=BLOCK_SIZE,
                 max_num_seqs=self.max_num_seqs,
+                tiers=self._tiers(arm, num_blocks),
                 eos=self.vocabulary.eos,
             ) as engine:
                 done = await drive(plan, engine, Load())
@@ -67,6 +70,23 @@ class Bench:
                 )
 
         return clock.run(go())
+
+    def _tiers(self, arm: Arm, num_blocks: int) -> Tiers | None:
+        if arm.tiers is None:
+            return None
+
+        def rate(tokens_per_s: float | None) -> float | None:
+            return None if tokens_per_s is None else tokens_per_s / BLOCK_SIZE
+
+        nvme_rate = rate(self.room.nvme_tokens_per_s)
+        return Tiers(
+            arm.tiers,
+            round(self.room.host_share * num_blocks),
+            round(self.room.nvme_share * num_blocks) if arm.has_nvme else 0,
+            rate(self.room.host_tokens_per_s),
+            nvme_rate,
+            nvme_rate,
+        )
 
 
 def settings(arm: Arm) -> Settings | None:
@@ -87,6 +107,10 @@ def settings(arm: Arm) -> Settings | None:
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--timing", type=click.Choice(list(TIMINGS)), default="cpu-26m", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Other sessions for each.")
+@click.option("--host-share", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Of HBM.")
+@click.option("--nvme-share", type=click.FloatRange(min=0.01), default=8.0, show_default=True, help="Of HBM.")
+@click.option("--host-cap", type=click.FloatRange(min=1), help="KV to and from host, in tokens a second each way.")
+@click.option("--nvme-cap", type=click.FloatRange(min=1), help="The same to and from NVMe.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
 def main(traces: Path | None, arm_names: str, levels: Sequence[float], no_record: bool, **options: Any) -> None:
     """Replay recorded sessions on each arm at each level of oversubscription."""
@@ -95,7 +119,8 @@ def main(traces: Path | None, arm_names: str, levels: Sequence[float], no_record
     try:
         chosen = arms.pick(arm_names)
         model = tiny_model.build("1m")
-        bench = Bench(model, Vocabulary.of_model(model), TIMINGS[options["timing"]], options["max_num_seqs"])
+        room = Room(options["host_share"], options["nvme_share"], options["host_cap"], options["nvme_cap"])
+        bench = Bench(model, Vocabulary.of_model(model), TIMINGS[options["timing"]], options["max_num_seqs"], room)
         plans_by_seed = _plans(bench, traces or recording.bundled(), options, console)
     except (WorkloadError, ValueError, tiny_model.TinyModelError) as e:
         click.echo(f"error: {e}", err=True)
@@ -103,8 +128,9 @@ def main(traces: Path | None, arm_names: str, levels: Sequence[float], no_record
     logging.getLogger("vllm").setLevel(logging.ERROR)  # each of the hundreds of schedulers would say hello
     made: list[Record] = []
     for level in levels:
-        made += _level(bench, plans_by_seed, chosen, level, options, console)
-        figures.show([r for r in made if r.question.endswith(f"-{level:g}x")], Console())
+        found = _level(bench, plans_by_seed, chosen, level, options, console)
+        figures.show(found, Console())
+        made += found
     if not no_record:
         console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
 
@@ -140,10 +166,14 @@ def _level(
         "timing": bench.timing.describe(),
         "max_num_seqs": bench.max_num_seqs,
     }
+    has_tiers = any(arm.tiers for arm in chosen)
+    if has_tiers:
+        params["tiers"] = bench.room.describe()
+    question = f"sim/{'tiers' if has_tiers else 'agents'}-{level:g}x"
 
     def of(arm: str, metric: str, unit: str, better: str, values: Sequence[float], **more: Any) -> Record:
         return Record(
-            f"sim/agents-{level:g}x", arm, {**params, **more}, metric, unit, better, len(values),
+            question, arm, {**params, **more}, metric, unit, better, len(values),
             quantile(values, 0.2), quantile(values, 0.5), quantile(values, 0.8), "simulated", None,
             origin.commit, origin.versions, origin.machine, origin.command,
         )  # fmt: skip
