@@ -87,9 +87,8 @@ class TierManager(OffloadingManager):
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self.host.is_ready(key):
             return LookupResult.HIT if self._idle is None or self.host_pays else LookupResult.MISS
-        if self.host.is_filling(key):
-            is_late = self.nvme is not None and self.nvme.is_late(key, self._clock())
-            return LookupResult.MISS if is_late else LookupResult.HIT_PENDING
+        if self.nvme is not None and self.nvme.is_reading(key):
+            return LookupResult.HIT_PENDING if self._waits_for(key, req_context) else LookupResult.MISS
         if self.nvme is not None and self._idle is None and self.nvme.promote([key], None, self._clock(), ()):
             return LookupResult.HIT_PENDING  # with policy, whoever waits has been promoted before it is asked for
         return LookupResult.MISS
@@ -229,6 +228,15 @@ class TierManager(OffloadingManager):
             "host_evicted_bytes": float(self.num_evicted * self.chunk_bytes),
         }
         return found | (self.nvme.stats() if self.nvme is not None else {})
+
+    def _waits_for(self, key: OffloadKey, req_context: ReqContext) -> bool:
+        """Is a chunk that is being read worth waiting for?"""
+        if self.nvme is None or self.nvme.is_late(key, self._clock()):
+            return False
+        turn, end = self.turns.get(req_context.req_id), req_context.get_offload_key_position(key)
+        if self._idle is None or turn is None or end is None:
+            return True
+        return end <= turn.awaited_chunks * self.tokens_per_chunk
 
     def _use(self, turn: Turn, stem_chunks: int) -> None:
         if turn.trace_id is None:

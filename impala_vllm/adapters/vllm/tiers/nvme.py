@@ -148,8 +148,8 @@ class NvmeTier:
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared`. None: nobody
         waits, and only what is worth less than the trace's own chunks has to make room.
         """
-        wanted = [key for key in keys if key not in self._host and self.has(key)]
-        if not wanted:
+        wanted = [key for key in keys if key not in self._host and self.pool.is_ready(key)]
+        if not wanted or not self.is_usable:
             return False
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
