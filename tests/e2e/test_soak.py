@@ -139,3 +139,20 @@ def test_with_kv_for_three_of_sixty_agents_nobody_waits_beyond_the_bound(model: 
         longest_s = client.metric("impala_longest_wait_seconds{")
         print(f"longest wait {longest_s:.1f} s, {len(answered_s)} answers, allowed {HOLD_S} + {service_s:.1f} s")
         assert 0 < longest_s <= HOLD_S + service_s
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS + 1200)
+def test_tiers_smaller_than_the_traffic_stay_whole(model: str, tmp_path: Path) -> None:
+    load = Load(num_agents=30, max_history=900, max_tokens=64, max_gap_s=3.0)
+    chunk_gib = 32 * 1024 / (1 << 30)
+    tiers = ("--impala-host-gib", str(90 * chunk_gib), "--impala-nvme-path", str(tmp_path / "nvme"))
+    flags = ("--num-gpu-blocks-override", "90", *tiers, "--impala-nvme-gib", str(400 * chunk_gib))
+    slow = "tiers:\n  host_bytes_per_s: 50.0e6\n  nvme_read_bytes_per_s: 10.0e6\n  nvme_write_bytes_per_s: 10.0e6\n"
+    with survived(model, tmp_path, load, slow, *flags) as (client, _):
+        until(lambda: client.json("/impala/health")["status"] == "idle")
+        assert client.metric("impala_policy_on{") == 1
+        for name in ("host_load", "host_evicted", "nvme_read", "nvme_write"):
+            assert client.metric(f"impala_kv_{name}_bytes_total{{") > 0, f"{name}: the tiers were never used"
+        assert client.metric("impala_kv_nvme_failed_bytes_total{") == 0
+        assert client.metric("impala_kv_nvme_usable{") == 1
