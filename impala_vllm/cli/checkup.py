@@ -13,7 +13,7 @@ from pathlib import Path
 from impala_vllm import __version__, native
 from impala_vllm.adapters.vllm import choice, compat
 from impala_vllm.adapters.vllm.compat import Seam
-from impala_vllm.config import Mode, Settings, load
+from impala_vllm.config import Config, Mode, Settings, load
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "impala"
@@ -85,12 +85,22 @@ def _active(settings: Settings) -> dict[str, str]:
     what = {
         Mode.OFF: "stock vLLM",
         Mode.OBSERVE: "traces are recognised and measured, nothing is decided",
-        Mode.ENFORCE: "rank, admission and retention by trace, on HBM",
+        Mode.ENFORCE: "rank, admission and retention by trace",
     }[config.mode]
-    active = {"mode": f"{config.mode.value}: {what}", "tiers": "HBM only"}
+    active = {"mode": f"{config.mode.value}: {what}", "tiers": _tiers(config)}
     if ignored := choice.not_active(config):
         active["ignored"] = "; ".join(ignored)
     return active
+
+
+def _tiers(config: Config) -> str:
+    tiers, host = config.tiers, "host memory sized from what is free, where KV lives on a device"
+    if config.mode is not Mode.ENFORCE or tiers.host_gib == 0:
+        return "HBM only"
+    if tiers.host_gib is not None:
+        host = f"host {tiers.host_gib:g} GiB"
+    nvme = f", NVMe {tiers.nvme_gib:g} GiB in {tiers.nvme_path}" if tiers.nvme_path is not None else ""
+    return f"HBM, {host}{nvme}; a KV connector of your own wins"
 
 
 def _block_io(directory: str) -> native.BlockIo:
@@ -140,7 +150,7 @@ def _other_lacks(checkup: Checkup) -> list[Lack]:
     lacks: list[Lack] = []
     if not native.is_built():
         get = "pip install impala-vllm again with a C++ compiler present"
-        lacks.append(Lack("the native module is not built", "block I/O cannot be probed", get, False))
+        lacks.append(Lack("the native module is not built", "the NVMe tier does its I/O in threads", get, False))
     if not Path(checkup.block_io_directory).is_dir():
         what = f"{checkup.block_io_directory} is not a directory"
         lacks.append(Lack(what, "no NVMe tier there", "create it, or name another in tiers.nvme_path", False))
