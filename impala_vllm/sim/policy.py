@@ -1,0 +1,51 @@
+"""What a simulated policy may decide, and what it decides where it does not care: stock vLLM.
+
+A replica tells it the facts and asks it; a policy never changes a request, a block or the clock.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from impala_vllm.sim.eviction import Lru, Order
+
+if TYPE_CHECKING:
+    from impala_vllm.sim.replica import Replica
+    from impala_vllm.sim.request import Request
+
+
+class Policy:
+    """First come, first served; least recently used goes first."""
+
+    replan_s: float | None = None
+    """Plans change with time alone: be asked again so often while somebody waits. None: only when something happens."""
+
+    def __init__(self, replica: "Replica") -> None:
+        """Called before the replica has a pool; `idle` must be there afterwards."""
+        self.replica = replica
+        self.idle: Order = Lru()
+        self.held: Iterable[Request] = ()
+        """Who waits and is in no plan: policy keeps them back."""
+
+    def arrive(self, request: "Request", now: float) -> None:
+        """`request` is about to wait."""
+
+    def finish(self, request: "Request", now: float) -> None:
+        """`request` has its last token and its blocks are idle."""
+
+    def owner(self, request: "Request") -> tuple[str | None, int]:
+        """Whose the blocks are that the request is about to give back, and how many leading ones others share."""
+        return None, 0
+
+    def plan(self, now: float) -> Iterable["Request"]:
+        """Who may be placed this step, in the order to try. Says in `held` who may not."""
+        return [*reversed(self.replica.preempted), *self.replica.waiting]
+
+    def order_running(self) -> None:
+        """Sort what runs: earlier ones get the step's tokens first."""
+
+    def victim(self) -> "Request":
+        """Which running request loses its place when HBM is out."""
+        return self.replica.running[-1]
+
+    def stepped(self, step_s: float, prefill: int, context: float, count: int) -> None:
+        """`count` steps of this length are done, each with `prefill` prompt tokens, `context` tokens before them."""

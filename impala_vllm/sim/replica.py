@@ -1,0 +1,287 @@
+"""One engine: continuous batching, chunked prefill, prefix caching and preemption as vLLM's scheduler does them.
+
+A step is scheduled, takes the time that `Timing` says, and then its tokens are there. Steps that only decode and
+change nothing else are taken in one leap, which an arrival cuts short at the next step's end.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from impala_vllm.sim.loop import Loop
+from impala_vllm.sim.policy import Policy
+from impala_vllm.sim.pool import Pool
+from impala_vllm.sim.request import Request
+from impala_vllm.sim.timing import Timing
+
+IDLE_S = 0.01
+"""Nothing runs and nobody may start: asked again after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a replica has room for."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Replica:
+    """Requests come in by `arrive` and leave by their `on_done`. The policy reads everything, changes nothing."""
+
+    def __init__(
+        self, loop: Loop, timing: Timing, shape: Shape, policy: Callable[["Replica"], Policy], computed: set[int]
+    ) -> None:
+        """`computed` holds the keys of all blocks that any replica of the run has computed."""
+        self.shape = shape
+        self.timing = timing
+        self.running: list[Request] = []
+        self.waiting: dict[Request, None] = {}
+        """In order of arrival, preempted ones apart."""
+        self.preempted: dict[Request, None] = {}
+        """The last one first in line."""
+        self.stuck: Request | None = None
+        """Who was tried in the last step and found no room."""
+        self.policy = policy(self)
+        self.pool = Pool(shape.num_blocks, self.policy.idle)
+        self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
+        self.busy_s = 0.0
+        self.on_step: Callable[[float, float, int, int], None] | None = None
+        """Told of every step, or leap: start, end, prompt tokens, requests that decode."""
+        self._loop = loop
+        self._computed = computed
+        self._leap: _Leap | None = None
+        self._is_awake = False
+        self._has_preempted = False
+        """In the step at hand: then nobody is placed."""
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.running) + len(self.waiting) + len(self.preempted)
+
+    def arrive(self, request: Request) -> None:
+        """Take a request; it waits until the step that runs is over."""
+        now = self._loop.now
+        self.policy.arrive(request, now)
+        self.waiting[request] = None
+        if not self._is_awake:
+            self._is_awake = True
+            self._loop.at(now, self._step)
+        elif self._leap is not None and self._leap.cut(now):
+            self._loop.at(self._leap.end_s, partial(self._land, self._leap, self._leap.num_steps))
+
+    def _step(self) -> None:
+        now = self._loop.now
+        scheduled = self._schedule(now)
+        if not scheduled:
+            self._is_awake = self.num_unfinished > 0
+            if self._is_awake:
+                self._loop.at(now + IDLE_S, self._step)
+            return
+        prompts = [(n, r.num_computed) for r, n in scheduled if n > 1 or r.num_computed < r.prompt_tokens]
+        num_decoding = len(scheduled) - len(prompts)
+        context = sum(r.num_computed for r, _ in scheduled) - sum(before for _, before in prompts)
+        step_s = self.timing.step_s(prompts, num_decoding, context)
+        if prompts or num_decoding < len(self.running):
+            self._loop.at(now + step_s, partial(self._done, scheduled, step_s))
+            return
+        leap = _Leap(now, step_s, num_decoding * self.timing.decode_s_per_context, self._num_alike(step_s))
+        self._leap = leap
+        self._loop.at(leap.end_s, partial(self._land, leap, leap.num_steps))
+
+    def _schedule(self, now: float) -> list[tuple[Request, int]]:
+        plan = self.policy.plan(now)
+        for request in self.policy.held:
+            if request.held_since_s is None:
+                request.held_since_s = now
+        self.policy.order_running()
+        budget = self.shape.max_num_batched_tokens
+        scheduled: list[tuple[Request, int]] = []
+        self._has_preempted = False
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            count = min(request.num_tokens - request.num_computed, budget)
+            while not self._grow(request, count):
+                victim = self.policy.victim()
+                place = self.running.index(victim)
+                if place < index:
+                    index -= 1
+                    budget += next((n for r, n in scheduled if r is victim), 0)
+                    scheduled = [(r, n) for r, n in scheduled if r is not victim]
+                self._preempt(victim)
+                if victim is request:
+                    break
+            else:
+                scheduled.append((request, count))
+                budget -= count
+                index += 1
+                continue
+            break
+        self.stuck = None
+        if not self._has_preempted:
+            self._place(plan, budget, scheduled, now)
+        return scheduled
+
+    def _place(self, plan: Iterable[Request], budget: int, scheduled: list[tuple[Request, int]], now: float) -> None:
+        """Let those start who fit with their whole prompt, one after the other until one does not."""
+        size = self.shape.block_size
+        for request in plan:
+            if budget <= 0 or len(self.running) >= self.shape.max_num_seqs:
+                return
+            self.stuck = request
+            hits = self.pool.find(request.keys, (request.num_tokens - 1) // size)
+            missing = -(-request.num_tokens // size) - len(hits)
+            if missing + self.pool.num_idle_of(hits) > self.pool.num_free:
+                return
+            self.stuck = None
+            self.pool.touch(hits)
+            request.blocks = hits
+            request.num_computed = len(hits) * size
+            self._leave_queue(request, now)
+            count = min(request.num_tokens - request.num_computed, budget)
+            self._grow(request, count)
+            self.running.append(request)
+            scheduled.append((request, count))
+            budget -= count
+
+    def _leave_queue(self, request: Request, now: float) -> None:
+        if request.is_preempted:
+            del self.preempted[request]
+            request.is_preempted = False
+            return
+        del self.waiting[request]
+        request.cached_tokens = request.num_computed
+        if request.held_since_s is not None:
+            request.held_s = now - request.held_since_s
+
+    def _grow(self, request: Request, count: int) -> bool:
+        """Give the request's next `count` tokens their blocks, found by key once they are full. False: no room."""
+        size = self.shape.block_size
+        done = request.num_computed + count
+        missing = -(-done // size) - len(request.blocks)
+        if missing > 0:
+            if missing > self.pool.num_free:
+                return False
+            request.blocks += self.pool.take(missing)
+        first, last = request.num_computed // size, done // size
+        if first < last:
+            keys = request.keys[first:last]
+            self.pool.cache(request.blocks[first:last], keys)
+            known = self._computed
+            for index, key in enumerate(keys, first):
+                if key not in known:
+                    known.add(key)
+                elif (index + 1) * size <= request.prompt_tokens:
+                    self.recomputed_tokens += size
+        self.computed_tokens += max(0, min(done, request.prompt_tokens) - request.num_computed)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._release(request)
+        request.num_computed = 0
+        request.is_preempted = True
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._has_preempted = True
+        self.preempted[request] = None
+
+    def _release(self, request: Request) -> None:
+        owner, num_stem = self.policy.owner(request)
+        self.pool.release(request.blocks, owner, num_stem)
+        request.blocks = []
+
+    def _done(self, scheduled: list[tuple[Request, int]], step_s: float) -> None:
+        """A step is over."""
+        now = self._loop.now
+        prefill = sum(n for _, n in scheduled if n > 1)
+        context = sum(n * (r.num_computed + n // 2) for r, n in scheduled if n > 1)
+        self._note(now - step_s, now, prefill, sum(n == 1 for _, n in scheduled))
+        self.policy.stepped(step_s, prefill, context / prefill if prefill else 0.0, 1)
+        for request, count in scheduled:
+            request.num_computed += count
+            if request.num_computed == request.num_tokens:
+                self._sampled(request, 1, now)
+        self._step()
+
+    def _land(self, leap: "_Leap", num_steps: int) -> None:
+        """The last step of a leap is over, unless it was cut shorter meanwhile."""
+        if leap is not self._leap or num_steps != leap.num_steps:
+            return
+        self._leap = None
+        now = self._loop.now
+        self._note(leap.start_s, now, 0, len(self.running))
+        self.policy.stepped((now - leap.start_s) / num_steps, 0, 0.0, num_steps)
+        landed = list(self.running)
+        for request in landed:
+            request.num_computed += 1  # its block is there already
+            if num_steps > 1:
+                has_room = self._grow(request, num_steps - 1)
+                assert has_room, "a leap is no longer than there is room for"
+                request.num_computed += num_steps - 1
+        for request in landed:
+            self._sampled(request, num_steps, now)
+        self._step()
+
+    def _sampled(self, request: Request, count: int, now: float) -> None:
+        request.num_output += count
+        request.num_tokens += count
+        if request.first_s is None:
+            request.first_s = now
+        if request.output_left == 0:
+            self.running.remove(request)
+            self._release(request)
+            self.policy.finish(request, now)
+            request.on_done(request)
+
+    def _num_alike(self, step_s: float) -> int:
+        """How many steps like the one just scheduled can follow each other, it included, without a decision."""
+        if self._has_preempted:
+            return 1
+        count = min(request.output_left for request in self.running)
+        if self.policy.replan_s is not None and (self.waiting or self.preempted):
+            count = min(count, max(1, int(self.policy.replan_s / step_s)))
+        size = self.shape.block_size
+        while count > 1:
+            missing = sum(-(-(r.num_computed + count) // size) - len(r.blocks) for r in self.running)
+            if missing <= self.pool.num_free:
+                break
+            count //= 2
+        return count
+
+    def _note(self, start_s: float, end_s: float, prefill: int, num_decoding: int) -> None:
+        self.busy_s += end_s - start_s
+        if self.on_step is not None:
+            self.on_step(start_s, end_s, prefill, num_decoding)
+
+
+class _Leap:
+    """Steps that differ by a fixed growth only."""
+
+    __slots__ = ("_growth_s", "_step_s", "end_s", "num_steps", "start_s")
+
+    def __init__(self, start_s: float, step_s: float, growth_s: float, num_steps: int) -> None:
+        self.start_s = start_s
+        self._step_s = step_s
+        self._growth_s = growth_s
+        self.num_steps = num_steps
+        self.end_s = self._after_s(num_steps)
+
+    def cut(self, now: float) -> bool:
+        """End with the step that runs at `now`. False: it ends with that one anyway."""
+        low, high = 1, self.num_steps
+        while low < high:
+            middle = (low + high) // 2
+            if self._after_s(middle) >= now:
+                high = middle
+            else:
+                low = middle + 1
+        is_shorter = low < self.num_steps
+        self.num_steps, self.end_s = low, self._after_s(low)
+        return is_shorter
+
+    def _after_s(self, count: int) -> float:
+        return self.start_s + count * self._step_s + 0.5 * self._growth_s * count * (count - 1)

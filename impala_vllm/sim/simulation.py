@@ -1,0 +1,95 @@
+"""One run: a workload, a set-up and a policy give figures. Same arguments, same figures, to the bit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from impala_vllm.sim.client import Client, Served
+from impala_vllm.sim.loop import Loop
+from impala_vllm.sim.measures import Measures, measure
+from impala_vllm.sim.policies import Kind
+from impala_vllm.sim.replica import Replica, Shape
+from impala_vllm.sim.router import Sticky
+from impala_vllm.sim.sessions import Session, Workload
+from impala_vllm.sim.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When tasks start. Recorded starts hold where all sessions share a clock, unless `num_live` says otherwise."""
+
+    spread_s: float = 30.0
+    """Starts without a recorded time lie evenly within this."""
+    num_live: int | None = None
+    """Closed loop: so many at a time, the next starts when one ends. None: open loop."""
+
+    def play(self, client: Client, workload: Workload) -> None:
+        """Have `client` start every task."""
+        roots = workload.roots()
+        if self.num_live is not None:
+            num_live = min(self.num_live, len(roots))
+            client.keep_live(roots, num_live, self._even(num_live))
+        elif workload.has_one_clock:
+            first_s = min(r.arrival_s for r in roots)
+            client.start(roots, [r.arrival_s - first_s for r in roots])
+        else:
+            client.start(roots, self._even(len(roots)))
+
+    def _even(self, count: int) -> list[float]:
+        return [i * self.spread_s / max(1, count) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The machines."""
+
+    timing: Timing
+    hbm_tokens: int
+    """Of each replica."""
+    num_replicas: int = 1
+    arrivals: Arrivals = Arrivals()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run was."""
+
+    measures: Measures
+    served: tuple[Served, ...]
+    computed_tokens: int
+    num_preemptions: int
+    busy_s: float
+
+
+def run(workload: Workload, setup: Setup, kind: Kind, on_served: Callable[[Served], None] | None = None) -> Outcome:
+    """Serve all of `workload`. Its longest turn fits `setup.hbm_tokens`."""
+    size = workload.block_size
+    num_blocks = setup.hbm_tokens // size
+    if kind.is_unbounded:
+        num_blocks = sum(-(-t.num_tokens // size) for t in workload.turns())
+    shape = Shape(num_blocks, size, setup.timing.max_num_seqs, setup.timing.max_num_batched_tokens)
+    loop = Loop()
+    computed: set[int] = set()
+    replicas = [Replica(loop, setup.timing, shape, kind.make, computed) for _ in range(setup.num_replicas)]
+    send = replicas[0].arrive if len(replicas) == 1 else Sticky(replicas).send
+    client = Client(loop, workload, send)
+    client.on_served = on_served
+    setup.arrivals.play(client, workload)
+    loop.run()
+    assert len(client.served) == workload.num_turns(), "every turn is served"
+    return Outcome(
+        measure(client.served, sum(r.recomputed_tokens for r in replicas)),
+        tuple(client.served),
+        sum(r.computed_tokens for r in replicas),
+        sum(r.num_preemptions for r in replicas),
+        sum(r.busy_s for r in replicas),
+    )
+
+
+def choose(workload: Workload, num_sessions: int | None, seed: int) -> Workload:
+    """So many of its tasks, picked and ordered by `seed`; recorded order where sessions share a clock."""
+    roots = workload.roots()
+    chosen: list[Session] = Random(seed).sample(roots, min(num_sessions or len(roots), len(roots)))
+    if workload.has_one_clock:
+        chosen.sort(key=lambda r: r.arrival_s)
+    return workload.only(chosen)
