@@ -231,7 +231,8 @@ class Enforcer:
         scheduler = self._scheduler
         is_paused = scheduler.pause_state != PauseState.UNPAUSED
         # A turn whose KV is being loaded is in neither list.
-        moves = output.num_scheduled_tokens or scheduler.running or len(scheduler.kv_holding_waiting) or is_paused
+        loads = len(scheduler.kv_holding_waiting) or (self.tiers is not None and self.tiers.is_loading(now))
+        moves = output.num_scheduled_tokens or scheduler.running or loads or is_paused
         if moves or not self._num_ranked:
             self._still_since_s = None
         elif self._still_since_s is None:

@@ -106,6 +106,10 @@ class NvmeTier:
         """The chunk is on its way into host."""
         return key in self._reading
 
+    def is_busy(self, now: float) -> bool:
+        """Some read is under way and not overdue. O(jobs)."""
+        return any(not job.is_write and now <= job.late_s for job in self._jobs.values())
+
     def queued_s(self) -> float:
         """Seconds of reading asked for and not done."""
         return self._planner.nvme.wait_s() if self._planner is not None else 0.0

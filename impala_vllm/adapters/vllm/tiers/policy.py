@@ -110,6 +110,10 @@ class TierPolicy:
             ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
         return ready
 
+    def is_loading(self, now: float) -> bool:
+        """A waiting turn's KV may be on its way from NVMe."""
+        return self.manager.nvme is not None and self.manager.nvme.is_busy(now)
+
     def finish(self, request: "Request", trace: Trace | None, stem_blocks: int, outcome: Outcome) -> None:
         """`request` has ended. `trace` None: nobody's, or forgotten meanwhile."""
         turn = self.manager.turns.get(request.request_id)
