@@ -38,7 +38,7 @@ def build(engine_args: Any, settings: Config, build_config: Callable[[], Any], s
     try:
         config = build_config()
         reason = _reason_against(config)
-    except (ValueError, AssertionError, NotImplementedError) as e:
+    except (ValueError, AssertionError, NotImplementedError, RuntimeError) as e:
         if settings.tiers.host_gib is not None:
             raise
         config, reason = None, str(e).splitlines()[0][:200]
