@@ -7,6 +7,7 @@ change nothing else are taken in one leap, which an arrival cuts short at the ne
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
@@ -26,6 +27,15 @@ class Shape:
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+
+
+class Step(NamedTuple):
+    """A step, or several that only decode."""
+
+    start_s: float
+    end_s: float
+    prompt_tokens: int
+    num_decoding: int
 
 
 class Replica:
@@ -48,8 +58,8 @@ class Replica:
         self.pool = Pool(shape.num_blocks, self.policy.idle)
         self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
         self.busy_s = 0.0
-        self.on_step: Callable[[float, float, int, int], None] | None = None
-        """Told of every step, or leap: start, end, prompt tokens, requests that decode."""
+        self.on_step: Callable[[Step], None] | None = None
+        """Told of every step or leap when it is over."""
         self._loop = loop
         self._computed = computed
         self._leap: _Leap | None = None
@@ -255,7 +265,7 @@ class Replica:
     def _note(self, start_s: float, end_s: float, prefill: int, num_decoding: int) -> None:
         self.busy_s += end_s - start_s
         if self.on_step is not None:
-            self.on_step(start_s, end_s, prefill, num_decoding)
+            self.on_step(Step(start_s, end_s, prefill, num_decoding))
 
 
 class _Leap:

@@ -95,6 +95,21 @@ class Workload:
         """The tasks given, in that order."""
         return replace(self, sessions=tuple(s for root in roots for s in self.family(root)))
 
+    def within(self, max_tokens: int) -> "Workload":
+        """Each session ends before the turn whose context outgrows `max_tokens`; what that turn launches is gone."""
+        kept: dict[str, Session] = {}
+        for root in self.roots():
+            for session in self.family(root):
+                above = kept.get(session.parent_id) if session.parent_id is not None else None
+                if session is not root and (above is None or session.after_turn >= len(above.turns)):
+                    continue
+                fits = next((i for i, t in enumerate(session.turns) if t.num_tokens > max_tokens), len(session.turns))
+                if fits:
+                    turns = session.turns[:fits]
+                    turns = (*turns[:-1], replace(turns[-1], next_gap_s=None)) if fits < len(session.turns) else turns
+                    kept[session.session_id] = replace(session, turns=turns)
+        return replace(self, sessions=tuple(kept.values()))
+
     def working_set_tokens(self) -> int:
         """Last prompt + output of every session, shared blocks once."""
         return working_set_tokens(self.sessions, self.block_size)

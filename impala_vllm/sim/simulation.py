@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from impala_vllm.sim.client import Client, Served
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.measures import Measures, measure
 from impala_vllm.sim.policies import Kind
-from impala_vllm.sim.replica import Replica, Shape
+from impala_vllm.sim.replica import Replica, Shape, Step
 from impala_vllm.sim.router import Sticky
 from impala_vllm.sim.sessions import Session, Workload
 from impala_vllm.sim.timing import Timing
@@ -61,8 +62,17 @@ class Outcome:
     busy_s: float
 
 
-def run(workload: Workload, setup: Setup, kind: Kind, on_served: Callable[[Served], None] | None = None) -> Outcome:
-    """Serve all of `workload`. Its longest turn fits `setup.hbm_tokens`."""
+def run(
+    workload: Workload,
+    setup: Setup,
+    kind: Kind,
+    on_served: Callable[[Served], None] | None = None,
+    on_step: Callable[[int, Step], None] | None = None,
+) -> Outcome:
+    """Serve all of `workload`. Its longest turn fits `setup.hbm_tokens`.
+
+    `on_served` is told of every turn, `on_step` of every step with the number of its replica.
+    """
     size = workload.block_size
     num_blocks = setup.hbm_tokens // size
     if kind.is_unbounded:
@@ -71,6 +81,9 @@ def run(workload: Workload, setup: Setup, kind: Kind, on_served: Callable[[Serve
     loop = Loop()
     computed: set[int] = set()
     replicas = [Replica(loop, setup.timing, shape, kind.make, computed) for _ in range(setup.num_replicas)]
+    if on_step is not None:
+        for number, replica in enumerate(replicas):
+            replica.on_step = partial(on_step, number)
     send = replicas[0].arrive if len(replicas) == 1 else Sticky(replicas).send
     client = Client(loop, workload, send)
     client.on_served = on_served

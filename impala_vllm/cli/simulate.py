@@ -1,0 +1,154 @@
+"""`impala simulate`: what a log would have cost on other machines and under other policies. No GPU needed."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from impala_vllm.config import ConfigError
+from impala_vllm.sim import report, timing
+from impala_vllm.sim.chrome_trace import ChromeTrace
+from impala_vllm.sim.policies import KINDS, Kind, pick
+from impala_vllm.sim.question import Asked, Question, ask
+from impala_vllm.sim.simulation import Outcome, run
+from impala_vllm.workload import Format, WorkloadError, load
+
+DEFAULT_POLICIES = "stock,impala,unbounded"
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice([f.value for f in Format]), default="auto", show_default=True)
+@click.option(
+    "--policies",
+    "names",
+    default=DEFAULT_POLICIES,
+    show_default=True,
+    metavar="LIST|all",
+    help=f"Comma-separated, of {', '.join(KINDS)}.",
+)
+@click.option("--replicas", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Servers alike.")
+@click.option("--hbm-tokens", type=click.IntRange(min=1), help="KV room of each replica. Default: the timing's.")
+@click.option("--sessions", type=click.IntRange(min=1), help="So many tasks of the log, picked by the seed.")
+@click.option(
+    "--load",
+    "level",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Working set of the live sessions over HBM. Sets HBM, or with --hbm-tokens how many sessions are live.",
+)
+@click.option(
+    "--timing",
+    "timing_name",
+    default=timing.DEFAULT,
+    show_default=True,
+    metavar="FILE",
+    help=f"How long steps take: a YAML file, or one of {', '.join(timing.names())}.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of sessions.")
+@click.option("--json", "json_out", type=click.Path(path_type=Path), help="Write the figures; - for standard output.")
+@click.option("--chrome-trace", "trace_out", type=click.Path(path_type=Path), help="Write every step and turn.")
+def simulate(
+    file: Path,
+    form: str,
+    names: str,
+    replicas: int,
+    hbm_tokens: int | None,
+    sessions: int | None,
+    level: float | None,
+    timing_name: str,
+    seed: int,
+    json_out: Path | None,
+    trace_out: Path | None,
+) -> None:
+    """Serve FILE, a recorded log, in virtual time under several policies. Figures are simulated, not measured."""
+    if level is not None and not math.isfinite(level):
+        raise click.BadParameter(f"{level} is no load", param_hint="'--load'")
+    kinds = pick(names)
+    engine = timing.load(timing_name)
+    for out in (json_out, trace_out):
+        _check(out, file)
+    console = Console(stderr=True)
+    trace = ChromeTrace() if trace_out is not None else None
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        reading = progress.add_task(f"reading {file.name}", total=None)
+        question = ask(load(file, form), Asked(engine, replicas, hbm_tokens, sessions, level, seed))
+        progress.remove_task(reading)
+        outcomes = {kind.name: _run(question, kind, progress, trace) for kind in kinds}
+    text = json.dumps(report.document(question, seed, outcomes), indent=2) + "\n"
+    if json_out is not None:
+        _write(json_out, text)
+    if trace_out is not None and trace is not None:
+        _write(trace_out, trace.text())
+    if json_out != Path("-"):
+        _print(question, outcomes)
+
+
+def _run(question: Question, kind: Kind, progress: Progress, trace: ChromeTrace | None) -> Outcome:
+    task = progress.add_task(kind.name, total=question.workload.num_turns())
+    if trace is not None:
+        trace.policy(kind.name)
+    outcome = run(
+        question.workload,
+        question.setup,
+        kind,
+        on_served=lambda _: progress.advance(task),
+        on_step=trace.step if trace is not None else None,
+    )
+    if trace is not None:
+        trace.turns(outcome.served, question.setup.num_replicas)
+    return outcome
+
+
+def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
+    console = Console()
+    about = question.describe_workload()
+    console.print(
+        f"{about['tasks']} tasks, {about['turns']:,} requests, {about['prompt_tokens']:,} prompt tokens; working set "
+        f"{question.oversubscription:.2g}x HBM; at best {about['hit_ratio_bound']:.1%} of prompt tokens are found.",
+        highlight=False,
+    )
+    headings = [column.heading for column in report.row(next(iter(outcomes.values())))]
+    table = Table("", title="Simulated, not measured", title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, outcome in outcomes.items():
+        table.add_row(name, *(column.cell for column in report.row(outcome)))
+    console.print(table)
+    answer = report.saved(outcomes, question.setup.num_replicas)
+    if answer is not None:
+        console.print(answer, highlight=False)
+    console.print("Assumed:", highlight=False)
+    for line in question.assumptions:
+        console.print(f"- {line}", highlight=False)
+
+
+def _check(out: Path | None, log: Path) -> None:
+    """Whether the file can be written, before anything runs."""
+    if out is None or out == Path("-"):
+        return
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"{out}: cannot write there; give a file in a writable folder")
+    if out.exists() and log.exists() and out.samefile(log):
+        raise WorkloadError(f"{out}: that is the log itself; give another file")
+
+
+def _write(out: Path, text: str) -> None:
+    """All of it or nothing."""
+    if out == Path("-"):
+        click.echo(text, nl=False)
+        return
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"{out}: cannot write it ({e.strerror}); make room, or give another folder") from e

@@ -1,0 +1,161 @@
+"""From what a user asks - a log, machines, a load - to a workload and a set-up, with every assumption in words.
+
+Load is oversubscription: the working set of the sessions that are live over the HBM of all replicas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from impala_vllm.config import ConfigError
+from impala_vllm.sim import recorded
+from impala_vllm.sim.recorded import Assumed
+from impala_vllm.sim.sessions import Workload, working_set_tokens
+from impala_vllm.sim.simulation import Arrivals, Setup, choose
+from impala_vllm.sim.timing import Timing
+from impala_vllm.workload import Turn
+
+DEFAULT_LOAD = 4.0
+"""Where neither a load nor a number of sessions is given, and the log does not say how sessions overlap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """As on the command line; None: not given."""
+
+    timing: Timing
+    num_replicas: int = 1
+    hbm_tokens: int | None = None
+    """Of each replica."""
+    num_sessions: int | None = None
+    load: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is simulated."""
+
+    workload: Workload
+    setup: Setup
+    oversubscription: float
+    """Of the sessions that are live at a time, as far as that is known."""
+    num_live: int
+    assumptions: tuple[str, ...]
+
+    def describe_workload(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        prompt_tokens = sum(t.prompt_tokens for t in self.workload.turns())
+        return {
+            "tasks": len(self.workload.roots()),
+            "sessions": len(self.workload.sessions),
+            "turns": self.workload.num_turns(),
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": sum(t.output_tokens for t in self.workload.turns()),
+            "working_set_tokens": self.workload.working_set_tokens(),
+            "longest_turn_tokens": self.workload.longest_tokens(),
+            "block_tokens": self.workload.block_size,
+            "hit_ratio_bound": 1 - self.workload.new_tokens() / prompt_tokens,
+        }
+
+    def describe_config(self, seed: int) -> dict[str, Any]:
+        """Plain data for JSON."""
+        timing = self.setup.timing
+        return {
+            "replicas": self.setup.num_replicas,
+            "hbm_tokens": self.setup.hbm_tokens,
+            "live_tasks": self.num_live,
+            "oversubscription": self.oversubscription,
+            "max_num_batched_tokens": timing.max_num_batched_tokens,
+            "max_num_seqs": timing.max_num_seqs,
+            "timing": {"name": timing.name, "engine": timing.engine, "source": timing.source.value},
+            "seed": seed,
+            "assumptions": list(self.assumptions),
+        }
+
+
+def ask(turns: Sequence[Turn], asked: Asked) -> Question:
+    """Resolve it. Raises WorkloadError or ConfigError with one line."""
+    everything, assumed = recorded.workload(turns)
+    if asked.hbm_tokens is not None or asked.load is None:
+        return _on_given_room(everything, assumed, asked, asked.hbm_tokens or asked.timing.hbm_tokens)
+    load = choose(everything, asked.num_sessions, asked.seed)
+    # The longest turn has to fit, and two partial blocks with it.
+    least = load.longest_tokens() + 2 * load.block_size
+    working_set = load.working_set_tokens()
+    hbm_tokens = max(round(working_set / asked.load / asked.num_replicas), least)
+    return _question(load, assumed, asked, hbm_tokens, None, working_set, 0)
+
+
+def _on_given_room(everything: Workload, assumed: Assumed, asked: Asked, hbm_tokens: int) -> Question:
+    """Sessions that outgrow HBM are cut; the load says how many of them are live."""
+    size = everything.block_size
+    fitting = everything.within(hbm_tokens // size * size)
+    if not fitting.sessions:
+        shortest = min(s.turns[0].num_tokens for s in everything.sessions)
+        raise ConfigError(
+            f"HBM for {hbm_tokens:,} tokens cannot hold a single request of this log; give --hbm-tokens "
+            f"{-(-shortest // size) * size} or more, or a --timing with more"
+        )
+    num_cut = everything.num_turns() - fitting.num_turns()
+    load = choose(fitting, asked.num_sessions, asked.seed)
+    level = asked.load
+    if level is None and asked.num_sessions is None and not load.has_one_clock:
+        level = DEFAULT_LOAD
+    num_live = None if level is None else _num_live(load, level * hbm_tokens * asked.num_replicas)
+    working_set = _working_set(load, num_live or len(load.roots()))
+    return _question(load, assumed, asked, hbm_tokens, num_live, working_set, num_cut)
+
+
+def _question(
+    load: Workload,
+    assumed: Assumed,
+    asked: Asked,
+    hbm_tokens: int,
+    num_live: int | None,
+    working_set: int,
+    num_cut: int,
+) -> Question:
+    setup = Setup(asked.timing, hbm_tokens, asked.num_replicas, Arrivals(num_live=num_live))
+    said = [
+        f"timing {asked.timing.describe()}",
+        f"HBM for {hbm_tokens:,} tokens on each of {asked.num_replicas} replica(s); a session stays on the one it "
+        "began on, the one with fewest sessions then",
+        _pace(load, setup),
+        f"blocks of {load.block_size:,} tokens",
+        "tool times as recorded, whoever serves; outputs of the recorded length, part of the next prompt where the "
+        "log shows it",
+    ]
+    if num_cut:
+        said.append(f"sessions end before the turn that outgrows HBM: {num_cut:,} turns of the log left out")
+    if assumed.num_outputs:
+        said.append(f"{assumed.num_outputs:,} turns without an output length: {assumed.output_tokens} tokens each")
+    oversubscription = working_set / (hbm_tokens * asked.num_replicas)
+    return Question(load, setup, oversubscription, num_live or len(load.roots()), tuple(said))
+
+
+def _pace(load: Workload, setup: Setup) -> str:
+    arrivals = setup.arrivals
+    if arrivals.num_live is not None and arrivals.num_live < len(load.roots()):
+        return f"{arrivals.num_live} tasks at a time, the next starts when one has ended"
+    if load.has_one_clock and arrivals.num_live is None:
+        return "tasks start as recorded"
+    return f"all tasks start within {arrivals.spread_s:g} s"
+
+
+def _num_live(load: Workload, tokens: float) -> int:
+    """So many of the first tasks have a working set of at least `tokens`; all, if none has."""
+    roots = load.roots()
+    low, high = 1, len(roots)
+    while low < high:
+        middle = (low + high) // 2
+        if _working_set(load, middle) >= tokens:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _working_set(load: Workload, num_tasks: int) -> int:
+    sessions = [s for root in load.roots()[:num_tasks] for s in load.family(root)]
+    return working_set_tokens(sessions, load.block_size)

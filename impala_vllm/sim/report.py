@@ -1,0 +1,79 @@
+"""Outcomes as the JSON that scripts read, and as the rows that people read."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from impala_vllm.sim.policies import KINDS
+from impala_vllm.sim.question import Question
+from impala_vllm.sim.simulation import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure: its heading, what it means, how it is written."""
+
+    heading: str
+    meaning: str
+    cell: str
+
+
+def document(question: Question, seed: int, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What `--json` writes."""
+    return {
+        "workload": question.describe_workload(),
+        "config": question.describe_config(seed),
+        "policies": {
+            name: {**asdict(found.measures), "engine_busy_s": found.busy_s, "preemptions": found.num_preemptions}
+            for name, found in outcomes.items()
+        },
+    }
+
+
+def row(outcome: Outcome) -> list[Column]:
+    """A policy's figures, in the order of the table."""
+    m = outcome.measures
+    return [
+        Column("stall s", "mean time that a task waits for the servers", _figure(m.stall_mean_s)),
+        Column("p95 s", "the same for the unluckiest tasks", _figure(m.stall_p95_s)),
+        Column("done s", "mean time from a task's first request to its last answer", _figure(m.jct_mean_s)),
+        Column("tasks/h", "tasks finished an hour", _figure(m.tasks_per_hour)),
+        Column("found", "share of prompt tokens found in a cache", f"{m.hit_ratio:.1%}"),
+        Column("again", "prompt tokens that had been computed before", _count(m.recomputed_tokens)),
+        Column("engine s", "time that engines computed", _figure(outcome.busy_s)),
+    ]
+
+
+def saved(outcomes: Mapping[str, Outcome], num_replicas: int) -> str | None:
+    """What impala saves against stock, in a sentence. None unless both were run."""
+    if "stock" not in outcomes or "impala" not in outcomes:
+        return None
+    stock, impala = outcomes["stock"], outcomes["impala"]
+    a, b = stock.measures, impala.measures
+    engines = f"{num_replicas} replica" + ("s" if num_replicas > 1 else "")
+    return (
+        f"On {engines}, impala against stock vLLM: {_change(b.stall_mean_s, a.stall_mean_s)} stall, "
+        f"{_change(b.jct_mean_s, a.jct_mean_s)} completion time, {_change(b.tasks_per_hour, a.tasks_per_hour)} tasks "
+        f"an hour, {_change(impala.busy_s, stock.busy_s)} engine time for the same work."
+    )
+
+
+def about(name: str) -> str:
+    """A policy in a few words."""
+    kind = KINDS[name]
+    return kind.about + (" (a bound)" if kind.is_bound else "")
+
+
+def _change(value: float, base: float) -> str:
+    return "as much" if not base else f"{value / base - 1:+.0%}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _count(value: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)

@@ -1,0 +1,96 @@
+"""`impala simulate` from the outside: figures, files, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from impala_vllm.cli.main import main
+from impala_vllm.sim.policies import KINDS
+
+SESSIONS = Path(__file__).parents[1] / "data" / "sessions.weka.jsonl.zst"
+SMALL = ("--sessions", "6", "--load", "2")
+FIGURES = {
+    "stall_mean_s", "stall_p95_s", "jct_mean_s", "jct_p50_s", "jct_p95_s", "makespan_s", "tasks_per_hour", "hit_ratio",
+    "recomputed_tokens", "resume_ttft_p50_s", "resume_ttft_p95_s", "bytes_moved", "max_hold_s",
+}  # fmt: skip
+
+
+def run(*argv: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["simulate", *map(str, argv)])
+    return int(stop.value.code or 0)
+
+
+def test_the_json_is_that_of_the_contract_and_the_same_twice(tmp_path, capsys):
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    for out in (first, second):
+        assert run(SESSIONS, *SMALL, "--seed", "3", "--json", out) == 0
+    assert first.read_bytes() == second.read_bytes()
+    found = json.loads(first.read_text())
+    assert set(found) == {"workload", "config", "policies"}
+    assert list(found["policies"]) == ["stock", "impala", "unbounded"]
+    assert all(set(figures) >= FIGURES for figures in found["policies"].values())
+    assert found["workload"]["tasks"] == 6
+    assert found["config"]["assumptions"]
+    assert found["policies"]["unbounded"]["recomputed_tokens"] == 0
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+def test_a_table_says_that_it_is_simulated_and_what_was_assumed(capsys):
+    assert run(SESSIONS, *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "Simulated, not measured" in out
+    assert all(name in out for name in ("stock", "impala", "unbounded", "Assumed:", "h100-llama-3.1-8b"))
+
+
+def test_json_on_standard_output_is_nothing_but_json(capsys):
+    assert run(SESSIONS, *SMALL, "--policies", "stock", "--json", "-") == 0
+    assert list(json.loads(capsys.readouterr().out)["policies"]) == ["stock"]
+
+
+def test_all_policies_serve_the_same_turns(tmp_path, capsys):
+    out = tmp_path / "all.json"
+    assert run(SESSIONS, *SMALL, "--policies", "all", "--json", out) == 0
+    assert list(json.loads(out.read_text())["policies"]) == list(KINDS)
+
+
+def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
+    out, figures = tmp_path / "trace.json", tmp_path / "f.json"
+    assert run(SESSIONS, *SMALL, "--policies", "stock,impala", "--chrome-trace", out, "--json", figures) == 0
+    events = json.loads(out.read_text())["traceEvents"]
+    turns = json.loads(figures.read_text())["workload"]["turns"]
+    for process in (1, 2):
+        assert sum(e["name"] == "answer" and e["pid"] == process for e in events) == turns
+    assert any(e["name"] == "prefill" for e in events)
+    assert all(e["dur"] >= 0 for e in events if e["ph"] == "X")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["no-such-file"], "no-such-file"),
+        ([SESSIONS, "--sessions", "0"], "--sessions"),
+        ([SESSIONS, "--load", "0"], "--load"),
+        ([SESSIONS, "--load", "inf"], "--load"),
+        ([SESSIONS, "--replicas", "0"], "--replicas"),
+        ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
+        ([SESSIONS, "--policies", "best"], "choose from"),
+        ([SESSIONS, "--timing", "abacus"], "abacus"),
+        ([SESSIONS, "--json", "no-such-folder/out.json"], "cannot write there"),
+        ([SESSIONS, "--format", "mooncake"], "mend or remove that line"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, problem, capsys):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert problem in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_the_log_is_not_overwritten(tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b"x")
+    assert run(log, "--json", log) == 2
+    assert log.read_bytes() == b"x"

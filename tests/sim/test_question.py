@@ -1,0 +1,84 @@
+"""What is asked becomes a workload and a set-up, and every assumption is said."""
+
+import pytest
+
+from impala_vllm.config import ConfigError
+from impala_vllm.sim.question import Asked, ask
+from tests.sim.scenes import TIMING
+from tests.sim.test_recorded import turn
+
+
+def log(count=6, tokens=40):
+    """Sessions of `tokens` and then `2 * tokens` of their own, each with its own clock."""
+    return [
+        turn(f"s{'abcdefghij'[i]}{t}", 10.0 * t, range(100 * i, 100 * i + (t + 1) * tokens // 4), finish_s=10.0 * t + 1)
+        for i in range(count)
+        for t in range(2)
+    ]
+
+
+def test_a_load_alone_sets_hbm():
+    found = ask(log(), Asked(TIMING, load=4.0))
+    assert found.num_live == 6
+    assert found.setup.hbm_tokens == round(6 * 84 / 4)
+    assert found.oversubscription == pytest.approx(4.0)
+
+
+def test_hbm_always_holds_the_longest_turn():
+    found = ask(log(), Asked(TIMING, load=100.0))
+    assert found.setup.hbm_tokens == 84 + 2 * 4
+    assert found.oversubscription < 100
+
+
+def test_with_hbm_given_a_load_sets_how_many_are_live():
+    found = ask(log(), Asked(TIMING, hbm_tokens=100, load=2.0))
+    assert (found.num_live, found.setup.arrivals.num_live) == (3, 3)
+    assert found.oversubscription == pytest.approx(2.52)
+    assert any("3 tasks at a time" in line for line in found.assumptions)
+
+
+def test_several_replicas_share_the_load():
+    assert ask(log(), Asked(TIMING, num_replicas=2, hbm_tokens=100, load=2.0)).num_live == 5
+
+
+def test_a_number_of_sessions_is_a_batch_of_them():
+    found = ask(log(), Asked(TIMING, num_sessions=2))
+    assert (len(found.workload.roots()), found.setup.arrivals.num_live) == (2, None)
+    assert found.setup.hbm_tokens == TIMING.hbm_tokens
+
+
+def test_without_either_the_working_set_is_four_times_hbm():
+    found = ask(log(10), Asked(TIMING, hbm_tokens=100))
+    assert found.num_live == 5
+    assert found.oversubscription == pytest.approx(4.2)
+
+
+def test_sessions_that_share_a_clock_start_as_recorded():
+    turns = [turn(f"s{n}0", 5.0 * i, [i + 1], recording="log") for i, n in enumerate("abc")]
+    found = ask(turns, Asked(TIMING))
+    assert found.setup.arrivals.num_live is None
+    assert any("as recorded" in line for line in found.assumptions)
+
+
+def test_a_session_ends_before_the_turn_that_outgrows_hbm():
+    found = ask(log(), Asked(TIMING, hbm_tokens=60, num_sessions=6))
+    assert found.workload.num_turns() == 6
+    assert any("6 turns of the log left out" in line for line in found.assumptions)
+
+
+def test_hbm_for_nothing_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="--hbm-tokens 44"):
+        ask(log(), Asked(TIMING, hbm_tokens=8))
+
+
+def test_guessed_outputs_are_said():
+    turns = [turn("sa0", 0.0, [1], output_tokens=None)]
+    assert any("without an output length" in line for line in ask(turns, Asked(TIMING)).assumptions)
+
+
+def test_descriptions_are_plain_data():
+    found = ask(log(), Asked(TIMING, load=4.0))
+    about = found.describe_workload()
+    assert (about["tasks"], about["turns"], about["block_tokens"]) == (6, 12, 4)
+    assert 0 < about["hit_ratio_bound"] < 1
+    assert found.describe_config(3)["seed"] == 3
