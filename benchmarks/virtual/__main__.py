@@ -47,7 +47,7 @@ class Bench:
     vocabulary: Vocabulary
     timing: Timing
     max_num_seqs: int
-    room: Room
+    room: Room = Room()
 
     def replay(self, plan: Plan, arm: Arm, num_blocks: int) -> Measures:
         """One cold run of `plan` on `arm`."""
