@@ -1,0 +1,104 @@
+"""Scattered pages of all layers to one contiguous run and back, in one launch, a checksum on the way.
+
+A run is what a secondary tier reads and writes in one piece. `naive` says what each function means.
+"""
+
+import triton.language as tl
+from torch import Tensor
+
+from impala_vllm.ops import naive, tuning
+from impala_vllm.ops.pages import PageTable
+from impala_vllm.ops.swap import Walk, jit
+
+GOLDEN = tl.constexpr(naive.GOLDEN)
+MIX_1 = tl.constexpr(naive.MIX_1)
+MIX_2 = tl.constexpr(naive.MIX_2)
+
+
+def pack_pages(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None = None) -> None:
+    """As in `naive`. The layers' device reaches `run` (pinned, if the host's); `checksums` is on that device."""
+    _move(layers, ids, PageTable.of_run(run, layers.page_bytes, layers.device), checksums, to_run=True)
+
+
+def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor | None = None) -> None:
+    """As in `naive`, with memory as in `pack_pages`."""
+    _move(layers, ids, PageTable.of_run(run, layers.page_bytes, layers.device), checksums, to_run=False)
+
+
+def _move(layers: PageTable, ids: Tensor, run: PageTable, checksums: Tensor | None, *, to_run: bool) -> None:
+    if len(ids) > run.layers[0].shape[0]:
+        raise ValueError(f"a run of {run.layers[0].shape[0]} rows does not hold {len(ids)} pages")
+    if checksums is not None:
+        if checksums.shape != ids.shape or checksums.device != layers.device:
+            raise ValueError(f"checksums are int64 [{len(ids)}] on {layers.device}")
+        checksums.zero_()
+    if len(ids) == 0:
+        return
+    launch = tuning.PACK
+    walk = Walk.over(layers, len(ids), launch)
+    _pack[walk.grid(launch)](
+        layers.addresses,
+        layers.strides,
+        ids.to(layers.device, non_blocking=True),
+        run.addresses,
+        run.strides,
+        layers.words,
+        layers.word_offsets,
+        layers.addresses if checksums is None else checksums,
+        len(ids),
+        walk.chunks_per_page,
+        walk.num_chunks,
+        CHUNK_WORDS=walk.chunk_words,
+        TO_RUN=to_run,
+        CHECKSUM=checksums is not None,
+        **launch.options,
+    )
+
+
+# Arguments of a kernel have no types: Triton takes every name it sees in one for a global of the kernel.
+@jit
+def _pack(
+    addresses,  # [num_layers], as all tables but ids and checksums
+    strides,
+    ids,  # [num_pages]
+    run_addresses,
+    run_strides,
+    page_words,
+    word_offsets,
+    checksums,  # [num_pages], zeros; not touched without CHECKSUM
+    num_pages,
+    chunks_per_page,
+    num_chunks,
+    CHUNK_WORDS: tl.constexpr,
+    TO_RUN: tl.constexpr,
+    CHECKSUM: tl.constexpr,
+):
+    offsets = tl.arange(0, CHUNK_WORDS).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64)
+    while i < num_chunks:
+        page = (i // chunks_per_page) % num_pages
+        layer = i // chunks_per_page // num_pages
+        at = (i % chunks_per_page) * CHUNK_WORDS + offsets
+        mask = at < tl.load(page_words + layer)
+        scattered = tl.load(addresses + layer) + tl.load(ids + page) * tl.load(strides + layer)
+        packed = tl.load(run_addresses + layer) + page * tl.load(run_strides + layer)
+        scattered = scattered.to(tl.pointer_type(tl.int64))
+        packed = packed.to(tl.pointer_type(tl.int64))
+        if TO_RUN:
+            words = tl.load(scattered + at, mask=mask, other=0)
+            tl.store(packed + at, words, mask=mask)
+        else:
+            words = tl.load(packed + at, mask=mask, other=0)
+            tl.store(scattered + at, words, mask=mask)
+        if CHECKSUM:
+            index = tl.load(word_offsets + layer) + at + 1
+            mixed = tl.where(mask, _mix(words + index * GOLDEN), 0)
+            tl.atomic_add(checksums + page, tl.sum(mixed, axis=0))
+        i += tl.num_programs(0)
+
+
+@jit
+def _mix(x):
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * MIX_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,29 @@
+"""Launch numbers of the Triton kernels, and where each came from.
+
+All untuned: none has been measured on a GPU by this project. `python -m benchmarks.gpu` measures.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How much of the GPU a copy may take."""
+
+    num_programs: int
+    """At most so many at a time; each is one streaming multiprocessor at most, the rest stay with the model."""
+    chunk_bytes: int
+    """What a program moves in one step. A power of two."""
+    num_warps: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As Triton's launcher takes them."""
+        return {"num_warps": self.num_warps}
+
+
+SWAP = Launch(num_programs=12, chunk_bytes=8192, num_warps=4)
+"""Untuned. Programs and chunk are vLLM 0.32's for H100 on PCIe Gen5 (`v1/kv_offload/cpu/swap_blocks_triton.py`)."""
+
+PACK = Launch(num_programs=12, chunk_bytes=8192, num_warps=4)
+"""Untuned. As SWAP: the link bounds it too when the run is in host memory. Inside HBM it wants more programs."""

@@ -1,0 +1,45 @@
+"""The specification itself, against answers worked out without it."""
+
+import torch
+
+from impala_vllm.ops import PageTable, naive
+from tests.ops.memory import random_bytes
+
+
+def test_checksum_is_splitmix_summed_over_words() -> None:
+    run = random_bytes(2, 5 * 8, seed=7)
+    limit = 1 << 64
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % limit
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % limit
+        return x ^ (x >> 31)
+
+    for row, found in zip(run, naive.checksum(run).tolist(), strict=True):
+        raw = bytes(row.tolist())
+        words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
+        wanted = sum(mix((w + (i + 1) * 0x9E3779B97F4A7C15) % limit) for i, w in enumerate(words)) % limit
+        assert found % limit == wanted
+
+
+def test_checksum_sees_a_flipped_bit_and_swapped_words() -> None:
+    run = random_bytes(1, 64, seed=1)
+    flipped = run.clone()
+    flipped[0, 63] ^= 1
+    swapped = torch.cat([run[:, 8:16], run[:, :8], run[:, 16:]], dim=1)
+    assert len({int(naive.checksum(r)) for r in (run, flipped, swapped)}) == 3
+
+
+def test_pack_puts_a_page_of_each_layer_end_to_end() -> None:
+    pages = [random_bytes(4, 16, seed=1), random_bytes(4, 8, seed=2)]
+    run = torch.zeros(2, 24, dtype=torch.uint8)
+    naive.pack_pages(PageTable.of(pages), torch.tensor([3, 1]), run)
+    assert torch.equal(run[0], torch.cat([pages[0][3], pages[1][3]]))
+    assert torch.equal(run[1], torch.cat([pages[0][1], pages[1][1]]))
+
+
+def test_pages_of_any_dtype_are_bytes() -> None:
+    cache = torch.arange(24, dtype=torch.float32).view(3, 8)
+    copy = torch.zeros(3, 32, dtype=torch.uint8)
+    naive.swap_pages(PageTable.of([cache]), torch.tensor([2]), PageTable.of([copy]), torch.tensor([0]))
+    assert torch.equal(copy[0].view(torch.float32), cache[2])
