@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from impala_vllm.adapters.vllm import choice, compat
+from impala_vllm.adapters.vllm import choice, compat, tiering
 from impala_vllm.config import ConfigError, Mode, Settings, load
 
 MIDDLEWARE = "impala_vllm.adapters.vllm.middleware.Middleware"
@@ -68,6 +68,7 @@ def finish(args: argparse.Namespace) -> None:
     try:
         compat.require()
         settings = _settings(args)
+        _check_nvme(args, settings)
     except ConfigError as e:
         _fail(str(e))
     _check_surroundings(args)
@@ -108,6 +109,43 @@ def _check_surroundings(args: argparse.Namespace) -> None:
     serves = hasattr(args, "model_tag") and not getattr(args, "headless", False) and not getattr(args, "uds", None)
     if serves and _is_taken(args.host or "", args.port):
         _fail(f"port {args.port} is taken by another process; stop that one or choose another with --port")
+
+
+def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
+    """Raise ConfigError where no slab can be made in the NVMe directory. Writes nothing.
+
+    What shows only when the slab is opened, another server's lock for one, ends the engine process with such a line.
+    """
+    tiers = settings.config.tiers
+    size_gib = tiers.nvme_gib * _local_share(args)
+    is_built = settings.config.mode is Mode.ENFORCE and getattr(args, "kv_transfer_config", None) is None
+    if tiers.nvme_path is None or not is_built or not size_gib:
+        return
+    directory = Path(tiers.nvme_path).expanduser().absolute()
+    there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    where = f"{settings.origins.get('tiers.nvme_path', 'default')}: {directory}"
+    if not there.is_dir():
+        raise ConfigError(f"{where}: {there} is not a directory; choose another one")
+    disk = os.statvfs(there)
+    if disk.f_flag & os.ST_RDONLY:
+        raise ConfigError(f"{where}: the file system is read-only; choose another directory")
+    files = [*directory.glob("impala-dp*.slab"), *directory.glob("impala-dp*.index")]
+    for path, rights in ((there, os.W_OK | os.X_OK), *((file, os.R_OK | os.W_OK) for file in files)):
+        if not os.access(path, rights):
+            raise ConfigError(f"{where}: this user may not write to {path}; allow it or choose another directory")
+    # A slab of an earlier run is used again, or gives up its place.
+    room_gib = (disk.f_bavail * disk.f_frsize + sum(file.stat().st_blocks * 512 for file in files)) / tiering.GIB
+    if disk.f_blocks and size_gib > room_gib:
+        raise ConfigError(
+            f"{settings.origins.get('tiers.nvme_gib', 'default')}: {directory} has {room_gib:.2f} GiB to spare, "
+            f"not {size_gib:g}; lower tiers.nvme_gib, free some space or choose another directory"
+        )
+
+
+def _local_share(args: argparse.Namespace) -> float:
+    """Of the NVMe tier's size, what this machine's ranks take: the whole unless others are elsewhere."""
+    num_local = getattr(args, "data_parallel_size_local", None)
+    return 1.0 if num_local is None else num_local / max(1, getattr(args, "data_parallel_size", None) or 1)
 
 
 def _is_path(model: str) -> bool:

@@ -1,6 +1,7 @@
 """`--scheduler impala` in vLLM's own parser: what it becomes, and what each mistake is answered with."""
 
 import dataclasses
+import os
 import pickle
 import socket
 from typing import Any
@@ -136,6 +137,49 @@ def test_each_mistake_gets_one_line(refused, parse, flags, says):
         assert parse(*flags).scheduler_cls == choice.SCHEDULER  # the positional model wins
     else:
         assert says in refused(*flags)
+
+
+NVME = ["--scheduler", "impala", "--impala-nvme-path"]
+
+
+def test_an_nvme_directory_that_is_none_is_named(refused, tmp_path):
+    (tmp_path / "file").touch()
+    line = refused(*NVME, str(tmp_path / "file" / "kv"), "--impala-nvme-gib", "0.001")
+    assert f"--impala-nvme-path: {tmp_path}/file/kv: {tmp_path}/file is not a directory; choose another one" in line
+
+
+def test_an_nvme_tier_larger_than_the_free_space_is_refused_where_its_size_was_given(refused, tmp_path):
+    (tmp_path / "i.yaml").write_text(f"tiers:\n  nvme_path: {tmp_path}/kv\n  nvme_gib: 1000000000\n")
+    line = refused("--scheduler", "impala", "--impala-config", str(tmp_path / "i.yaml"))
+    assert f"i.yaml: {tmp_path}/kv has " in line
+    assert "GiB to spare, not 1e+09; lower tiers.nvme_gib, free some space" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_nvme_directory_of_somebody_else_is_refused(refused, tmp_path):
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    line = refused(*NVME, str(tmp_path / "theirs" / "kv"), "--impala-nvme-gib", "0.001")
+    assert f"this user may not write to {tmp_path}/theirs; allow it" in line
+
+
+def test_a_good_nvme_directory_is_left_for_the_engine_to_make(parse, tmp_path):
+    args = parse(*NVME, str(tmp_path / "a" / "kv"), "--impala-nvme-gib", "0.001")
+    assert args.scheduler_cls == choice.SCHEDULER
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--impala-mode", "observe"],
+        ["--kv-transfer-config", '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}'],
+        ["--data-parallel-size", "2", "--data-parallel-size-local", "0"],
+    ],
+    ids=["observe", "other connector", "no rank here"],
+)
+def test_an_nvme_directory_that_nobody_here_uses_is_not_looked_at(parse, flags):
+    args = parse(*NVME, "/dev/null/kv", "--impala-nvme-gib", "0.001", *flags)
+    assert args.scheduler_cls == choice.SCHEDULER
 
 
 def test_an_unknown_yaml_key_gets_a_hint(refused, tmp_path):
