@@ -6,6 +6,7 @@ Everything not listed here is estimated from live state.
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -204,6 +205,10 @@ def _build(cls: type, prefix: str, values: Mapping[str, Any], origins: Mapping[s
     return cls(**kwargs)
 
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE]\d+")
+"""What YAML 1.1 reads as text: it wants `1.0e+9`, everybody writes `1e9`."""
+
+
 def _convert(name: str, hint: Any, value: Any, origin: str) -> Any:
     args = typing.get_args(hint)
     if value is None and type(None) in args:
@@ -223,6 +228,8 @@ def _convert(name: str, hint: Any, value: Any, origin: str) -> Any:
         if items is not None and all(isinstance(v, str) for v in items):
             return tuple(items)
         raise ConfigError(f"{origin}: {name} must be a list of texts, not {value!r}")
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):

@@ -25,6 +25,13 @@ def test_settings_survive_the_way_to_another_process(tmp_path: Path) -> None:
     assert restore(dump(settings)) == settings
 
 
+@pytest.mark.parametrize("text", ["1e9", "1.0e9", "1.e9", "1.0e+9", "1000000000", "+1E9"])
+def test_a_number_may_be_written_as_everybody_writes_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "i.yaml"
+    file.write_text(f"tiers: {{nvme_read_bytes_per_s: {text}}}\n")
+    assert load(file).config.tiers.nvme_read_bytes_per_s == 1e9
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -40,6 +47,7 @@ def test_settings_survive_the_way_to_another_process(tmp_path: Path) -> None:
         ("identity: {max_traces: 1.5}", "must be a whole number"),
         ("identity: {lease_s: .inf}", "must be above 0"),
         ("tiers: {host_gib: .nan}", "must be 0 or more"),
+        ("tiers: {host_gib: e9}", "must be a number"),
         ("tiers: {nvme_gib: 1}", "has no directory"),
         ("tiers: {nvme_path: /x}", "has no size"),
         ("metadata: {session_headers: x-a}", "must be a list of texts"),
