@@ -1,0 +1,264 @@
+"""What the audit says of small sessions in which one thing changes."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from impala_vllm.insight.audit import Cause, Finding, audit
+from impala_vllm.insight.audit.prompts import parts
+from impala_vllm.insight.audit.sessions import MAX_HEADS, Sessions
+from impala_vllm.workload import WorkloadError
+
+SYSTEM = "You help with flights. Follow the policy below, whatever a user says. " + "Refunds need a manager. " * 20
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": name, "description": f"{name} a flight", "parameters": {"type": "object"}},
+    }
+    for name in ("search", "book", "cancel")
+]
+
+
+def session(num_turns: int = 5) -> list[dict[str, Any]]:
+    """Requests that each go on from the one before."""
+    random = Random(7)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
+    requests: list[dict[str, Any]] = []
+    for turn in range(num_turns):
+        words = " ".join(random.choice(("ticket", "paris", "seat", "window", "late", "refund")) for _ in range(40))
+        messages.append({"role": "user", "content": f"{turn}: {words}"})
+        requests.append({"request_id": f"r{turn}", "session_id": "s", "arrival_s": float(turn), "tools": TOOLS,
+                         "messages": json.loads(json.dumps(messages))})  # fmt: skip
+        arguments = json.dumps({"to": "paris", "day": turn, "seats": [1, 2]})
+        call = {"id": f"call_{turn}", "type": "function", "function": {"name": "search", "arguments": arguments}}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_call_id": f"call_{turn}", "content": f"found {words[::-1]}"})
+    return requests
+
+
+def findings(tmp_path: Path, requests: list[dict[str, Any]], **options: Any) -> list[Finding]:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    found: list[Finding] = []
+    report = audit(log, on_finding=found.append, **options)
+    assert report.requests == len(requests)
+    assert report.lost_tokens == sum(f.lost_tokens for f in found)
+    return found
+
+
+def only(found: list[Finding]) -> tuple[str, Cause]:
+    assert len(found) == 1, found
+    return found[0].segment, found[0].cause
+
+
+def test_a_session_that_only_grows_has_nothing_to_find(tmp_path):
+    assert findings(tmp_path, session()) == []
+
+
+def test_a_retry_and_a_step_back_have_nothing_to_find(tmp_path):
+    requests = session()
+    again = [{**r, "request_id": f"again {r['request_id']}"} for r in (requests[2], requests[4])]
+    assert findings(tmp_path, [*requests, *again]) == []
+
+
+@pytest.mark.parametrize(
+    ("stamps", "cause"),
+    [
+        (["2026-11-24T10:00:00Z", "2026-11-24T10:00:07Z"], Cause.TIMESTAMP),
+        (["Tuesday, Nov 24, 2026 at 9:59 PM", "Wednesday, Nov 25, 2026 at 12:01 AM"], Cause.TIMESTAMP),
+        (["1795514400", "1795514460"], Cause.TIMESTAMP),
+        (["id 5e0c1f7e-3c1b-4a53-9d53-2f3b8f0f6a11", "id 0b7c4e88-91d2-4d70-8a10-7c1fd2f0b9aa"], Cause.NONCE),
+        (["request 9 of 50", "request 10 of 50"], Cause.COUNTER),
+    ],
+)
+def test_what_changes_at_the_head_of_the_system_prompt_is_named(tmp_path, stamps, cause):
+    requests = session(2)
+    for request, stamp in zip(requests, stamps, strict=True):
+        request["messages"][0]["content"] = f"{stamp}\n{SYSTEM}"
+    found = findings(tmp_path, requests)
+    assert only(found) == ("system", cause)
+    text = sum(len(m.get("content") or "") for m in requests[0]["messages"])
+    assert found[0].lost_tokens == pytest.approx(text / 4, rel=0.1)  # all there was but the tools
+
+
+def test_tools_in_another_order_differ_from_tools_that_changed_and_from_keys_that_moved(tmp_path):
+    requests = session(2)
+    requests[1]["tools"] = TOOLS[::-1]
+    assert only(findings(tmp_path, requests)) == ("tools", Cause.TOOLS_REORDERED)
+    requests[1]["tools"] = TOOLS[:2]
+    assert only(findings(tmp_path, requests)) == ("tools", Cause.TOOLS_CHANGED)
+    requests[1]["tools"] = [dict(reversed(tool.items())) for tool in TOOLS]
+    assert only(findings(tmp_path, requests)) == ("tools", Cause.JSON_KEYS)
+
+
+def test_keys_of_a_tool_call_that_moved_are_named_and_keys_of_a_message_do_not_count(tmp_path):
+    requests = session(3)
+    messages = requests[2]["messages"]
+    requests[2]["messages"] = [dict(reversed(message.items())) for message in messages]
+    assert findings(tmp_path, requests) == []
+    function = messages[2]["tool_calls"][0]["function"]
+    function["arguments"] = json.dumps(dict(reversed(json.loads(function["arguments"]).items())))
+    requests[2]["messages"] = messages
+    assert only(findings(tmp_path, requests)) == ("message 3", Cause.JSON_KEYS)
+
+
+@pytest.mark.parametrize("change", [lambda text: text + " ", lambda text: text.replace(" ", "  ")])
+def test_white_space_is_named(tmp_path, change):
+    requests = session(3)
+    requests[2]["messages"][1]["content"] = change(requests[2]["messages"][1]["content"])
+    assert only(findings(tmp_path, requests)) == ("message 2", Cause.WHITESPACE)
+
+
+def test_a_text_and_a_list_of_that_text_are_the_same(tmp_path):
+    requests = session(3)
+    message = requests[2]["messages"][1]
+    message["content"] = [{"type": "text", "text": message["content"]}]
+    assert findings(tmp_path, requests) == []
+
+
+def test_reasoning_that_is_gone_from_history_is_a_rendering(tmp_path):
+    requests = session(3)
+    requests[1]["messages"].insert(1, {"role": "assistant", "content": "Hello there.", "reasoning_content": "greet"})
+    requests[2]["messages"].insert(1, {"role": "assistant", "content": "Hello there."})
+    assert only(findings(tmp_path, requests[1:])) == ("message 2", Cause.RERENDERED)
+
+
+def test_history_that_is_trimmed_summed_up_edited_or_added_to_is_told_apart(tmp_path):
+    def with_last(change: Any) -> list[dict[str, Any]]:
+        requests = session(5)
+        change(requests[4]["messages"])
+        return requests
+
+    def trim(messages: list[Any]) -> None:
+        del messages[1:4]
+
+    def sum_up(messages: list[Any]) -> None:
+        messages[1:8] = [{"role": "user", "content": "Summary of the conversation so far: paris was asked for."}]
+
+    def edit(messages: list[Any]) -> None:
+        messages[4]["content"] += " but in business class, please"
+
+    def add(messages: list[Any]) -> None:
+        messages.insert(4, {"role": "user", "content": "Reminder: never book without asking."})
+
+    assert only(findings(tmp_path, with_last(trim))) == ("message 2", Cause.TRIMMED)
+    assert only(findings(tmp_path, with_last(sum_up))) == ("message 2", Cause.COMPACTED)
+    assert only(findings(tmp_path, with_last(edit))) == ("message 5", Cause.EDITED)
+    assert only(findings(tmp_path, with_last(add))) == ("message 5", Cause.INSERTED)
+
+
+def test_an_image_that_changed_is_told_from_text_that_did(tmp_path):
+    requests = session(2)
+    for request, data in zip(requests, ("AAAA", "BBBB"), strict=True):
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        request["messages"].insert(1, {"role": "user", "content": [{"type": "text", "text": "Look:"}, image]})
+    assert only(findings(tmp_path, requests)) == ("message 2", Cause.IMAGE)
+
+
+@pytest.mark.parametrize(("field", "cause"), [("model", Cause.MODEL), ("cache_salt", Cause.SALT)])
+def test_another_model_or_salt_loses_the_whole_prompt_once(tmp_path, field, cause):
+    requests = session(4)
+    for i, request in enumerate(requests):
+        request[field] = "a" if i < 2 else "b"
+    found = findings(tmp_path, requests)
+    assert only(found) == ("whole prompt", cause)
+    assert found[0].turn == 3
+
+
+def test_a_helper_with_its_own_prompt_between_turns_is_no_divergence(tmp_path):
+    requests = session(4)
+    title = {"role": "system", "content": "Name this conversation in at most five words, without quotes."}
+    helper = {"request_id": "h", "session_id": "s", "messages": [title, {"role": "user", "content": "Paris trip"}]}
+    assert findings(tmp_path, [requests[0], requests[1], helper, *requests[2:]]) == []
+
+
+def test_sessions_without_an_id_are_recognised(tmp_path):
+    requests = session(4)
+    for request in requests:
+        del request["session_id"]
+    requests[3]["messages"][4]["content"] += "   "
+    assert only(findings(tmp_path, requests)) == ("message 5", Cause.WHITESPACE)
+
+
+def test_texts_are_kept_only_where_asked_for(tmp_path):
+    requests = session(2)
+    requests[1]["messages"][0]["content"] = SYSTEM.replace("flights", "trains")
+    assert findings(tmp_path, requests)[0].now is None
+    found = findings(tmp_path, requests, show_text=True)[0]
+    assert found.was is not None
+    assert found.now is not None
+    assert "flights" in found.was
+    assert "trains" in found.now
+
+
+def test_tools_nobody_called_are_listed_with_what_carried_them(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(r) + "\n" for r in session(5)))
+    report = audit(log)
+    assert {tool.name for tool in report.never_called()} == {"book", "cancel"}
+    assert all(tool.num_requests == 5 for tool in report.tools)
+    assert next(tool.num_calls for tool in report.tools if tool.name == "search") == 4
+
+
+def test_corrupt_lines_are_skipped_and_counted(tmp_path):
+    log = tmp_path / "log.jsonl"
+    good = [json.dumps(r) for r in session(3)]
+    log.write_text("\n".join(["{", good[0], '{"messages": [1]}', good[1], "\x00\xff", good[2]]))
+    report = audit(log)
+    assert (report.requests, report.skipped, report.totals) == (3, 3, {})
+    assert report.first_error is not None
+    assert "log.jsonl:1:" in report.first_error
+
+
+@pytest.mark.parametrize("content", ["", "{\n", '{"what": 1}\n', "[]"])
+def test_a_log_without_a_usable_request_is_refused(tmp_path, content):
+    log = tmp_path / "log.jsonl"
+    log.write_text(content)
+    with pytest.raises(WorkloadError):
+        audit(log)
+
+
+def test_a_rendered_prompt_may_go_on_anywhere_in_its_last_part(tmp_path):
+    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
+    plain = "Read this issue and mend it.\n\nIt fails on Mondays, which nobody here understands, so look closely.\n\nok"
+    for first, more in ((text, "So.<|im_end|>\n<|im_start|>user\nAnd?"), (plain, " then\n\nmore"), (plain, "\n\nso")):
+        log = tmp_path / "log.jsonl"
+        steps = [{"timestamp": i, "input": t} for i, t in enumerate((first, first + more, first, first + more + "!"))]
+        log.write_text("".join(json.dumps(step) + "\n" for step in steps))
+        report = audit(log)
+        assert (report.requests, report.totals) == (4, {})
+        assert "".join(parts(first + more)[1]) == first + more
+
+
+def test_block_ids_say_where_and_how_much(tmp_path):
+    chains = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7], [1, 2, 13, 14, 15, 16, 17, 18]]
+    log = tmp_path / "log.jsonl"
+    with log.open("wb") as out:
+        for i, ids in enumerate(chains):
+            out.write(msgspec.json.encode({"request_id": str(i), "arrival_s": i, "block_size": 16, "block_ids": ids,
+                                           "input_tokens": 16 * len(ids), "session_id": "s"}) + b"\n")  # fmt: skip
+    found: list[Finding] = []
+    report = audit(log, on_finding=found.append)
+    assert not report.estimated
+    assert only(found) == ("block 3", Cause.BLOCKS)
+    assert found[0].lost_tokens == 5 * 16
+
+
+def test_sessions_are_bounded():
+    from impala_vllm.insight.audit.compare import Prompt
+    from impala_vllm.insight.audit.prints import text_print
+
+    sessions = Sessions(max_prints=100)
+    for i in range(50):
+        session = sessions.get(str(i))
+        for j in range(20):
+            part = text_print("paragraph", f"{i} {j}")
+            session.add(Prompt((part,)), {part.exact: part})
+            sessions.settle(str(i))
+        assert len(session.known) == MAX_HEADS
+    assert sessions.num_seen == 50
+    assert sessions.num_forgotten == 50 - 100 // MAX_HEADS
