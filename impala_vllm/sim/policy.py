@@ -29,12 +29,19 @@ class Policy:
     def arrive(self, request: "Request", now: float) -> None:
         """`request` is about to wait."""
 
+    def placed(self, request: "Request", now: float) -> None:
+        """`request` waits no longer: it has blocks and runs."""
+
     def finish(self, request: "Request", now: float) -> None:
         """`request` has its last token and its blocks are idle."""
 
     def owner(self, request: "Request") -> tuple[str | None, int]:
         """Whose the blocks are that the request is about to give back, and how many leading ones others share."""
         return None, 0
+
+    def gives_way(self, now: float) -> Iterable["Request"]:
+        """Running requests that lose their place before anybody is placed in this step."""
+        return ()
 
     def plan(self, now: float) -> Iterable["Request"]:
         """Who may be placed this step, in the order to try. Says in `held` who may not."""

@@ -15,8 +15,8 @@ from impala_vllm.sim.pool import Pool
 from impala_vllm.sim.request import Request
 from impala_vllm.sim.timing import Timing
 
-IDLE_S = 0.01
-"""Nothing runs and nobody may start: asked again after so long."""
+IDLE_S, IDLE_SHARE = 0.01, 0.02
+"""Nothing runs and nobody may start: asked again after so long, or in this share of what policy plans ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Replica:
         if not scheduled:
             self._is_awake = self.num_unfinished > 0
             if self._is_awake:
-                self._loop.at(now + IDLE_S, self._step)
+                self._loop.at(now + max(IDLE_S, IDLE_SHARE * (self.policy.replan_s or 0.0)), self._step)
             return
         prompts = [(n, r.num_computed) for r, n in scheduled if n > 1 or r.num_computed < r.prompt_tokens]
         num_decoding = len(scheduled) - len(prompts)
@@ -102,6 +102,8 @@ class Replica:
         self._loop.at(leap.end_s, partial(self._land, leap, leap.num_steps))
 
     def _schedule(self, now: float) -> list[tuple[Request, int]]:
+        for request in list(self.policy.gives_way(now)):
+            self._preempt(request)
         plan = self.policy.plan(now)
         for request in self.policy.held:
             if request.held_since_s is None:
@@ -158,6 +160,7 @@ class Replica:
             budget -= count
 
     def _leave_queue(self, request: Request, now: float) -> None:
+        self.policy.placed(request, now)
         if request.is_preempted:
             del self.preempted[request]
             request.is_preempted = False
@@ -186,6 +189,7 @@ class Replica:
                     known.add(key)
                 elif (index + 1) * size <= request.prompt_tokens:
                     self.recomputed_tokens += size
+        request.service_tokens += count
         self.computed_tokens += max(0, min(done, request.prompt_tokens) - request.num_computed)
         return True
 

@@ -25,6 +25,7 @@ class Request:
         "on_done",
         "prompt_tokens",
         "request_id",
+        "service_tokens",
         "session",
         "turn",
     )
@@ -52,6 +53,8 @@ class Request:
         self.num_output = 0
         self.num_computed = 0
         self.blocks: list[int] = []
+        self.service_tokens = 0
+        """Computed for it so far, what had to be computed again included."""
         self.cached_tokens = 0
         """Prompt tokens it found when it was first placed."""
         self.num_preemptions = 0

@@ -37,10 +37,11 @@ class Impala(Policy):
 
     replan_s = REPLAN_S
 
-    def __init__(self, replica: "Replica", config: Config | None = None) -> None:
+    def __init__(self, replica: "Replica", config: Config | None = None, gaps: GapForecast | None = None) -> None:
+        """`gaps` in place of the forecast that is learned."""
         super().__init__(replica)
         config = config or Config()
-        self.gaps = GapForecast(config.gaps)
+        self.gaps = gaps or GapForecast(config.gaps)
         self.cost = StepCost(config.cost)
         self.lengths = OutputLengths()
         self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
@@ -84,6 +85,10 @@ class Impala(Policy):
 
     def owner(self, request: Request) -> tuple[str | None, int]:
         return self._seen[request].trace_id, self.identity.shared_depth(RequestId(request.request_id))
+
+    def trace_of(self, request: Request) -> TraceId:
+        """Whose turn an open request was taken for."""
+        return self._seen[request].trace_id
 
     def plan(self, now: float) -> Iterable[Request]:
         self.identity.tick(now)

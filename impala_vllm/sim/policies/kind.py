@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from impala_vllm.config import ConfigError
+from impala_vllm.sim.policies.atlas import Atlas
+from impala_vllm.sim.policies.belady import Belady
+from impala_vllm.sim.policies.concur import Concur
+from impala_vllm.sim.policies.continuum import Continuum, DynamicContinuum
 from impala_vllm.sim.policies.impala import Impala
+from impala_vllm.sim.policies.infercept import InferCept
+from impala_vllm.sim.policies.mars import Mars
+from impala_vllm.sim.policies.oracle import Oracle
+from impala_vllm.sim.policies.plas import Plas
+from impala_vllm.sim.policies.thunderagent import ThunderAgent, ThunderAgentProxy
 from impala_vllm.sim.policy import Policy
 
 if TYPE_CHECKING:
@@ -30,6 +39,17 @@ KINDS = {
     for k in (
         Kind("stock", "vLLM: first come, first served; least recently used goes first", Policy),
         Kind("impala", "this project", Impala),
+        Kind("continuum", "KV stays for 2 s after a turn; programs in order of arrival", Continuum),
+        Kind("continuum-dynamic", "KV stays for as long as pays; programs in order of arrival", DynamicContinuum),
+        Kind("plas", "Autellix: least attained service of the program first", Plas),
+        Kind("atlas", "Autellix: least attained service along the critical path first", Atlas),
+        Kind("infercept", "keep or drop KV in a tool call, what wastes less", InferCept),
+        Kind("thunderagent", "pause whole programs while HBM is full", ThunderAgent),
+        Kind("thunderagent-proxy", "the same as its public proxy does it", ThunderAgentProxy),
+        Kind("concur", "a congestion window on the number of agents", Concur),
+        Kind("mars", "feedback queues, heavy KV of low levels goes first", Mars),
+        Kind("belady", "stock that knows which KV is used last", Belady, is_bound=True),
+        Kind("impala-oracle", "impala that knows how long tools take", Oracle, is_bound=True),
         Kind("unbounded", "stock with HBM for everything", Policy, is_bound=True, is_unbounded=True),
     )
 }

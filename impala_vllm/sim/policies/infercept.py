@@ -1,0 +1,64 @@
+"""InferCept (https://arxiv.org/abs/2402.01869), re-implemented for HBM alone: preserve or discard, what wastes less.
+
+Preserving a context of C tokens through a tool call wastes gap x C; discarding it wastes its recompute x C, and the
+same time for the tokens of all others that wait meanwhile. A gap is expected to be as long again as it has been.
+Turns in order of their program's arrival.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from impala_vllm.sim.policies.pins import Pins
+from impala_vllm.sim.policies.programs import Program, Programs, is_last
+from impala_vllm.sim.policy import Policy
+from impala_vllm.sim.request import Request
+
+if TYPE_CHECKING:
+    from impala_vllm.sim.replica import Replica
+
+
+class InferCept(Policy):
+    """Waste of memory over time, in token-seconds."""
+
+    replan_s = 0.5
+
+    def __init__(self, replica: "Replica") -> None:
+        super().__init__(replica)
+        self.programs = Programs()
+        self.pins = Pins(replica)
+
+    def arrive(self, request: Request, now: float) -> None:
+        self.programs.arrive(request, now)
+
+    def placed(self, request: Request, now: float) -> None:
+        self.programs.placed(request, now)
+        self.pins.unpin(request.session.session_id)
+
+    def finish(self, request: Request, now: float) -> None:
+        program = self.programs.finish(request, now)
+        if not is_last(request):
+            self.pins.pin(program.name, request.keys)
+
+    def plan(self, now: float) -> Iterable[Request]:
+        others = sum(r.num_tokens for r in self.replica.running)
+        pinned = [p for p in self.programs if p.name in self.pins and p.acting_since_s is not None]
+        for program in pinned:
+            if self.preserve(program, now) > self.discard(program, others):
+                self.pins.unpin(program.name)
+        order = sorted((*self.replica.preempted, *self.replica.waiting), key=lambda r: self.programs.of(r).arrived_s)
+        if order and not self.replica.running and self.replica.stuck is not None:
+            # Nothing runs and the first finds no room: what wastes most goes, and then what waits itself.
+            holders = [p for p in self.programs if p.name in self.pins and p.name != order[0].session.session_id]
+            if holders:
+                self.pins.unpin(max(holders, key=lambda p: (self.preserve(p, now), p.arrived_s)).name)
+        return order
+
+    def preserve(self, program: Program, now: float) -> float:
+        """Expected waste of keeping a silent program's KV."""
+        if program.acting_since_s is None:
+            return 0.0
+        return (now - program.acting_since_s) * program.tokens
+
+    def discard(self, program: Program, other_tokens: int) -> float:
+        """Expected waste of computing it again beside `other_tokens` of context that run."""
+        return self.replica.timing.prefill_s(program.tokens, 0) * (program.tokens + other_tokens)

@@ -1,0 +1,67 @@
+"""Multi-level queues: who stands in a lower level goes first, inside a level the first come."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from impala_vllm.sim.policies.programs import Programs
+from impala_vllm.sim.policy import Policy
+from impala_vllm.sim.request import Request
+
+if TYPE_CHECKING:
+    from impala_vllm.sim.replica import Replica
+
+
+class Leveled(Policy):
+    """The levels are the subclass's. One running request a step gives way to a lower level's that finds no room."""
+
+    replan_s = 1.0
+
+    def __init__(self, replica: "Replica") -> None:
+        super().__init__(replica)
+        self.programs = Programs()
+
+    @abstractmethod
+    def level(self, request: Request, now: float) -> int:
+        """0 goes first."""
+
+    def arrive(self, request: Request, now: float) -> None:
+        self.programs.arrive(request, now)
+
+    def placed(self, request: Request, now: float) -> None:
+        self.programs.placed(request, now)
+
+    def finish(self, request: Request, now: float) -> None:
+        self.programs.finish(request, now)
+
+    def plan(self, now: float) -> Iterable[Request]:
+        self._now = now
+        waiting = [*self.replica.preempted, *self.replica.waiting]
+        return sorted(waiting, key=lambda r: self._place(r, now))
+
+    def victim(self) -> Request:
+        return max(self.replica.running, key=lambda r: self._place(r, self._now))
+
+    def gives_way(self, now: float) -> Iterable[Request]:
+        self._now = now
+        running, waiting = self.replica.running, [*self.replica.preempted, *self.replica.waiting]
+        if not running or not waiting:
+            return ()
+        first = min(waiting, key=lambda r: self._place(r, now))
+        last = self.victim()
+        if self.level(first, now) >= self.level(last, now) or self._has_room(first):
+            return ()
+        return (last,)
+
+    _now = 0.0
+
+    def _place(self, request: Request, now: float) -> tuple[int, float]:
+        return self.level(request, now), request.arrived_s
+
+    def _has_room(self, request: Request) -> bool:
+        shape, pool = self.replica.shape, self.replica.pool
+        if len(self.replica.running) >= shape.max_num_seqs:
+            return False
+        hits = pool.find(request.keys, (request.num_tokens - 1) // shape.block_size)
+        missing = -(-request.num_tokens // shape.block_size) - len(hits)
+        return missing + pool.num_idle_of(hits) <= pool.num_free
