@@ -46,12 +46,16 @@ def test_plas_puts_a_program_that_had_much_behind_one_that_had_little(monkeypatc
 
 def test_plas_lifts_a_program_that_waited_beta_times_its_service(monkeypatch):
     monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 1000, 2000))
-    load = workload(
-        session("old", [30, 36], output=1, gap_s=2.0), session("block", [200], output=1), session("new", [8], output=1)
-    )
-    # Old was served for 16 s; its second turn waits from 18.0 until block's end at 118: more than twice that.
-    scene = Scene(load, policy=Plas, max_num_seqs=1).play(0.0, 17.0, 100.0)
-    assert scene.order() == ["old", "block", "old", "new"]
+    load = workload(session("old", [30, 36], output=1, gap_s=2.0), session("block", [200], output=1))
+
+    def end_s():
+        return Scene(load, policy=Plas, max_num_seqs=1).play(0.0, 17.0).ends()["old", 1]
+
+    # Old was served for 16 s and is back at 18; block's first chunk of 64 tokens ends at 50. By then old has waited for
+    # twice its service, takes the seat and computes the 8 tokens it does not find.
+    assert end_s() == 50.0 + 1.0 + 8 * 0.5
+    monkeypatch.setattr(plas, "BETA", 2.1)
+    assert end_s() > 55.0
 
 
 def test_plas_takes_the_seat_of_a_program_with_more_service(monkeypatch):
