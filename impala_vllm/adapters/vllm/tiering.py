@@ -129,6 +129,7 @@ def _identity(config: Any) -> str:
         vllm.__version__,
         model.model,
         model.revision,
+        getattr(model.hf_config, "_commit_hash", None),  # a hub name without a revision means another one tomorrow
         model.quantization,
         str(model.hf_config.to_json_string()) if hasattr(model.hf_config, "to_json_string") else "",
         _weights(Path(model.model)),
@@ -138,12 +139,10 @@ def _identity(config: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _weights(directory: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of local weight files; empty for a hub name, which its revision names."""
-    if not directory.is_dir():
-        return []
-    files = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+def _weights(model: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of local weight files; empty for a hub name, which its commit names."""
+    found = [p for p in (model, *sorted(model.glob("*"))) if p.suffix in (".safetensors", ".bin", ".pt", ".gguf")]
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()]
 
 
 def _auto_gib() -> float:
