@@ -1,4 +1,4 @@
-"""Tiers below HBM on a real engine: what comes back from host and NVMe gives stock's tokens, and so does what does not."""
+"""Tiers below HBM on a real engine: what comes back from host and NVMe gives stock's tokens."""
 
 import concurrent.futures
 
