@@ -1,0 +1,65 @@
+"""Bandwidth of batches of pages over the link, by page size and batch: our kernels, vLLM's own swap, and the ceiling."""
+
+import time
+
+from benchmarks.gpu import device
+from benchmarks.gpu.movers import Batch, Move, Pages
+from benchmarks.gpu.out import Out
+
+QUESTION = "micro/gpu-swap"
+KIB = 1 << 10
+PAGES = (2 * KIB, 8 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, 2048 * KIB)
+BATCHES = (1, 16, 256, 4096)
+MOST_BYTES = 1 << 30
+"""Larger batches are as fast as this one and take longer."""
+LIMIT_S = 90.0
+MOVERS = ("impala", "impala_ranges", "vllm", "torch_copies")
+MOST_TORCH_COPIES = 256
+
+
+def run(out: Out) -> None:
+    """Every direction, page size and batch; what time does not allow is named."""
+    place = device.get()
+    is_real = place.type == "cuda"
+    pages = Pages.of(MOST_BYTES if is_real else 1 << 20, place)
+    deadline = time.monotonic() + LIMIT_S
+    missing: set[str] = set()
+    for direction in ("H2D", "D2H"):
+        for page_bytes in PAGES if is_real else PAGES[:2]:
+            said: list[str] = []
+            for count in BATCHES if is_real else BATCHES[:2]:
+                if page_bytes * count > pages.host.numel():
+                    continue
+                if time.monotonic() > deadline:
+                    out.line(f"{direction}, pages of {page_bytes // KIB} KiB and what follows: left out, no time")
+                    return
+                rates = _measure(out, pages.batch(direction, page_bytes, count), missing)
+                best = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in rates.items())
+                said.append(f"{count}: {best}")
+            out.line(f"{direction} {page_bytes // KIB} KiB, GB/s by batch: {'; '.join(said)}")
+
+
+def _measure(out: Out, batch: Batch, missing: set[str]) -> dict[str, float]:
+    """Median bytes a second of each mover that works here."""
+    rates: dict[str, float] = {}
+    link = out.facts().get(batch.direction)
+    page_bytes, count = batch.source.shape[1], len(batch.source_ids)
+    for name in MOVERS:
+        if name in missing or (name == "torch_copies" and count > MOST_TORCH_COPIES):
+            continue
+        try:
+            move: Move = getattr(batch, name)()
+            taken = device.seconds(move, batch.place, 7)
+        except (ImportError, AttributeError, RuntimeError, AssertionError) as e:
+            missing.add(name)
+            out.line(f"{name} left out ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else ''})")
+            continue
+        where = f"{batch.direction}, {page_bytes // KIB} KiB x {count}"
+        rate = out.figure(
+            QUESTION, name, where, "GB/s", [batch.num_bytes / s / 1e9 for s in taken], better="higher"
+        )  # fmt: skip
+        rates[name] = rate * 1e9
+        if link and batch.num_bytes >= 16 << 20:
+            share = [batch.num_bytes / s / link for s in taken]
+            out.figure(QUESTION, name, f"share of link, {where}", "", share, better="higher")
+    return rates

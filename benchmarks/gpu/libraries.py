@@ -1,0 +1,38 @@
+"""Whether the bundled vLLM's native code loads and launches: its kernels against torch."""
+
+import time
+
+import torch
+
+from benchmarks.gpu import device
+from benchmarks.gpu.out import Out
+
+
+def run(out: Out) -> None:
+    """Raises what the first broken layer raises."""
+    place = device.get()
+    began = time.monotonic()
+    import vllm
+
+    out.line(f"vllm {vllm.__version__} from {vllm.__path__[0]}, imported in {time.monotonic() - began:.0f} s")
+    from vllm import _custom_ops
+
+    out.line("_C loaded")
+    x = torch.randn(64, 1024, device=place, dtype=torch.bfloat16)
+    weight = torch.randn(1024, device=place, dtype=torch.bfloat16)
+    found = torch.empty_like(x)
+    _custom_ops.rms_norm(found, x, weight, 1e-6)
+    device.synchronize(place)
+    wanted = (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)) * weight.float()
+    error = float((found.float() - wanted).abs().max() / wanted.abs().max())
+    assert error < 0.02, f"rms_norm is off by {error:.3g} of the largest value"
+    out.line(f"rms_norm equals torch's within {error:.1e}")
+
+    host = device.host_bytes(1 << 20, place)
+    host.random_(0, 256)
+    there = device.device_bytes(1 << 20, place)
+    addresses = [torch.tensor([t.data_ptr() + i * 4096 for i in range(256)], dtype=torch.int64) for t in (host, there)]
+    _custom_ops.swap_blocks_batch(*addresses, torch.full((256,), 4096, dtype=torch.int64))
+    device.synchronize(place)
+    assert torch.equal(there.cpu(), host), "swap_blocks_batch moved other bytes"
+    out.line("swap_blocks_batch moves what it is told")

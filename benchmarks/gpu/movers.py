@@ -1,0 +1,109 @@
+"""The ways to move a batch of pages over the link that a GPU run compares: ours, vLLM's, torch's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import device
+from benchmarks.gpu.slabs import ids
+from impala_vllm import ops
+from impala_vllm.ops import PageTable
+
+Move = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Memory on either side of the link, as pages of any size."""
+
+    host: Tensor
+    there: Tensor
+    place: torch.device
+
+    @classmethod
+    def of(cls, num_bytes: int, place: torch.device) -> "Pages":
+        return cls(device.host_bytes(num_bytes, place), device.device_bytes(num_bytes, place), place)
+
+    def batch(self, direction: str, page_bytes: int, count: int) -> "Batch":
+        """`count` random pages to random places; H2D or D2H."""
+        num_pages = self.host.numel() // page_bytes
+        sides = [t[: num_pages * page_bytes].view(num_pages, page_bytes) for t in (self.host, self.there)]
+        source, target = sides if direction == "H2D" else reversed(sides)
+        return Batch(source, target, ids(count, num_pages, 1), ids(count, num_pages, 2), direction, self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Which pages go where. Its movers may be called again and again."""
+
+    source: Tensor
+    """`[num_pages, page_bytes]`."""
+    target: Tensor
+    source_ids: Tensor
+    target_ids: Tensor
+    direction: str
+    place: torch.device
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.source_ids) * self.source.shape[1]
+
+    def impala(self) -> Move:
+        """Our kernel over page tables."""
+        source, target = PageTable.of([self.source], self.place), PageTable.of([self.target], self.place)
+        at, to = self.source_ids.to(self.place), self.target_ids.to(self.place)
+        return lambda: ops.swap_pages(source, at, target, to)
+
+    def impala_ranges(self) -> Move:
+        """Our kernel over bare addresses: what vLLM's functions are given."""
+        addresses = self._addresses()
+        return lambda: ops.copy_ranges(*addresses, self.place)
+
+    def vllm_dma(self) -> Move:
+        """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM."""
+        from vllm import _custom_ops
+
+        addresses, any_order = self._addresses(), self.direction == "H2D"
+        return lambda: _custom_ops.swap_blocks_batch(*addresses, is_src_access_order_any=any_order)
+
+    def vllm_triton(self) -> Move:
+        """vLLM's kernel; it takes the DMA engines itself for few pages. Raises ImportError without vLLM."""
+        from vllm.v1.kv_offload.cpu.swap_blocks_triton import swap_blocks_batch
+
+        addresses = self._addresses()
+        chunk = min(1 << (self.source.shape[1] - 1).bit_length(), 8192)
+        return lambda: swap_blocks_batch(*addresses, bytes_per_chunk=chunk)
+
+    def vllm(self) -> Move:
+        """As vLLM's worker chooses: its kernel for small pages to the device, else DMA."""
+        from vllm.v1.kv_offload.cpu.swap_blocks_triton import THRESHOLD_BYTES
+
+        is_small = self.direction == "H2D" and self.source.shape[1] < THRESHOLD_BYTES
+        return self.vllm_triton() if is_small else self.vllm_dma()
+
+    def torch_copies(self) -> Move:
+        """A copy_ a page: DMA without a batch, where there is no vLLM."""
+        pairs = [
+            (self.target[to], self.source[at])
+            for at, to in zip(self.source_ids.tolist(), self.target_ids.tolist(), strict=True)
+        ]
+
+        def move() -> None:
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+
+        return move
+
+    def _addresses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Addresses and sizes in pinned memory, as vLLM's worker keeps them."""
+        size = self.source.shape[1]
+        made = (
+            self.source.data_ptr() + self.source_ids * size,
+            self.target.data_ptr() + self.target_ids * size,
+            torch.full((len(self.source_ids),), size, dtype=torch.int64),
+        )
+        if self.place.type != "cuda":
+            return made
+        return made[0].pin_memory(), made[1].pin_memory(), made[2].pin_memory()
