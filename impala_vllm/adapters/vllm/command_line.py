@@ -117,9 +117,9 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
     What shows only when the slab is opened, another server's lock for one, ends the engine process with such a line.
     """
     tiers = settings.config.tiers
-    size_gib = tiers.nvme_gib * _local_share(args)
-    is_built = settings.config.mode is Mode.ENFORCE and getattr(args, "kv_transfer_config", None) is None
-    if tiers.nvme_path is None or not is_built or not size_gib:
+    is_ours = settings.config.mode is Mode.ENFORCE and getattr(args, "kv_transfer_config", None) is None
+    is_here = getattr(args, "data_parallel_size_local", None) != 0
+    if tiers.nvme_path is None or not is_ours or not is_here:
         return
     directory = Path(tiers.nvme_path).expanduser().absolute()
     there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
@@ -135,17 +135,11 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
             raise ConfigError(f"{where}: this user may not write to {path}; allow it or choose another directory")
     # A slab of an earlier run is used again, or gives up its place.
     room_gib = (disk.f_bavail * disk.f_frsize + sum(file.stat().st_blocks * 512 for file in files)) / tiering.GIB
-    if disk.f_blocks and size_gib > room_gib:
+    if disk.f_blocks and tiers.nvme_gib > room_gib:
         raise ConfigError(
             f"{settings.origins.get('tiers.nvme_gib', 'default')}: {directory} has {room_gib:.2f} GiB to spare, "
-            f"not {size_gib:g}; lower tiers.nvme_gib, free some space or choose another directory"
+            f"not {tiers.nvme_gib:g}; lower tiers.nvme_gib, free some space or choose another directory"
         )
-
-
-def _local_share(args: argparse.Namespace) -> float:
-    """Of the NVMe tier's size, what this machine's ranks take: the whole unless others are elsewhere."""
-    num_local = getattr(args, "data_parallel_size_local", None)
-    return 1.0 if num_local is None else num_local / max(1, getattr(args, "data_parallel_size", None) or 1)
 
 
 def _is_path(model: str) -> bool:

@@ -98,14 +98,12 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         if len(self.config.groups) != 1:
             logger.warning("impala: no NVMe tier: it cannot tell the model's several KV cache groups apart yet")
             return None
-        parallel = self.config.parallel
-        num_bytes = int(self._ours["nvme_bytes"]) // max(1, parallel.data_parallel_size)
         slab = Slab.open(
             directory,
-            num_bytes,
+            int(self._ours["nvme_bytes"]),
             self.kv_bytes_per_chunk,
             self._namespace(),
-            name=f"dp{parallel.data_parallel_index}",
+            name=f"dp{self.config.parallel.data_parallel_index}",
         )
         limits = Limits(
             read_bytes_per_s=self._ours.get("nvme_read_bytes_per_s"),

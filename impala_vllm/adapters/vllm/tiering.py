@@ -102,6 +102,10 @@ def _finish(config: Any, settings: Config) -> None:
     """What only the finished configuration knows."""
     extra = config.kv_transfer_config.kv_connector_extra_config
     extra["blocks_per_chunk"] = max(1, CHUNK_TOKENS // (config.cache_config.block_size or CHUNK_TOKENS))
+    # Sizes are this machine's; every data-parallel rank on it makes tiers of its own.
+    num_ranks = max(1, config.parallel_config.data_parallel_size_local)
+    extra["cpu_bytes_to_use"] //= num_ranks
+    extra[EXTRA_KEY]["nvme_bytes"] //= num_ranks
     if settings.tiers.nvme_path is not None:
         extra[EXTRA_KEY]["identity"] = _identity(config)
 
