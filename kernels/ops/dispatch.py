@@ -23,7 +23,10 @@ def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor, device
     """`naive.copy_ranges` on `device`. Raises ValueError on a GPU without Triton: use the engine's own copy."""
     if not has_triton(device) and device.type != "cpu":
         raise ValueError(f"copying by address on {device} needs Triton")
-    _of(swap, device).copy_ranges(sources, destinations, num_bytes)
+    if swap is not None and has_triton(device):
+        swap.copy_ranges(sources, destinations, num_bytes, device)
+    else:
+        naive.copy_ranges(sources, destinations, num_bytes)
 
 
 def swap_pages(sources: PageTable, source_ids: Tensor, destinations: PageTable, destination_ids: Tensor) -> None:

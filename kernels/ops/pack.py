@@ -3,11 +3,12 @@
 A run is what a secondary tier reads and writes in one piece. `naive` says what each function means.
 """
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
 from impala_vllm.ops import naive, tuning
-from impala_vllm.ops.pages import PageTable
+from impala_vllm.ops.pages import WORD_BYTES, PageTable
 from impala_vllm.ops.swap import Walk, jit
 
 GOLDEN = tl.constexpr(naive.GOLDEN)
@@ -17,17 +18,18 @@ MIX_2 = tl.constexpr(naive.MIX_2)
 
 def pack_pages(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None = None) -> None:
     """As in `naive`. The layers' device reaches `run` (pinned, if the host's); `checksums` is on that device."""
-    _move(layers, ids, PageTable.of_run(run, layers.page_bytes, layers.device), checksums, to_run=True)
+    _move(layers, ids, run, checksums, to_run=True)
 
 
 def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor | None = None) -> None:
     """As in `naive`, with memory as in `pack_pages`."""
-    _move(layers, ids, PageTable.of_run(run, layers.page_bytes, layers.device), checksums, to_run=False)
+    _move(layers, ids, run, checksums, to_run=False)
 
 
-def _move(layers: PageTable, ids: Tensor, run: PageTable, checksums: Tensor | None, *, to_run: bool) -> None:
-    if len(ids) > run.layers[0].shape[0]:
-        raise ValueError(f"a run of {run.layers[0].shape[0]} rows does not hold {len(ids)} pages")
+def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None, *, to_run: bool) -> None:
+    _check(layers, run)
+    if len(ids) > run.shape[0]:
+        raise ValueError(f"a run of {run.shape[0]} rows does not hold {len(ids)} pages")
     if checksums is not None:
         if checksums.shape != ids.shape or checksums.device != layers.device:
             raise ValueError(f"checksums are int64 [{len(ids)}] on {layers.device}")
@@ -40,11 +42,11 @@ def _move(layers: PageTable, ids: Tensor, run: PageTable, checksums: Tensor | No
         layers.addresses,
         layers.strides,
         ids.to(layers.device, non_blocking=True),
-        run.addresses,
-        run.strides,
         layers.words,
         layers.word_offsets,
         layers.addresses if checksums is None else checksums,
+        run.data_ptr(),
+        run.stride(0),
         len(ids),
         walk.chunks_per_page,
         walk.num_chunks,
@@ -55,17 +57,27 @@ def _move(layers: PageTable, ids: Tensor, run: PageTable, checksums: Tensor | No
     )
 
 
+def _check(layers: PageTable, run: Tensor) -> None:
+    """A table of the run would say the same, but building one waits for the device."""
+    if run.dtype != torch.uint8 or run.dim() != 2 or run.shape[1] != layers.run_bytes or run.stride(1) != 1:
+        raise ValueError(f"a run is uint8 [num_pages, {layers.run_bytes}], not {run.dtype} {list(run.shape)}")
+    if run.data_ptr() % WORD_BYTES or run.stride(0) % WORD_BYTES:
+        raise ValueError(f"a run's address and stride are multiples of {WORD_BYTES} bytes")
+    if run.device != layers.device and not run.is_pinned():
+        raise ValueError("a GPU reaches host memory by address only where it is pinned")
+
+
 # Arguments of a kernel have no types: Triton takes every name it sees in one for a global of the kernel.
 @jit
 def _pack(
     addresses,  # [num_layers], as all tables but ids and checksums
     strides,
     ids,  # [num_pages]
-    run_addresses,
-    run_strides,
     page_words,
     word_offsets,
     checksums,  # [num_pages], zeros; not touched without CHECKSUM
+    run_address,
+    run_stride,
     num_pages,
     chunks_per_page,
     num_chunks,
@@ -81,7 +93,7 @@ def _pack(
         at = (i % chunks_per_page) * CHUNK_WORDS + offsets
         mask = at < tl.load(page_words + layer)
         scattered = tl.load(addresses + layer) + tl.load(ids + page) * tl.load(strides + layer)
-        packed = tl.load(run_addresses + layer) + page * tl.load(run_strides + layer)
+        packed = page * run_stride + run_address + tl.load(word_offsets + layer) * 8
         scattered = scattered.to(tl.pointer_type(tl.int64))
         packed = packed.to(tl.pointer_type(tl.int64))
         if TO_RUN:

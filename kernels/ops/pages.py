@@ -40,9 +40,9 @@ class PageTable:
     def of(cls, layers: Sequence[Tensor], device: torch.device | None = None) -> "PageTable":
         """Of tensors `[num_pages, page elements]` of any dtype, in HBM or in host memory.
 
-        `device` defaults to the tensors' own; give the GPU for pinned host memory that it reaches by
-        address. Raises ValueError for no layers, mixed devices, a page that is not dense, and bytes
-        that are no multiple of 8.
+        Waits for the device, which is given the tables. `device` defaults to the tensors' own; give the GPU for
+        pinned host memory that it reaches by address. Raises ValueError for no layers, mixed devices, a page that is
+        not dense, and bytes that are no multiple of 8.
         """
         if not layers:
             raise ValueError("a page table needs at least one layer")
@@ -81,11 +81,9 @@ class PageTable:
 def _as_bytes(layer: Tensor) -> Tensor:
     if layer.dim() != 2:
         raise ValueError(f"a layer is [num_pages, page elements], not {list(layer.shape)}")
-    if layer.shape[1] > 1 and layer.stride(1) != 1:
-        raise ValueError("the bytes of a page lie next to each other")
-    if layer.element_size() == 1 or layer.stride(1) == 1:
-        return layer.view(torch.uint8)
-    raise ValueError("the last dimension of a layer has stride 1")
+    if layer.stride(1) != 1:
+        raise ValueError(f"the elements of a page lie next to each other, not {layer.stride(1)} apart")
+    return layer.view(torch.uint8)
 
 
 def _table(numbers: list[int], device: torch.device) -> Tensor:

@@ -19,16 +19,15 @@ from impala_vllm.ops.pages import WORD_BYTES, PageTable
 jit: Any = triton.jit
 
 
-def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor) -> None:
-    """As in `naive`, and host addresses must be pinned memory's.
+def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor, device: torch.device) -> None:
+    """As in `naive`, on `device`, and host addresses must be pinned memory's.
 
-    Addresses and sizes are multiples of 8, unchecked. Tables in host memory are read by the time the
-    stream has come so far: leave them alone until then. Takes vLLM's `swap_blocks_batch` arguments.
+    Addresses and sizes are multiples of 8, unchecked. Pinned tables are read once the stream has come so far: leave
+    them alone until then.
     """
     num_ranges = sources.numel()
     if num_ranges == 0:
         return
-    device = _kernel_device(sources)
     launch = tuning.SWAP
     _copy_ranges[(min(launch.num_programs, num_ranges),)](
         sources.to(device, non_blocking=True),
@@ -100,12 +99,6 @@ class Walk:
 def is_interpreted() -> bool:
     """Whether Triton runs kernels in Python, on memory of the host."""
     return bool(knobs.runtime.interpret)
-
-
-def _kernel_device(table: Tensor) -> torch.device:
-    if table.is_cuda or is_interpreted():
-        return table.device
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 # Arguments of a kernel have no types: Triton takes every name it sees in one for a global of the kernel.

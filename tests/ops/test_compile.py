@@ -16,8 +16,8 @@ from triton.compiler import ASTSource
 from impala_vllm.ops import pack, swap
 
 def compile(kernel, pointers, **constants):
-    kinds = {name: "constexpr" if name in constants else "*i64" if i < pointers else "i32"
-             for i, name in enumerate(kernel.arg_names)}
+    kinds = {name: "constexpr" if name in constants else "*i64" if i < pointers else "i64" if name == "run_address"
+             else "i32" for i, name in enumerate(kernel.arg_names)}
     source = ASTSource(kernel, kinds, {(kernel.arg_names.index(name),): value for name, value in constants.items()})
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     print(kernel.__name__, "b64" in built.asm["ptx"], "atom" in built.asm["ptx"])
@@ -26,8 +26,8 @@ compile(swap._copy_ranges, 3, CHUNK_WORDS=1024)
 compile(swap._swap_pages, 7, CHUNK_WORDS=1)
 compile(swap._swap_pages, 7, CHUNK_WORDS=1024)
 for to_run in (True, False):
-    compile(pack._pack, 8, CHUNK_WORDS=1024, TO_RUN=to_run, CHECKSUM=True)
-    compile(pack._pack, 8, CHUNK_WORDS=256, TO_RUN=to_run, CHECKSUM=False)
+    compile(pack._pack, 6, CHUNK_WORDS=1024, TO_RUN=to_run, CHECKSUM=True)
+    compile(pack._pack, 6, CHUNK_WORDS=256, TO_RUN=to_run, CHECKSUM=False)
 """
 
 

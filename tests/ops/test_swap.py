@@ -16,9 +16,8 @@ from tests.ops.memory import layers, packed, random_bytes, some_ids
         (63, [8, 8, 8], True),
         (63, [8200, 24], False),
         (63, [8200, 24], True),
-        (63, [65536], True),
+        (9, [65536], True),
         (1, [65536, 65536], False),
-        (1000, [8], False),
         (1000, [1000], True),
     ],
 )
@@ -79,7 +78,7 @@ def test_copy_ranges_copies_ranges_of_all_sizes(num_ranges: int) -> None:
     naive.copy_ranges(sources[order], destinations[order], words[order] * 8)
     by_naive = destination.clone()
     destination.copy_(before)
-    swap.copy_ranges(sources[order], destinations[order], words[order] * 8)
+    swap.copy_ranges(sources[order], destinations[order], words[order] * 8, sources.device)
 
     assert torch.equal(destination, by_naive)
     assert torch.equal(destination[-8:], before[-8:])
@@ -90,7 +89,7 @@ def test_nothing_to_copy_changes_nothing() -> None:
     slab, pages = layers(3, [16, 8], gap_bytes=8, seed=1)
     before = slab.clone()
     table = PageTable.of(pages)
-    swap.copy_ranges(none, none, none)
+    swap.copy_ranges(none, none, none, none.device)
     swap.swap_pages(table, none, table, none)
     swap.gather_pages(table, none, table)
     swap.scatter_pages(table, table, none)
