@@ -103,6 +103,14 @@ QUESTIONS = {
         "The same with host memory and a disk behind HBM. vLLM's managers and ours decide, links are rates. Ratios are "
         "to the first variant with the same sessions.",
     ),
+    "audit/tau-bench-airline": Question(
+        "Does the audit name what broke a prefix: chat requests with tool calls",
+        "tau-bench trajectories. Named rightly means the right cause in the right segment of the right turn.",
+    ),
+    "audit/lmcache-agents": Question(
+        "Does the audit name what broke a prefix: agent traces",
+        "Steps of LMCache's traces that go on from the ones before, each step's news as one message.",
+    ),
     "identity/kv-cache-tester": Question(
         "Claude Code sessions, all started within an hour",
         f"Sessions that share tools and system prompt, rewrite their history and start sub-agents. {_IDENTITY}",

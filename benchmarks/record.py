@@ -1,7 +1,7 @@
 """One measured figure as one line of JSON, and the append-only files they live in.
 
 A record says everything needed to get the figure again. `question` starts with its kind (`identity/`,
-`micro/`, `sim/`, `serving/`): figures of different kinds never share a table.
+`audit/`, `micro/`, `sim/`, `serving/`): figures of different kinds never share a table.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = ("identity", "micro", "sim", "serving")
+KINDS = ("identity", "audit", "micro", "sim", "serving")
 
 
 class RecordError(ValueError):

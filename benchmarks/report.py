@@ -1,6 +1,6 @@
 """RESULTS.md out of the records: `python -m benchmarks.report`. Written by no other hand.
 
-One section a question and machine, latest run of each; kinds are chapters of their own.
+One section a question, load and machine, latest run of each; kinds are chapters of their own.
 """
 
 import sys
@@ -22,6 +22,11 @@ CHAPTERS = {
         "Identity",
         "Recorded sessions as an engine would see them, without client ids: whose turn is each request? One setting "
         "for all logs. How: [docs/identity.md](docs/identity.md).",
+    ),
+    "audit": (
+        "Audit",
+        "Recorded sessions that only grow, with one kind of seeded change in each: is it named, with its segment, and "
+        "is nothing else? How: [docs/audit.md](docs/audit.md).",
     ),
     "micro": ("Micro", "Time of single operations, under pytest-benchmark."),
     "sim": ("Simulated", "Policies in virtual time. **Simulated**, not measured."),
@@ -46,10 +51,11 @@ def render(records: Sequence[Record]) -> str:
 
 
 def _latest(records: Sequence[Record]) -> list[list[Record]]:
-    """The last run of every (question, machine)."""
-    runs: dict[tuple[str, str], list[Record]] = {}
+    """The last run of every question, load and machine."""
+    runs: dict[tuple[str, ...], list[Record]] = {}
     for r in records:
-        key = (r.question, r.machine)
+        load = (str(r.params.get(name, "")) for name in ("tasks", "requests", "sessions", "turns", "timing", "tiers"))
+        key = (r.question, r.machine, *load)
         before = runs.get(key)
         same_run = before is not None and (before[0].command, before[0].commit) == (r.command, r.commit)
         if before is None or not same_run or any(_names(b) == _names(r) for b in before):

@@ -8,6 +8,10 @@ from impala_vllm.insight.audit.prints import Print, same_bytes, similarity
 
 _ALIKE = 0.5
 """Share of common words from which a message counts as an edit of another."""
+_SURE = (Cause.WHITESPACE, Cause.JSON_KEYS, Cause.IMAGE)
+"""What a message has in common with no other one by chance, whether or not it also stands elsewhere."""
+_BEGUN_BYTES = 32
+"""A message that begins with as much of another, and is half made of it, counts as an edit too."""
 _ANCHOR_BYTES = 16
 """A shorter message ("yes") found again says nothing about where history continues."""
 
@@ -71,13 +75,14 @@ def compare(before: Prompt, now: Prompt) -> Divergence | None:
     if now.tail_chars is not None and len(new) == 1 and b.cuts == a.cuts[: len(b.cuts)]:
         return None  # a rendered text that ends inside the one before it
     rest = again(old, new[1:])
-    if _holds(old[1:], b) and not _holds(new[1:], a):
-        return Divergence(at, Cause.TRIMMED, b.num_bytes + rest)
-    if _holds(new[1:], a):
-        return Divergence(at, Cause.INSERTED, rest)
     cause = _changed(a, b)
-    if cause is not None:
-        return Divergence(at, cause, b.num_bytes - same_bytes(a, b) + rest)
+    if cause in _SURE or not (_holds(old[1:], b) or _holds(new[1:], a)):
+        if cause is not None:
+            return Divergence(at, cause, b.num_bytes - same_bytes(a, b) + rest)
+    elif _holds(new[1:], a):
+        return Divergence(at, Cause.INSERTED, rest)
+    else:
+        return Divergence(at, Cause.TRIMMED, b.num_bytes + rest)
     if "tools" in (a.role, b.role):
         return Divergence(at, Cause.TOOLS_CHANGED, again(old, new)) if again(old, new) else None
     return _replaced(at, old, new)
@@ -101,13 +106,17 @@ def _replaced(at: int, old: Sequence[Print], new: Sequence[Print]) -> Divergence
     if new[0].is_summary and len(old) >= 2 and num_bytes(new) < num_bytes(old):
         return Divergence(at, Cause.COMPACTED, rest)
     kept = _kept(old[0], new[0])
-    return Divergence(at, Cause.EDITED, rest + kept) if kept else None
+    cause = Cause.TRIMMED if 2 * new[0].num_bytes < old[0].num_bytes else Cause.EDITED
+    return Divergence(at, cause, rest + kept) if kept else None
 
 
 def _kept(a: Print, b: Print) -> int:
     """Bytes of `b` behind the first difference if it is an edit of `a`, else 0."""
-    alike = a.role == b.role and similarity(a, b) >= _ALIKE
-    return max(b.num_bytes - same_bytes(a, b), 1) if alike else 0
+    same = same_bytes(a, b)
+    begun = same >= _BEGUN_BYTES and 2 * same >= b.num_bytes
+    same_call = a.fields is not None and a.fields == b.fields
+    alike = a.role == b.role and (begun or same_call or similarity(a, b) >= _ALIKE)
+    return max(b.num_bytes - same, 1) if alike else 0
 
 
 def _holds(segments: Sequence[Print], wanted: Print) -> bool:

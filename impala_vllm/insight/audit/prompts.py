@@ -16,13 +16,17 @@ _PARAGRAPH = re.compile(r"\n\n+")
 _SHORT = 64
 """A paragraph with fewer characters belongs to the one before it: it recurs too often to tell where one is."""
 
+_SHARED = 1000
+"""Schemas and first messages remembered over all sessions."""
+
 
 class Prompts:
-    """Turns requests into prompts. Owns the cache of tool schemas, which are alike over sessions."""
+    """Turns requests into prompts. Owns a cache of what is alike over sessions: schemas and first messages."""
 
     def __init__(self, schemas: Schemas, keep_text: bool) -> None:
         self._schemas = schemas
         self._keep_text = keep_text
+        self._firsts: dict[int, Print] = {}
         self._tools: dict[int, tuple[Print, tuple[str, ...]]] = {}
 
     def of(self, request: Request, session: Session) -> tuple[Prompt, dict[int, Print]]:
@@ -44,13 +48,17 @@ class Prompts:
                 places.append(places[-1] + len(part))
             tail_chars = places[-1] - places[-2]
             continued = _continued(request.text, role, places, session)
-        for raw in request.messages:
+        for number, raw in enumerate(request.messages):
             h = hash(bytes(raw))
-            known = found.get(h) or session.known.get(h)
+            known = found.get(h) or session.known.get(h) or self._firsts.get(h)
             if known is None:
                 message = msgspec.json.decode(raw, type=dict[str, Any])
                 self._schemas.called(message)
                 known = message_print(message, self._keep_text)
+                if number == 0:
+                    if len(self._firsts) > _SHARED:  # another in every request: nothing to gain from them
+                        self._firsts.clear()
+                    self._firsts[h] = known
             found[h] = known
             segments.append(known)
         if isinstance(request.output, dict):
@@ -64,7 +72,7 @@ class Prompts:
             tools = msgspec.json.decode(raw, type=list[Any] | None)
             if not tools:
                 return None
-            if len(self._tools) > 1000:  # shuffled anew in every request: nothing to gain from them
+            if len(self._tools) > _SHARED:
                 self._tools.clear()
             known = self._tools[h] = tools_print(tools, self._keep_text), self._schemas.learn(tools)
         self._schemas.carried(known[1])
