@@ -34,6 +34,11 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 }
 """Everything else is a mistake of the caller's and raises AssertionError. Only unpinned slots are evicted."""
 
+_MOVES = {
+    verb: [(source, target) for (source, v), target in TRANSITIONS.items() if v == verb] for _, verb in TRANSITIONS
+}
+"""The table by verb: chunks come by the thousand, and an enum's hash is slow."""
+
 
 class Pin:
     """Keeps chunks from eviction until `release`, which is idempotent."""
@@ -100,81 +105,73 @@ class SlotPool:
         """Slots to fill, one for each key, none of which may be held yet. None: too few are free, nothing changed."""
         if len(keys) > len(self._free):
             return None
-        slots: list[int] = []
-        for key in keys:
-            assert key not in self._slot_of, "a chunk is reserved once"
-            slot = self._free.pop()
-            self._move(slot, "reserve")
-            self._slot_of[key] = slot
-            slots.append(slot)
+        first = len(self._free) - len(keys)
+        slots = self._free[first:][::-1]
+        slot_of = dict(zip(keys, slots, strict=True))
+        assert len(slot_of) == len(keys), "a chunk is reserved once"
+        assert self._slot_of.keys().isdisjoint(slot_of), "a chunk is reserved once"
+        del self._free[first:]
+        self._move(slots, "reserve")
+        self._slot_of.update(slot_of)
         return slots
 
     def restore(self, slot_of: Mapping[Key, int]) -> None:
         """These slots are known to hold these chunks, from an index that survived a restart. O(slots), once."""
         assert not self._slot_of, "only an empty pool is restored"
-        for slot in slot_of.values():
-            self._move(slot, "restore")
+        self._move(slot_of.values(), "restore")
         self._slot_of.update(slot_of)
         self._free = [slot for slot in self._free if self._state[slot] is State.FREE]
 
     def commit(self, keys: Iterable[Key]) -> None:
         """The bytes are there."""
-        for key in keys:
-            self._move(self._slot_of[key], "commit")
+        self._move([self._slot_of[key] for key in keys], "commit")
 
     def abort(self, keys: Iterable[Key]) -> None:
         """The bytes will not come, and nothing writes to the slots any more."""
-        for key in keys:
-            slot = self._slot_of.pop(key)
-            self._move(slot, "abort")
-            self._free.append(slot)
+        self._let_go(keys, "abort")
 
     def evict(self, keys: Sequence[Key]) -> None:
         """Free the slots of ready, unpinned chunks; all of them or, with an AssertionError, none."""
         assert all(self.is_evictable(key) for key in keys), "only ready, unpinned chunks are evicted"
-        for key in keys:
-            slot = self._slot_of.pop(key)
-            self._move(slot, "evict")
-            self._free.append(slot)
+        self._let_go(keys, "evict")
 
     def pin(self, keys: Sequence[Key]) -> Pin:
         """Protect ready chunks while their bytes are read."""
         slots = [self._slot_of[key] for key in keys]
+        states, pins = self._state, self._pins
         for slot in slots:
-            assert self._state[slot] is State.READY, "only ready chunks are pinned"
+            assert states[slot] is State.READY, "only ready chunks are pinned"
         for slot in slots:
-            self._pins[slot] += 1
+            pins[slot] += 1
         return Pin(self, keys, slots, self._generation)
 
     def unpin(self, slots: Sequence[int], generation: int) -> None:
         """Undo one `pin`; for `Pin.release`."""
         if generation == self._generation:  # a cleared pool forgot its pins
+            pins = self._pins
             for slot in slots:
-                self._pins[slot] -= 1
+                pins[slot] -= 1
 
     def clear(self, moving: Collection[Key] = ()) -> list[int]:
         """Forget every chunk. Slots of `moving`, whose bytes are still read or written, are doomed until `settle`.
 
         Returns the doomed slots. Pins of the time before are void.
         """
-        doomed: list[int] = []
-        for key, slot in self._slot_of.items():
-            self._pins[slot] = 0
-            if key in moving:
-                self._move(slot, "doom")
-                doomed.append(slot)
-            else:
-                self._move(slot, "abort" if self._state[slot] is State.FILLING else "evict")
-                self._free.append(slot)
+        doomed = [slot for key, slot in self._slot_of.items() if key in moving]
+        self._move(doomed, "doom")
+        states = self._state
+        for verb, state in (("abort", State.FILLING), ("evict", State.READY)):
+            self._let_go([key for key, slot in self._slot_of.items() if states[slot] is state], verb)
         self._slot_of.clear()
+        self._pins = [0] * self.num_slots
         self._generation += 1
         return doomed
 
     def settle(self, slots: Iterable[int]) -> None:
         """Nothing moves in these doomed slots any more."""
-        for slot in slots:
-            self._move(slot, "settle")
-            self._free.append(slot)
+        listed = list(slots)
+        self._move(listed, "settle")
+        self._free += listed
 
     def check_invariants(self) -> None:
         """Raise AssertionError if slots, states and keys disagree. O(slots), for tests."""
@@ -188,7 +185,18 @@ class SlotPool:
             assert self._pins[slot] >= 0
             assert state is State.READY or not self._pins[slot]
 
-    def _move(self, slot: int, verb: str) -> None:
-        state = TRANSITIONS.get((self._state[slot], verb))
-        assert state is not None, f"cannot {verb} a slot that is {self._state[slot].value}"
-        self._state[slot] = state
+    def _let_go(self, keys: Iterable[Key], verb: str) -> None:
+        slots = [self._slot_of.pop(key) for key in keys]
+        self._move(slots, verb)
+        self._free += slots
+
+    def _move(self, slots: Iterable[int], verb: str) -> None:
+        states, moves = self._state, _MOVES[verb]
+        for slot in slots:
+            state = states[slot]
+            for source, target in moves:
+                if state is source:
+                    states[slot] = target
+                    break
+            else:
+                raise AssertionError(f"cannot {verb} a slot that is {state.value}")
