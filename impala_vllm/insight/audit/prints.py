@@ -1,6 +1,7 @@
 """Fingerprints of the segments of a prompt: enough to say later what changed, without keeping its text.
 
-Hashes are Python's own: they hold within one process, which is all that a comparison needs.
+Hashes are Python's own: they hold within one process, which is all that "equal or not" needs. Where their
+order counts they are checksums, so that two runs say the same.
 """
 
 import json
@@ -125,7 +126,7 @@ def _print(
     timeless = _TIME.sub("\0", body)
     nameless = _ID.sub("\0", timeless)
     start = text[:KEPT_TEXT].lower()
-    words = [hash(word) for word in _WORD.findall(body)]
+    words = _WORD.findall(body)
     return Print(
         role=role,
         num_bytes=len(data) + IMAGE_BYTES * len(images),
@@ -138,8 +139,8 @@ def _print(
         nameless=hash((role, nameless, *images)),
         numberless=hash((role, _DIGITS.sub("\0", nameless), *images)),
         imageless=hash((role, body, len(images))),
-        bag=hash((role, sum(words) if '":' in body or '\\":' in body else body, *images)),
-        words=frozenset(sorted(set(words))[:_NUM_WORDS]),
+        bag=hash((role, sum(map(hash, words)) if '":' in body or '\\":' in body else body, *images)),
+        words=frozenset(sorted(zlib.crc32(word.encode(errors="surrogatepass")) for word in set(words))[:_NUM_WORDS]),
         members=members,
         cuts=_cuts(data),
         is_summary=any(sign in start for sign in _SUMMARY),
