@@ -15,7 +15,7 @@ from tests.ops.memory import CANARY, layers, packed, random_bytes, some_ids
         (63, [8, 8, 8], True, True),
         (63, [8200, 24], True, True),
         (63, [8200, 24], False, False),
-        (1000, [8], False, True),
+        (1000, [8], False, False),
         (1, [65536, 65536], False, True),
         (9, [65536], True, True),
     ],
