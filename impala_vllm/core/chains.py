@@ -1,8 +1,8 @@
 """Which chunks of a tier go first: nobody's, then the traces that are worth least, shared stems last.
 
-Every chunk of the tier is in one list: unclaimed (least recently used first), a chain of a trace (its tail goes
-first, so that no island is left), or the stems. What a new turn of the same chain no longer uses is superseded and
-unclaimed at once. Choosing changes nothing. One writer.
+Every chunk of the tier is in one list: unclaimed (least recently used first), a chain of a trace, or the stems. What
+was used together goes tail first, so that no island is left. What a new turn of the same chain no longer uses is
+superseded and unclaimed at once. Choosing changes nothing. One writer.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -48,12 +48,18 @@ class Chains:
         """Whose chunk it is; None: nobody's, or shared."""
         return self._of.get(id(self._home.get(key)))
 
-    def add(self, keys: Iterable[Key], trace_id: TraceId | None = None) -> None:
-        """Chunks that come into the tier behind what the trace's newest chain has here; nobody's without a trace."""
+    def add(self, keys: Sequence[Key], trace_id: TraceId | None = None) -> None:
+        """Chunks, root first, that come into the tier behind what the trace's newest chain has here.
+
+        Without a trace they are nobody's.
+        """
         chains = self._chains.get(trace_id) if trace_id is not None else None
-        target = chains[-1] if chains else self._unclaimed
-        for key in keys:
-            self._put(key, target)
+        if chains:
+            for key in keys:
+                self._put(key, chains[-1])
+        else:
+            for key in reversed(keys):
+                self._put(key, self._unclaimed)
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Chunks that left the tier. O(keys)."""
@@ -65,29 +71,52 @@ class Chains:
     def use(self, trace_id: TraceId, keys: Sequence[Key], stem: int = 0) -> None:
         """A turn of the trace goes over `keys`, root first; the first `stem` are shared. Those not here are skipped.
 
-        O(keys). A chain is continued by a turn that goes over the first chunk it calls its own.
+        O(keys), quick for a chain of which nothing is superseded. A chain is continued by a turn that goes over the
+        first chunk it calls its own.
         """
         chains = self._chains.setdefault(trace_id, [])
-        before = self._continued(chains, keys, stem)
-        chain: _List = {}
-        self._of[id(chain)] = trace_id
-        for index, key in enumerate(keys):
+        first, before = self._continued(trace_id, keys, stem)
+        behind = self._behind(keys, stem, first, before) if before is not None else None
+        if before is not None and behind is not None:
+            chain, indices = before, (*range(first), *range(behind, len(keys)))
+        else:
+            chain, indices = _List(), range(len(keys))
+            self._of[id(chain)] = trace_id
+        shared: list[Key] = []
+        for index in indices:
+            key = keys[index]
             home = self._home.get(key)
             if home is None:
                 continue
             other = home is not before and self._of.get(id(home), trace_id) != trace_id
-            self._put(key, self._stems if index < stem or home is self._stems or other else chain)
-        for old in [c for c in chains if c is before or not c]:
+            if index < stem or home is self._stems or other:
+                shared.append(key)
+            else:
+                self._put(key, chain)
+        for key in reversed(shared):
+            self._put(key, self._stems)
+        for old in [c for c in chains if c is not chain and (c is before or not c)]:
             self._let_go(old)
-        chains[:] = [c for c in chains if id(c) in self._of]
+        chains[:] = [c for c in chains if c is not chain and id(c) in self._of]
         chains.append(chain)
         if len(chains) > MAX_CHAINS:
             self._let_go(chains.pop(0))
+
+    def touch(self, keys: Sequence[Key]) -> None:
+        """Somebody of no trace goes over `keys`, root first: those that are nobody's are used. O(keys)."""
+        for key in reversed(keys):
+            if self._home.get(key) is self._unclaimed:
+                self._put(key, self._unclaimed)
 
     def release(self, trace_id: TraceId) -> None:
         """The trace is over: what was only its own goes first from now on. O(its chunks)."""
         for chain in self._chains.pop(trace_id, ()):
             self._let_go(chain)
+
+    def release_all(self) -> None:
+        """There are no traces any more. O(chunks)."""
+        for trace_id in list(self._chains):
+            self.release(trace_id)
 
     def clear(self) -> None:
         """The tier is empty."""
@@ -131,12 +160,22 @@ class Chains:
                     yield from reversed(chain)
         yield from islice(self._stems, surplus, None)
 
-    def _continued(self, chains: list[_List], keys: Sequence[Key], stem: int) -> _List | None:
-        for key in keys[stem:]:
-            home = self._home.get(key)
-            if home is not None and any(home is chain for chain in chains):
-                return home
-        return None
+    def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
+        """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""
+        if self._chains[trace_id]:
+            for index in range(stem, len(keys)):
+                home = self._home.get(keys[index])
+                if home is not None and self._of.get(id(home)) == trace_id:
+                    return index, home
+        return len(keys), None
+
+    def _behind(self, keys: Sequence[Key], stem: int, first: int, before: _List) -> int | None:
+        """The index behind the last of `before`'s chunks; None where its list has to be made anew."""
+        own = list(before)
+        behind = first + len(own)
+        if list(keys[first:behind]) != own or any(self._home.get(k) is self._unclaimed for k in keys[stem:first]):
+            return None
+        return behind
 
     def _let_go(self, chain: _List) -> None:
         for key in reversed(list(chain)):

@@ -57,7 +57,7 @@ class NvmeTier:
         self.pool = SlotPool(num_slots)
         self.chains = Chains(num_slots, self._by_worth)
         self.pool.restore(recovered)
-        self.chains.add(recovered)
+        self.chains.add(list(recovered)[::-1])  # nobody's, oldest write first
         self.promoted: set[Key] = set()
         """In host, read from here and not used since."""
         self.num_recalled = self.num_wasted = self.num_failed = self.num_unplaced = 0
