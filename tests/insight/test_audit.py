@@ -262,3 +262,12 @@ def test_sessions_are_bounded():
         assert len(session.known) == MAX_HEADS
     assert sessions.num_seen == 50
     assert sessions.num_forgotten == 50 - 100 // MAX_HEADS
+
+
+def test_another_agent_that_reads_the_same_has_a_different_head(tmp_path):
+    requests = session(3)
+    judge = {"role": "system", "content": "Judge whether what follows obeys our rules, and answer with one number."}
+    read = {**requests[2], "request_id": "judge", "tools": None, "messages": [judge, *requests[2]["messages"][2:]]}
+    for request in requests:
+        request["tools"] = None
+    assert only(findings(tmp_path, [*requests, read])) == ("system", Cause.HEAD)

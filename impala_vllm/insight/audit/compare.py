@@ -96,11 +96,11 @@ def _replaced(at: int, old: Sequence[Print], new: Sequence[Print]) -> Divergence
         dropped = places.get(segment.exact)
         if dropped is None:
             continue
+        kept = _kept(old[0], new[0])
+        if at == 0 and not kept and not new[0].is_summary:
+            return Divergence(at, Cause.HEAD, rest)
         if dropped >= 2 and dropped > added:
             return Divergence(at, Cause.COMPACTED, rest)
-        kept = _kept(old[0], new[0])
-        if at == 0 and not kept:
-            return Divergence(at, Cause.HEAD, rest)
         in_place = dropped == added == 1 and 2 * new[0].num_bytes < old[0].num_bytes
         return Divergence(at, Cause.TRIMMED if in_place else Cause.EDITED, rest + kept)
     if new[0].is_summary and len(old) >= 2 and num_bytes(new) < num_bytes(old):

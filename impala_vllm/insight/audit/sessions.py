@@ -13,8 +13,8 @@ from impala_vllm.insight.audit.prints import Print
 
 MAX_HEADS = 8
 """Prompts kept a session."""
-MAX_PRINTS = 400_000
-"""Fingerprints kept over all sessions, about 1 KB each; the least recently used sessions go first."""
+MAX_PRINTS = 200_000
+"""Fingerprints kept over all sessions, about 2 KB each; the least recently used sessions go first."""
 
 
 class Before(NamedTuple):
