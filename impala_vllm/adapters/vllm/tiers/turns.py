@@ -74,11 +74,16 @@ class Turns:
         return self._keys.get(trace_id, ())
 
     def forget(self, trace_id: TraceId) -> None:
-        self._keys.pop(trace_id, None)
-        self.changed_traces.pop(trace_id, None)
+        """The trace is over; open turns of it are nobody's. O(open turns)."""
+        if self._keys.pop(trace_id, None) is not None:
+            self.changed(trace_id)
+        for turn in self._open.values():
+            if turn.trace_id == trace_id:
+                turn.trace_id, turn.writes = None, False
 
     def reset(self) -> None:
         """What was stored or loaded is void; open turns begin again."""
+        self.changed_traces.update(dict.fromkeys(self._keys))
         for req_id, turn in list(self._open.items()):
             turn.load, turn.num_storing = None, 0
             self.close_if_done(req_id)
