@@ -1,0 +1,150 @@
+"""`python -m benchmarks.io DIRECTORY`: bandwidth and CPU time of io_uring, of the thread pool and of fio.
+
+All on one file in DIRECTORY, turn by turn in an order drawn anew for each repetition, so that a disk whose speed drifts
+is fair to all. fio is left out, and said to be, where it is not installed.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import record
+from benchmarks.io.load import Load, Rate, make_file, run_fio, run_threads, run_uring
+from benchmarks.record import Origin, Record
+from impala_vllm.replay.measures import quantile
+
+POOL_THREADS = 8
+"""What `open_block_io` gives the thread pool."""
+
+
+@click.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--sizes", default="64,256", show_default=True, help="KiB a block.")
+@click.option("--depth", type=click.IntRange(min=1), default=16, show_default=True, help="Ops at once.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Of each run.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--file-mib", type=click.IntRange(min=16), default=1024, show_default=True)
+@click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
+def main(**options: Any) -> None:
+    """How fast does each engine move blocks, and at what CPU time?"""
+    try:
+        _run(**options)
+    except (OSError, ValueError, subprocess.CalledProcessError) as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("stopped; nothing was recorded", err=True)
+        sys.exit(130)
+
+
+def _run(
+    directory: Path, sizes: str, depth: int, seconds: float, repetitions: int, file_mib: int, no_record: bool
+) -> None:
+    console = Console(stderr=True)
+    arms = _arms(depth)
+    if "fio" not in arms:
+        console.print("no fio here (`apt-get install fio`): left out")
+    loads = [Load(is_write, kib << 10, depth, seconds) for kib in _sizes(sizes) for is_write in (False, True)]
+    made: list[Record] = []
+    origin = record.origin()
+    with (
+        tempfile.NamedTemporaryFile(dir=directory) as scratch,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        path = Path(scratch.name)
+        make_file(path, file_mib << 20)
+        task = progress.add_task("", total=len(loads) * repetitions * len(arms))
+        for load in loads:
+            rates: dict[str, list[Rate]] = {name: [] for name in arms}
+            for repetition in range(repetitions):
+                for name in Random(repetition).sample(list(arms), len(arms)):
+                    progress.update(task, description=f"{_name(load)}: {name}")
+                    rates[name].append(arms[name](path, load))
+                    progress.advance(task)
+            made += records(load, file_mib, rates, origin)
+    _show(made, Console())
+    if not no_record:
+        console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
+
+
+def records(load: Load, file_mib: int, rates: dict[str, list[Rate]], origin: Origin) -> list[Record]:
+    """Of one load: each arm's rates, and the ratio to it that io_uring had in the same repetition."""
+    made: list[Record] = []
+    params: dict[str, Any] = {"file MiB": file_mib, "ops at once": load.depth, "seconds a run": load.seconds}
+
+    def add(variant: str, metric: str, unit: str, better: str, values: list[float]) -> None:
+        p20, p50, p80 = (quantile(values, q) for q in (0.2, 0.5, 0.8))
+        made.append(
+            Record(
+                question="micro/block-io-load",
+                variant=f"{_name(load)}: {variant}",
+                params=params,
+                metric=metric,
+                unit=unit,
+                better=better,
+                n=len(values),
+                p20=p20,
+                p50=p50,
+                p80=p80,
+                source="measured",
+                seed=None,
+                commit=origin.commit,
+                versions=origin.versions,
+                machine=origin.machine,
+                command=origin.command,
+            )
+        )
+
+    for name, found in rates.items():
+        add(name, "bandwidth", "MB/s", "higher", [rate.bytes_per_s / 1e6 for rate in found])
+        add(name, "cpu_s_per_gb", "s", "lower", [rate.cpu_s_per_gb for rate in found])
+    for name in [name for name in rates if name != "io_uring"]:
+        pairs = zip(rates["io_uring"], rates[name], strict=True)
+        add(f"io_uring over {name}", "bandwidth", "", "higher", [u.bytes_per_s / o.bytes_per_s for u, o in pairs])
+    return made
+
+
+def _arms(depth: int) -> dict[str, Callable[[Path, Load], Rate]]:
+    def threads(num: int) -> Callable[[Path, Load], Rate]:
+        return lambda path, load: run_threads(path, load, num)
+
+    arms: dict[str, Callable[[Path, Load], Rate]] = {
+        "io_uring": lambda path, load: run_uring(path, load, is_registered=False),
+        "io_uring, registered": lambda path, load: run_uring(path, load, is_registered=True),
+        **{f"{num} threads": threads(num) for num in sorted({min(POOL_THREADS, depth), depth})},
+    }
+    if shutil.which("fio"):
+        arms["fio"] = run_fio
+    return arms
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) > 0 and int(size) % 4 == 0 for size in sizes):
+        raise ValueError(f"--sizes {text}: give multiples of 4 with commas between, such as 64,256")
+    return [int(size) for size in sizes]
+
+
+def _name(load: Load) -> str:
+    return f"{'write' if load.is_write else 'read'} {load.block_bytes // 1024} KiB"
+
+
+def _show(made: list[Record], console: Console) -> None:
+    table = Table("variant", "metric", "p50", "p20-p80")
+    for r in made:
+        table.add_row(r.variant, r.metric, f"{r.p50:.4g} {r.unit}", f"{r.p20:.4g}-{r.p80:.4g}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
