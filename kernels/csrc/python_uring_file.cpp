@@ -14,7 +14,9 @@ namespace nb = nanobind;
 namespace {
 
 std::int64_t integer(nb::handle value) {
-    const long long number = PyLong_AsLongLong(value.ptr());
+    int overflow = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+    if (overflow != 0) throw std::invalid_argument("a token or offset has more than 64 bits");
     if (number == -1 && PyErr_Occurred()) nb::raise_python_error();
     return number;
 }

@@ -274,8 +274,8 @@ def test_other_threads_run_while_a_poll_waits_but_may_not_enter(pipe: Pipe):
 @pytest.mark.parametrize(
     ("op", "error"),
     [
-        (Op(1 << 70, False, 0, memoryview(bytearray(8))), OverflowError),
-        (Op(2, False, 1 << 63, memoryview(bytearray(8))), OverflowError),
+        (Op(1 << 70, False, 0, memoryview(bytearray(8))), ValueError),
+        (Op(2, False, 1 << 63, memoryview(bytearray(8))), ValueError),
         (Op(2, False, (1 << 63) - 1, memoryview(bytearray(8))), ValueError),
         (Op(2, False, -1, memoryview(bytearray(8))), ValueError),
         (Op(2, False, 0, memoryview(b"")), ValueError),
