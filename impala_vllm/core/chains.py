@@ -17,6 +17,9 @@ MAX_CHAINS = 4
 STEM_SHARE = 0.5
 """Stems beyond this share of the tier go first, least recently used: what forks once shared adds up."""
 
+ROUND = 256
+"""Victims after which traces are put in order anew: what they are worth changes as time passes, but sorting is dear."""
+
 _List = dict[Key, None]
 
 
@@ -33,6 +36,9 @@ class Chains:
         """The chain used last comes last."""
         self._of: dict[int, TraceId] = {}
         """Trace by the identity of its list."""
+        self._order: list[TraceId] | None = None
+        """Traces, cheapest first; None: to be asked for anew, since a turn came or went."""
+        self._num_chosen = 0
 
     def __len__(self) -> int:
         return len(self._home)
@@ -74,6 +80,7 @@ class Chains:
         O(keys), quick for a chain of which nothing is superseded. A chain is continued by a turn that goes over the
         first chunk it calls its own.
         """
+        self._order = None
         chains = self._chains.setdefault(trace_id, [])
         first, before = self._continued(trace_id, keys, stem)
         behind = self._behind(keys, stem, first, before) if before is not None else None
@@ -122,6 +129,7 @@ class Chains:
         """The tier is empty."""
         for held in (self._home, self._unclaimed, self._stems, self._chains, self._of):
             held.clear()
+        self._order = None
 
     def victims(
         self,
@@ -133,9 +141,11 @@ class Chains:
         """The `num` cheapest chunks that `may_go`, best victims first; fewer where there are no more.
 
         Chunks of traces `spared` stay, and with `only_cheaper_than` all that is worth as much as that trace's or more.
-        O(num + traces log traces + chunks passed over).
+        O(num + traces + chunks passed over), and traces log traces after each turn that came or went.
         """
-        return list(islice(filter(may_go, self._in_order(spared, only_cheaper_than)), num))
+        chosen = list(islice(filter(may_go, self._in_order(spared, only_cheaper_than)), num))
+        self._num_chosen += len(chosen)
+        return chosen
 
     def check_invariants(self) -> None:
         """Raise AssertionError if lists and homes disagree. O(chunks), for tests."""
@@ -149,16 +159,21 @@ class Chains:
         surplus = max(0, len(self._stems) - self._max_stems)
         yield from islice(self._stems, surplus)
         yield from self._unclaimed
-        traces = dict.fromkeys(self._chains)
-        if limit is not None:
-            traces.setdefault(limit)
-        for trace_id in self._worth(traces):
+        for trace_id in self._cheapest_first(limit):
             if trace_id == limit:
                 return
             if trace_id not in spared:
-                for chain in self._chains[trace_id]:
+                for chain in self._chains.get(trace_id, ()):
                     yield from reversed(chain)
         yield from islice(self._stems, surplus, None)
+
+    def _cheapest_first(self, limit: TraceId | None) -> list[TraceId]:
+        """The traces, and `limit` among them."""
+        if limit is not None and limit not in self._chains:
+            return self._worth([*self._chains, limit])
+        if self._order is None or self._num_chosen >= ROUND:
+            self._order, self._num_chosen = self._worth(self._chains), 0
+        return self._order
 
     def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
         """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""
