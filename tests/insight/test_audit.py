@@ -91,6 +91,11 @@ def test_tools_in_another_order_differ_from_tools_that_changed_and_from_keys_tha
     assert only(findings(tmp_path, requests)) == ("tools", Cause.TOOLS_REORDERED)
     requests[1]["tools"] = TOOLS[:2]
     assert only(findings(tmp_path, requests)) == ("tools", Cause.TOOLS_CHANGED)
+    requests[1]["tools"] = None
+    assert only(findings(tmp_path, requests)) == ("system", Cause.TOOLS_CHANGED)
+    requests[0]["tools"], requests[1]["tools"] = None, TOOLS
+    assert only(findings(tmp_path, requests)) == ("tools", Cause.TOOLS_CHANGED)
+    requests[0]["tools"] = TOOLS
     requests[1]["tools"] = [dict(reversed(tool.items())) for tool in TOOLS]
     assert only(findings(tmp_path, requests)) == ("tools", Cause.JSON_KEYS)
 

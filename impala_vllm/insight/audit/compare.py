@@ -74,6 +74,9 @@ def compare(before: Prompt, now: Prompt) -> Divergence | None:
     a, b = old[0], new[0]
     if now.tail_chars is not None and len(new) == 1 and b.cuts == a.cuts[: len(b.cuts)]:
         return None  # a rendered text that ends inside the one before it
+    if a.role != b.role and "tools" in (a.role, b.role):
+        lost = again(old, new)
+        return Divergence(at, Cause.TOOLS_CHANGED, lost) if lost else None
     rest = again(old, new[1:])
     cause = _changed(a, b)
     if cause in _SURE or not (_holds(old[1:], b) or _holds(new[1:], a)):
@@ -83,8 +86,6 @@ def compare(before: Prompt, now: Prompt) -> Divergence | None:
         return Divergence(at, Cause.INSERTED, rest)
     else:
         return Divergence(at, Cause.TRIMMED, b.num_bytes + rest)
-    if "tools" in (a.role, b.role):
-        return Divergence(at, Cause.TOOLS_CHANGED, again(old, new)) if again(old, new) else None
     return _replaced(at, old, new)
 
 
