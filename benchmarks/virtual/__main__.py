@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Bench:
     vocabulary: Vocabulary
     timing: Timing
     max_num_seqs: int
-    room: Room = Room()
+    room: Room = field(default_factory=Room)
 
     def replay(self, plan: Plan, arm: Arm, num_blocks: int) -> Measures:
         """One cold run of `plan` on `arm`."""

@@ -7,7 +7,7 @@ against it, and a second turn that comes all the same corrects that.
 from collections.abc import Hashable
 
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.8, 3.0
-"""Before anything was seen, and the first turns that counts for: three one-shots in a row and a kind is taken for one."""
+"""Before anything was seen, and the first turns that counts for: after three one-shots a kind is taken for one."""
 MEMORY = 50.0
 """First turns after which an observation's weight has fallen to 1/e."""
 MAX_KINDS = 1024
