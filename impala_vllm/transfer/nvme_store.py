@@ -153,7 +153,10 @@ class NvmeStore:
         self._post(Forget(slot, self._serial))
 
     def clear(self) -> None:
-        """`forget` every slot, and what was submitted before. On disk when a `drain` afterwards returns True."""
+        """`forget` every slot, and what was submitted before; nothing written from now on outlives this process.
+
+        On disk when a `drain` afterwards returns True.
+        """
         self._serial += 1
         self._post(Forget(None, self._serial))
 

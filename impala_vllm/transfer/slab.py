@@ -16,6 +16,7 @@ from pathlib import Path
 from impala_vllm.transfer.alignment import DIRECT_ALIGNMENT_BYTES, use_direct
 from impala_vllm.transfer.slab_header import (
     HEADER_BYTES,
+    VOID,
     WEAR_OFFSET_BYTES,
     Layout,
     Wear,
@@ -153,13 +154,11 @@ class Slab:
             raise
 
     def clear(self) -> None:
-        """Forget everything, on disk too. Raises OSError; in memory it is forgotten all the same."""
-        self._records = Records(self.num_slots, self._layout.seed)
-        os.ftruncate(self._index_fd, 0)  # the old records are gone before the new header is valid
-        os.posix_fallocate(self._index_fd, 0, _index_bytes(self._layout))
-        self._is_wear_saved = False
-        self.save_wear()
-        _write(self._index_fd, encode_header(self._layout), 0)
+        """Forget everything, on disk too; from now on, what is written is this process's alone and not recovered.
+
+        A reset may mean that weights were changed in memory. Raises OSError; in memory all is forgotten nevertheless.
+        """
+        self._empty(self._layout._replace(namespace=VOID))
 
     def add_written(self, num_bytes: int, day: int) -> None:
         """Count bytes written to the device on a UTC day; `save_wear` makes them last."""
@@ -210,11 +209,20 @@ class Slab:
             os.ftruncate(self.fd, min(os.fstat(self.fd).st_size, _data_bytes(self._layout)))
             _check_room(self.fd, _data_bytes(self._layout) + _index_bytes(self._layout))
             os.posix_fallocate(self.fd, 0, _data_bytes(self._layout))
-            self.clear()
+            self._empty(self._layout)
         except OSError:
             os.ftruncate(self._index_fd, 0)
             os.ftruncate(self.fd, 0)
             raise
+
+    def _empty(self, layout: Layout) -> None:
+        """Make the index anew, without records and with the layout's header."""
+        self._records = Records(self.num_slots, self._layout.seed)
+        os.ftruncate(self._index_fd, 0)  # the old records are gone before the new header is valid
+        os.posix_fallocate(self._index_fd, 0, _index_bytes(self._layout))
+        self._is_wear_saved = False
+        self.save_wear()
+        _write(self._index_fd, encode_header(layout), 0)
 
     def _scan(self) -> None:
         """Read every record; on disk, drop those that are torn or that a later write of their key made stale."""

@@ -12,6 +12,9 @@ HEADER_BYTES = 4096
 WEAR_OFFSET_BYTES = 512
 """A disk sector of its own: the wear is rewritten all the time, the rest never."""
 
+VOID = bytes(32)
+"""The namespace of contents that no later process may use."""
+
 _MAGIC = b"impalaKV"
 _VERSION = 1
 _HEADER = struct.Struct("<8sI32sQQ")
@@ -63,6 +66,8 @@ def difference(header: bytes, layout: Layout) -> str | None:
         return f"its slots are {slot_bytes} bytes, not {layout.slot_bytes}"
     if num_slots != layout.num_slots:
         return f"it has {num_slots} slots, not {layout.num_slots}"
+    if namespace == VOID:
+        return "it was written after a reset, maybe with other weights"
     if namespace != layout.namespace:
         return "it was written by another model, configuration or version"
     return None

@@ -99,7 +99,12 @@ def test_a_cleared_slab_holds_nothing_after_a_restart(tmp_path: Path):
     slab.commit(2, b"other", 10, 20)
     slab.close()
     slab = opened(tmp_path)
-    assert (slab.recovered, slab.dropped) == ({b"other": 2}, None)
+    assert slab.recovered == {}, "it may be of weights that were only in memory"
+    assert "after a reset" in (slab.dropped or "")
+    slab.commit(3, b"key", 10, 20)
+    slab.close()
+    slab = opened(tmp_path)
+    assert (slab.recovered, slab.dropped) == ({b"key": 3}, None)
     slab.close()
 
 
@@ -187,8 +192,9 @@ def test_torn_records_are_dropped_counted_and_not_counted_again(tmp_path: Path):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.integers(1, 2000))
 def test_noise_in_the_index_never_makes_a_record_up(tmp_path: Path, seed: int, length: int):
+    for path in tmp_path.iterdir():
+        path.unlink()
     slab = opened(tmp_path)
-    slab.clear()
     expected = {b"key%d" % slot: slot for slot in range(100)}
     for key, slot in expected.items():
         slab.commit(slot, key, 10, 20)

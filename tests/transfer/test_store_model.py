@@ -70,6 +70,8 @@ class Modelled:
         self.jobs: dict[int, Job] = {}
         self.results: dict[int, Result] = {}
         self.serial = 0
+        self.is_void = False
+        """Everything was forgotten once: nothing is recovered any more."""
         self.open()
 
     def write(self, where: list[tuple[int, bytes]]) -> None:
@@ -80,6 +82,7 @@ class Modelled:
 
     def forget(self, slot: int | None) -> None:
         self.serial += 1
+        self.is_void |= slot is None
         self.log.append(Forget(slot, self.serial))
         self.coordinator.inbox.append(Forget(slot, self.serial))
 
@@ -133,7 +136,7 @@ class Modelled:
         """End in good order and start again: nothing is lost, but of two slots with one key one stays."""
         self.settle()
         self.coordinator.stop()
-        before = dict(self.held)
+        before = {} if self.is_void else dict(self.held)
         self.open()
         assert self.slab.recovered.keys() == set(before.values())
         assert self.held.items() <= before.items()
@@ -141,7 +144,7 @@ class Modelled:
 
     def crash(self) -> None:
         """The process dies, its ops half done, and starts again: what was not touched is there, nothing is made up."""
-        possible, sure = set(self.held.items()), dict(self.held)
+        possible, sure = set(self.held.items()), {} if self.is_void else dict(self.held)
         for entry in self.log:
             if isinstance(entry, Forget):
                 sure = {slot: key for slot, key in sure.items() if entry.slot is not None and slot != entry.slot}
@@ -159,7 +162,9 @@ class Modelled:
     def open(self) -> None:
         """Start on what lies on disk; the model believes what the slab says it recovered."""
         self.slab = Slab.open(self.directory, BUDGET_BYTES, SLOT_BYTES, "a")
-        assert (self.slab.num_slots, self.slab.dropped, self.slab.num_torn) == (NUM_SLOTS, None, 0)
+        assert (self.slab.num_slots, self.slab.num_torn) == (NUM_SLOTS, 0)
+        assert self.slab.dropped is None or self.is_void
+        self.is_void = False
         self.disk = VirtualDisk(self.slab.fd, self.clock)
         self.disk.seconds = lambda op: 0.001 * (1 + op.token * 5 % 7)
         self.coordinator = Coordinator(self.slab, self.disk, LIMITS, self.clock, today=lambda: 0)
