@@ -66,11 +66,12 @@ class TiersConfig:
     """Room below HBM."""
 
     host_gib: float | None = None
-    """Host DRAM for KV; 0: HBM only. None: a share of what is free, where KV lives on a device."""
+    """Host DRAM for KV, all ranks of this machine together; 0: HBM only. None: a share of what is free, where KV lives
+    on a device."""
     nvme_path: str | None = None
     """Directory of the KV slab on NVMe; None: no such tier."""
     nvme_gib: float = 0.0
-    """Size of that slab; needs `nvme_path`."""
+    """Size of what lies there, all ranks of this machine together; needs `nvme_path`."""
     host_bytes_per_s: float | None = None
     """Most that either direction between HBM and host may move; None: what the link gives."""
     nvme_read_bytes_per_s: float | None = None
