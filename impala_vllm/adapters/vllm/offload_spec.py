@@ -6,8 +6,9 @@ Geometry and the CUDA worker are upstream's, so hybrid, MLA and tensor-parallel 
 
 import hashlib
 import json
+import multiprocessing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from vllm.logger import init_logger
@@ -31,7 +32,7 @@ from impala_vllm.adapters.vllm.tiers.row_copy import RowCopyWorker
 from impala_vllm.transfer.block_io import open_block_io
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.nvme_store import NvmeStore
-from impala_vllm.transfer.slab import Slab
+from impala_vllm.transfer.slab import Slab, SlabError
 
 logger = init_logger("vllm.impala")
 
@@ -98,13 +99,11 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         if len(self.config.groups) != 1:
             logger.warning("impala: no NVMe tier: it cannot tell the model's several KV cache groups apart yet")
             return None
-        slab = Slab.open(
-            directory,
-            int(self._ours["nvme_bytes"]),
-            self.kv_bytes_per_chunk,
-            self._namespace(),
-            name=f"dp{self.config.parallel.data_parallel_index}",
-        )
+        num_bytes, name = int(self._ours["nvme_bytes"]), f"dp{self.config.parallel.data_parallel_index}"
+        try:
+            slab = Slab.open(directory, num_bytes, self.kv_bytes_per_chunk, self._namespace(), name=name)
+        except SlabError as error:
+            _leave(error)
         limits = Limits(
             read_bytes_per_s=self._ours.get("nvme_read_bytes_per_s"),
             write_bytes_per_s=self._ours.get("nvme_write_bytes_per_s"),
@@ -128,6 +127,14 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
             "layout": [config.kv_cache_layout, config.canonical_layout, self.replicated_layout],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _leave(error: SlabError) -> NoReturn:
+    """End an engine process with one line: vLLM would print a traceback in every process. In-process, raise."""
+    logger.error("impala: %s", error)
+    if multiprocessing.parent_process() is not None:
+        raise SystemExit(1)
+    raise error
 
 
 def host_region(spec: TieringOffloadingSpec) -> SharedOffloadRegion:
