@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ, site, scratch, rehearsal=args.rehearse, commit=args.commit, command=command
         )
         env |= {"IMPALA_GPU_HOST_GIB": str(args.host_gib), "IMPALA_GPU_TRACES": str(args.traces or "")}
+        env |= {"IMPALA_GPU_PREFILL_S": str(args.prefill_s or "")}
         outcomes = steps.run(chosen, args.budget_s - (time.monotonic() - began), Launcher(directory, env), say)
     for line in summary.lines(directory):
         say(line)
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder for records and logs; else $OUT, else out/gpu")
     parser.add_argument("--traces", type=Path, help="recorded log; else .gpu/sessions.jsonl, else the bundled one")
     parser.add_argument("--host-gib", type=float, default=8.0, help="most pinned host memory of an engine (8)")
+    parser.add_argument("--prefill-s", type=float, help="size of the session replays: seconds of prefill uncached (40)")
     parser.add_argument("--commit", help="what the records say, where the tree has no history")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU: all the logic, no figures")
     parser.add_argument("--list", action="store_true", help="say which steps there are")

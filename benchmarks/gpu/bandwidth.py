@@ -1,4 +1,4 @@
-"""Bandwidth of batches of pages over the link, by page size and batch: our kernels, vLLM's own swap, and the ceiling."""
+"""Bandwidth of batches of pages over the link, by page size and batch: our kernels, vLLM's own swap, the ceiling."""
 
 import time
 

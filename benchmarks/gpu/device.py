@@ -67,6 +67,15 @@ def seconds(work: Callable[[], object], device: torch.device, repetitions: int, 
     return taken
 
 
+def shm_bytes() -> int:
+    """Free shared memory, where host tiers live; 0 without any."""
+    try:
+        shm = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return shm.f_bavail * shm.f_frsize
+
+
 def run(out: Out) -> None:
     """Which machine this is."""
     device = get()
@@ -77,7 +86,7 @@ def run(out: Out) -> None:
     except ImportError:
         kernels = "no triton"
     out.line(f"torch {torch.__version__}, {kernels}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB of memory")
-    out.line(f"/dev/shm: {_shm_gib():.1f} GiB free")
+    out.line(f"/dev/shm: {shm_bytes() / 2**30:.1f} GiB free")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         out.line(
@@ -102,11 +111,3 @@ def _link() -> str:
 
 def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def _shm_gib() -> float:
-    try:
-        shm = os.statvfs("/dev/shm")
-    except OSError:
-        return 0.0
-    return shm.f_bavail * shm.f_frsize / 2**30

@@ -1,5 +1,6 @@
 """Runs a step in a process group of its own and ends the group when its time is up."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,16 +62,12 @@ class Launcher:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     _signal(process.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
     _signal(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _signal(group: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass

@@ -31,8 +31,9 @@ def run(out: Out) -> None:
     host = device.host_bytes(1 << 20, place)
     host.random_(0, 256)
     there = device.device_bytes(1 << 20, place)
-    addresses = [torch.tensor([t.data_ptr() + i * 4096 for i in range(256)], dtype=torch.int64) for t in (host, there)]
-    _custom_ops.swap_blocks_batch(*addresses, torch.full((256,), 4096, dtype=torch.int64))
+    offsets = torch.arange(256) * 4096
+    sizes = torch.full((256,), 4096, dtype=torch.int64)
+    _custom_ops.swap_blocks_batch(offsets + host.data_ptr(), offsets + there.data_ptr(), sizes)
     device.synchronize(place)
     assert torch.equal(there.cpu(), host), "swap_blocks_batch moved other bytes"
     out.line("swap_blocks_batch moves what it is told")

@@ -1,5 +1,6 @@
 """What a running decode loses while pages move: the time of a decode-like step, alone and beside swaps at full link."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -46,17 +47,21 @@ class Decode:
             self._run()
 
     def times_s(self, num_steps: int, before: Callable[[], None]) -> list[float]:
-        """Device time of each step; `before` is called ahead of each and may launch on other streams."""
+        """Device time of each step; `before` is called ahead of each and may launch on other streams.
+
+        The host stays two steps ahead of the device, as an engine does.
+        """
         if self._place.type != "cuda":
             return device.seconds(lambda: (before(), self.step()), self._place, num_steps, warm_up=0)
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
         marks[0].record()
-        for mark in marks[1:]:
+        for index, mark in enumerate(marks[1:]):
+            marks[max(0, index - 2)].synchronize()
             before()
             self.step()
             mark.record()
         torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+        return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
     def _run(self) -> Tensor:
         x = self._x
@@ -108,7 +113,7 @@ def run(out: Out) -> None:
     count = NUM_PAGES if is_real else 4
     pages = Pages.of(4 * count * PAGE_BYTES if is_real else 1 << 20, place)
     batches = {direction: pages.batch(direction, PAGE_BYTES, count) for direction in ("H2D", "D2H")}
-    for mover in ("impala", "vllm_dma", "torch_copies"):
+    for mover in ("impala", "vllm_dma"):
         for direction in ("H2D", "D2H", "both ways"):
             names = ("H2D", "D2H") if direction == "both ways" else (direction,)
             try:

@@ -19,9 +19,7 @@ def run(out: Out) -> None:
     is_real = place.type == "cuda"
     num_layers, num_pages = (32, 256) if is_real else (2, 4)
     sizes = [PAGE_BYTES] * num_layers
-    pool = [
-        device.device_bytes(4 * num_pages * PAGE_BYTES, place).view(-1, PAGE_BYTES).random_(0, 256) for _ in sizes
-    ]
+    pool = [device.device_bytes(4 * num_pages * PAGE_BYTES, place).view(-1, PAGE_BYTES).random_(0, 256) for _ in sizes]
     table = PageTable.of(pool, place)
     at = ids(num_pages, 4 * num_pages, 1).to(place)
     sums = torch.empty(num_pages, dtype=torch.int64, device=place)
