@@ -38,7 +38,7 @@ Fd new_eventfd() {
 
 std::chrono::nanoseconds seconds(double value) {
     // A century at most: the clock's ticks overflow beyond three.
-    const std::chrono::duration<double> bounded(std::clamp(value, 0.0, 3e9));
+    const std::chrono::duration<double> bounded(value > 0 ? std::min(value, 3e9) : 0.0);
     return std::chrono::duration_cast<std::chrono::nanoseconds>(bounded);
 }
 
