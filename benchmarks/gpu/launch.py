@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.child import SKIPPED
@@ -26,38 +26,41 @@ class Launcher:
         self._environment = environment
 
     def __call__(self, step: Step, limit_s: float) -> Outcome:
-        command = [sys.executable, "-m", "benchmarks.gpu.child", step.name, str(self._directory), f"{limit_s:.1f}"]
+        child = [sys.executable, "-m", "benchmarks.gpu.child", step.name, str(self._directory), f"{limit_s:.1f}"]
+        return self.supervise(step.name, child, limit_s)
+
+    def supervise(self, name: str, command: Sequence[str], limit_s: float) -> Outcome:
+        """Run a command; whatever it leaves running is ended, as it would disturb the next and hold its memory."""
         began = time.monotonic()
         try:
             process = subprocess.Popen(command, cwd=ROOT, env=dict(self._environment), start_new_session=True)
         except OSError as e:
-            return Outcome(step.name, Status.FAILED, why=f"cannot start {sys.executable}: {e}")
+            return Outcome(name, Status.FAILED, why=f"cannot start {command[0]}: {e}")
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             _end(process)
-            return self._failed(step, time.monotonic() - began, "stopped, its time was up")
+            return self._failed(name, time.monotonic() - began, "stopped, its time was up")
         except BaseException:
             _end(process)
             raise
         seconds = time.monotonic() - began
-        # What a step leaves running would disturb the next one, and hold its memory.
         _signal(process.pid, signal.SIGKILL)
         if code == 0:
-            return Outcome(step.name, Status.DONE, seconds)
+            return Outcome(name, Status.DONE, seconds)
         if code == SKIPPED:
-            return Outcome(step.name, Status.SKIPPED, seconds)
-        return self._failed(step, seconds, f"exit {code}" if code > 0 else f"signal {signal.Signals(-code).name}")
+            return Outcome(name, Status.SKIPPED, seconds)
+        return self._failed(name, seconds, f"exit {code}" if code > 0 else f"signal {signal.Signals(-code).name}")
 
-    def _failed(self, step: Step, seconds: float, why: str) -> Outcome:
-        log = self._directory / f"{step.name}.log"
+    def _failed(self, name: str, seconds: float, why: str) -> Outcome:
+        log = self._directory / f"{name}.log"
         try:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             lines = []
         for line in lines[-TAIL_LINES:]:
-            print(f"  {step.name}: > {line[:300]}", flush=True)
-        return Outcome(step.name, Status.FAILED, seconds, f"{why}; see {log.name}")
+            print(f"  {name}: > {line[:300]}", flush=True)
+        return Outcome(name, Status.FAILED, seconds, f"{why}; see {log.name}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,59 @@
+"""The whole call: without a GPU, with a wrong command line, and rehearsed on the CPU."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import record
+from benchmarks.gpu import __main__ as entry
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OUT", raising=False)
+
+
+def test_without_a_gpu_it_says_so_in_one_line_and_succeeds(tmp_path: Path, capfd):
+    assert entry.main(["--out", str(tmp_path / "out")]) == 0
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert "no GPU here" in printed.out
+    assert printed.err == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_that_does_not_exist_is_a_wrong_command_line(capsys):
+    assert entry.main(["--only", "everything"]) == 2
+    assert "no step 'everything'" in capsys.readouterr().err
+
+
+def test_steps_can_be_listed_without_a_gpu(capsys):
+    assert entry.main(["--list", "--only", "sessions-1b"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_rehearsal_goes_through_checks_and_figures(tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert entry.main(["--rehearse", "--only", "link,ops", "--budget-s", "10000", "--commit", "0123"]) == 0
+    printed = capfd.readouterr().out
+    assert "every byte is back" in printed
+    assert "2 done, 0 skipped, 0 FAILED" in printed
+    records = record.read(tmp_path.glob("*.jsonl"))
+    assert {r.metric for r in records} >= {"H2D", "D2H"}
+    assert {r.commit for r in records} == {"0123"}
+    assert {r.source for r in records} == {"rehearsal"}
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_rehearsal_replays_sessions_on_real_engines(tmp_path: Path, capfd):
+    pytest.importorskip("vllm")
+    asked = "engine-eager,engine-impala,sessions-1b-stock,sessions-1b-impala"
+    assert entry.main(["--rehearse", "--only", asked, "--out", str(tmp_path), "--budget-s", "10000"]) == 0
+    printed = capfd.readouterr().out
+    assert "4 done, 0 skipped, 0 FAILED" in printed, printed
+    assert "impala / stock" in printed
+    failed = [r.p50 for r in record.read(tmp_path.glob("*.jsonl")) if r.metric == "num_failed"]
+    assert failed == [0.0, 0.0]
