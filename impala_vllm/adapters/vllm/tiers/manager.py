@@ -62,11 +62,14 @@ class TierManager(OffloadingManager):
         """Loads from host are quicker than computing."""
         self._idle: IdleKv | None = None
         self._link: Link | None = None
+        self._load_s = 0.0
+        self._loaded_bytes = 0
+        """Said to be loaded within `_load_s`, and not observed yet."""
         self._clock = clock
         self._on_shutdown = on_shutdown
         self._events: list[OffloadingEvent] | None = [] if enable_events else None
         if nvme is not None:
-            nvme.bind(self.host, self.chains, self.turns, self._evict)
+            nvme.bind(self.host, self.chains, self.turns, self._evict, self._came)
 
     def attach(self, idle: "IdleKv", planner: "Planner") -> None:
         """Let policy say what is worth what from now on."""
@@ -75,8 +78,10 @@ class TierManager(OffloadingManager):
             self.nvme.attach(idle, planner)
 
     def detach(self) -> None:
-        """Policy is gone: plain caches again."""
+        """Policy is gone: plain caches again, and nothing is any trace's."""
         self._idle = self._link = None
+        self.chains.release_all()
+        self.turns.forget_all()
         if self.nvme is not None:
             self.nvme.detach()
 
@@ -89,8 +94,9 @@ class TierManager(OffloadingManager):
             return LookupResult.HIT if self._idle is None or self.host_pays else LookupResult.MISS
         if self.nvme is not None and self.nvme.is_reading(key):
             return LookupResult.HIT_PENDING if self._waits_for(key, req_context) else LookupResult.MISS
-        if self.nvme is not None and self._idle is None and self.nvme.promote([key], None, self._clock(), ()):
-            return LookupResult.HIT_PENDING  # with policy, whoever waits has been promoted before it is asked for
+        # With policy, whoever waits has been promoted before it is asked for.
+        if self.nvme is not None and self._idle is None and self._promote(self.nvme, key, req_context):
+            return LookupResult.HIT_PENDING
         return LookupResult.MISS
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
@@ -98,12 +104,10 @@ class TierManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         listed = list(keys)
-        turn = self.turns.open(req_context.req_id)
+        turn = self._note_keys(listed, self.turns.open(req_context.req_id))
         turn.load = self.host.pin(listed)
         if self._link is not None:
             self._link.queued_bytes += len(listed) * self.chunk_bytes
-        if self.nvme is not None:
-            self.nvme.used(listed)
         return CPULoadStoreSpec(list(turn.load.slots))
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
@@ -111,16 +115,25 @@ class TierManager(OffloadingManager):
         if turn is None or turn.load is None:
             return
         self.num_loaded += len(turn.load.keys)
+        self._loaded_bytes += len(turn.load.keys) * self.chunk_bytes
         if self._link is not None:
             self._link.queued_bytes = max(0, self._link.queued_bytes - len(turn.load.keys) * self.chunk_bytes)
+        if self.nvme is not None:
+            self.nvme.used(turn.load.keys)
         turn.load.release()
         turn.load = None
-        self.turns.close_if_done(req_context.req_id)
+        self._close_if_done(req_context.req_id)
 
-    def observe(self, num_bytes: int, seconds: float) -> None:
-        """The worker moved so much from host into HBM in so long."""
-        if self._link is not None:
-            self._link.observe(num_bytes, seconds)
+    def observe(self, seconds: float) -> None:
+        """The workers moved bytes from host into HBM for so long; `complete_load` says next what has arrived.
+
+        Workers load their parts of a chunk side by side: seconds are of one worker, bytes of all.
+        """
+        if self._loaded_bytes:
+            if self._link is not None:
+                self._link.observe(self._loaded_bytes, self._load_s)
+            self._loaded_bytes, self._load_s = 0, 0.0
+        self._load_s += seconds
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """Recency comes with whole turns, through `arrive` and `finish`."""
@@ -128,13 +141,12 @@ class TierManager(OffloadingManager):
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         self._poll()
         missing = [key for key in keys if key not in self.host]
-        turn = self.turns.get(req_context.req_id)
-        evicted = self._make_room(len(missing), set(keys), turn)
+        turn = self._note_keys(keys, self.turns.open(req_context.req_id))
+        evicted = self._make_room(len(missing), turn, req_context)
         fitting = missing[: self.host.num_free]
         self.num_refused += len(missing) - len(fitting)
         slots = self.host.reserve(fitting) or []
-        if turn is not None:
-            turn.num_storing += bool(fitting)
+        turn.num_storing += bool(fitting)
         return PrepareStoreOutput(fitting, CPULoadStoreSpec(slots), [OffloadKey(key) for key in evicted])
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
@@ -153,17 +165,16 @@ class TierManager(OffloadingManager):
             return
         turn.num_storing -= 1
         self.turns.changed(turn.trace_id)
-        if success and self.nvme is not None and turn.writes:
+        # Without policy nobody gates: as upstream's tiers do.
+        if success and self.nvme is not None and (turn.writes or self._idle is None):
             self.nvme.write(filling, turn.trace_id, self._clock())
-        self.turns.close_if_done(req_context.req_id)
+        self._close_if_done(req_context.req_id)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         turn = self.turns.get(req_context.req_id)
         if turn is not None:
             turn.is_finished = True
-            if self._idle is None and self.nvme is not None:
-                turn.writes = True  # nobody to gate: as upstream's tiers do
-            self.turns.close_if_done(req_context.req_id)
+            self._close_if_done(req_context.req_id)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         self._poll()
@@ -211,7 +222,7 @@ class TierManager(OffloadingManager):
         self._write(turn)
 
     def forget(self, trace_id: TraceId) -> None:
-        """The trace is over."""
+        """The trace is over, its open turns are nobody's."""
         self.chains.release(trace_id)
         self.turns.forget(trace_id)
         if self.nvme is not None:
@@ -240,6 +251,7 @@ class TierManager(OffloadingManager):
 
     def _use(self, turn: Turn, stem_chunks: int) -> None:
         if turn.trace_id is None:
+            self._touch(turn)
             return
         self.chains.use(turn.trace_id, turn.keys, stem_chunks)
         self.turns.remember(turn)
@@ -248,14 +260,37 @@ class TierManager(OffloadingManager):
 
     def _write(self, turn: Turn) -> None:
         if turn.writes and self.nvme is not None:
-            self.nvme.write([key for key in turn.keys if self.host.is_ready(key)], turn.trace_id, self._clock())
+            self.nvme.write(turn.keys, turn.trace_id, self._clock())
 
-    def _make_room(self, num_chunks: int, protected: set[Key], turn: Turn | None) -> list[Key]:
+    def _note_keys(self, keys: Collection[Key], turn: Turn) -> Turn:
+        """Without policy nobody names a turn's chunks; the connector does, bit by bit."""
+        if self._idle is None:
+            turn.seen += keys
+        return turn
+
+    def _touch(self, turn: Turn) -> None:
+        """Nobody's turn was here: what it used goes later than what was used before."""
+        self.chains.touch(turn.keys or turn.seen)
+        if self.nvme is not None:
+            self.nvme.chains.touch(turn.keys or turn.seen)
+
+    def _close_if_done(self, req_id: str) -> None:
+        turn = self.turns.close_if_done(req_id)
+        if turn is not None and turn.trace_id is None:
+            self._touch(turn)
+
+    def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
+        """Start to read one chunk, but not in the place of another one of the request's."""
+        mine = req_context.get_offload_key_position
+        return nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
+
+    def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         lacking = num_chunks - self.host.num_free
         if lacking <= 0:
             return []
-        own = (turn.trace_id,) if turn is not None and turn.trace_id is not None else ()
-        victims = self.chains.victims(lacking, lambda k: k not in protected and self.host.is_evictable(k), own)
+        own = (turn.trace_id,) if turn.trace_id is not None else ()
+        mine = req_context.get_offload_key_position
+        victims = self.chains.victims(lacking, lambda k: self.host.is_evictable(k) and mine(OffloadKey(k)) is None, own)
         self._evict(victims)
         return victims
 
@@ -268,6 +303,9 @@ class TierManager(OffloadingManager):
         if self.nvme is not None:
             self.nvme.left_host(keys)
         self._note(keys, removed=True)
+
+    def _came(self, keys: Sequence[Key]) -> None:
+        self._note(keys, removed=False)
 
     def _poll(self) -> None:
         if self.nvme is not None:

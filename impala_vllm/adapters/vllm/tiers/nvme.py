@@ -24,6 +24,9 @@ WINDOW_S = 0.5
 LATE_S, LATE_FACTOR = 1.0, 4.0
 """A read that takes so much longer than expected is not waited for: its turn computes."""
 
+WRITE_BYTES = 64 << 20
+"""Most of one write: the store takes all of a write or nothing, and has room for a gigabyte."""
+
 RECALL_EVERY_S = 0.05
 MAX_RECALLS = 8
 """Traces looked at in one go."""
@@ -67,7 +70,9 @@ class NvmeTier:
         self._chunk_bytes = chunk_bytes
         self._jobs: dict[int, _Job] = {}
         self._reading: dict[Key, int] = {}
-        self._num_jobs = self._epoch = 0
+        self._num_jobs = self._num_writes = self._epoch = 0
+        self._is_refusing = False
+        """The store's queue of writes was full and nothing has been written since."""
         self._due: list[tuple[float, int, TraceId]] = []
         self._awaited: set[TraceId] = set()
         self._num_due = 0
@@ -76,17 +81,28 @@ class NvmeTier:
         self._planner: Planner | None = None
 
     def bind(
-        self, host: SlotPool, host_chains: Chains, turns: Turns, evict_from_host: Callable[[Sequence[Key]], None]
+        self,
+        host: SlotPool,
+        host_chains: Chains,
+        turns: Turns,
+        evict_from_host: Callable[[Sequence[Key]], None],
+        came_to_host: Callable[[Sequence[Key]], None],
     ) -> None:
-        """The tier above, and how to make room there."""
+        """The tier above, how to make room there, and who wants to know what was read into it."""
         self._host, self._host_chains, self._turns = host, host_chains, turns
-        self._evict_from_host = evict_from_host
+        self._evict_from_host, self._came_to_host = evict_from_host, came_to_host
 
     def attach(self, idle: IdleKv, planner: Planner) -> None:
         self._idle, self._planner = idle, planner
 
     def detach(self) -> None:
+        """Policy is gone, and with it the traces."""
         self._idle = self._planner = None
+        self.chains.release_all()
+        self._due.clear()
+        self._awaited.clear()
+        for job in self._jobs.values():
+            job.trace_id = None
 
     @property
     def is_usable(self) -> bool:
@@ -115,53 +131,38 @@ class NvmeTier:
         return self._planner.nvme.wait_s() if self._planner is not None else 0.0
 
     def write(self, keys: Iterable[Key], trace_id: TraceId | None, now: float) -> None:
-        """Copy ready host chunks that are not here yet. What finds no room, or a busy disk, is not written."""
-        fresh = [key for key in keys if key not in self.pool]
-        if not fresh or not self.is_usable:
+        """Copy host chunks that are not here yet. What is not ready, finds no room or a busy disk is not written."""
+        held = self.pool.keys()
+        fresh = [key for key in keys if key not in held and self._host.is_ready(key)]
+        if not fresh or not self.is_usable or self._is_refusing:
             return
-        lacking = len(fresh) - self.pool.num_free
-        if lacking > 0:
-            wanted = set(fresh)
-            self._evict(
-                self.chains.victims(
-                    lacking, lambda k: k not in wanted and self.pool.is_evictable(k), only_cheaper_than=trace_id
-                )
-            )
-            self.num_unplaced += max(0, len(fresh) - self.pool.num_free)
-            fresh = fresh[: self.pool.num_free]
-        slots = self.pool.reserve(fresh) or []
-        pin = self._host.pin(fresh)
-        items = [Item(k, n, self._rows(h)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
-        job = _Job(True, fresh, trace_id, pin, pin.slots, slots, now, self._epoch)
-        if fresh and self.store.submit_write(self._number(job), items):
-            return
-        if fresh:
-            del self._jobs[self._num_jobs]
-        pin.release()
-        self.pool.abort(fresh)
+        step = max(1, WRITE_BYTES // self._chunk_bytes)
+        for start in range(0, len(fresh), step):
+            if not self._write(fresh[start : start + step], trace_id, now):
+                break
 
     def promote(
         self,
         keys: Sequence[Key],
         trace_id: TraceId | None,
         now: float,
+        stays: Callable[[Key], bool],
         spared: Collection[TraceId] | None = None,
     ) -> bool:
         """Start to read chunks that are here into host; false where nothing of them can be.
 
-        A turn waits for them: room is made by whatever is worth least, but for the traces `spared`. None: nobody
-        waits, and only what is worth less than the trace's own chunks has to make room.
+        A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
+        None: nobody waits, and only what is worth less than the trace's own chunks has to make room.
         """
         wanted = [key for key in keys if key not in self._host and self.pool.is_ready(key)]
         if not wanted or not self.is_usable:
             return False
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
-            wished = set(keys)
             self._evict_from_host(
                 self._host_chains.victims(
                     lacking,
-                    lambda k: k not in wished and self._host.is_evictable(k),
+                    lambda k: self._host.is_evictable(k) and not stays(k),
                     (*(spared or ()), trace_id) if trace_id is not None else spared or (),
                     only_cheaper_than=trace_id if spared is None else None,
                 )
@@ -197,6 +198,9 @@ class NvmeTier:
             else:
                 self._read(job, result.done_keys, result.failed_keys)
             self._turns.changed(job.trace_id)
+            if job.is_write:
+                self._num_writes -= 1
+                self._is_refusing = False
             if self._planner is not None and not job.is_write:
                 link = self._planner.nvme
                 link.queued_bytes = max(0, link.queued_bytes - len(job.keys) * self._chunk_bytes)
@@ -220,7 +224,7 @@ class NvmeTier:
             if due_s > now + RECALL_EVERY_S:
                 self._wait_until(due_s, trace_id)
             else:
-                self.promote(behind[: leading(behind, self.has)], trace_id, now)
+                self.promote(behind[: leading(behind, self.has)], trace_id, now, set(keys).__contains__)
 
     def expect(self, trace_id: TraceId, now: float) -> None:
         """The trace is silent and not all of it is in host: look at it again when a recall may be due."""
@@ -230,8 +234,11 @@ class NvmeTier:
                 self._wait_until(due_s, trace_id)
 
     def used(self, keys: Iterable[Key]) -> None:
-        """Chunks in host are loaded into HBM."""
-        self._recalled.difference_update(keys)
+        """Chunks in host were loaded into HBM."""
+        if self.promoted:
+            keys = set(keys)
+            self.promoted -= keys
+            self._recalled -= keys
 
     def left_host(self, keys: Iterable[Key]) -> None:
         """Chunks were evicted from host."""
@@ -243,7 +250,7 @@ class NvmeTier:
 
     def reset(self) -> set[Key]:
         """Forget everything. Returns the chunks whose host slots the store still reads or writes."""
-        moving = {key for job in self._jobs.values() for key in job.keys}
+        moving = {key for job in self._jobs.values() if job.epoch == self._epoch for key in job.keys}
         self._epoch += 1
         self.pool.clear(moving)
         self.chains.clear()
@@ -256,7 +263,11 @@ class NvmeTier:
         return moving
 
     def close(self) -> None:
+        """End the store and let go of host memory, but for what a disk that hangs still has."""
         self.store.close()
+        for result in self.store.poll():
+            del self._jobs[result.job_id]
+        self._rows = _no_rows
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges, for the snapshot."""
@@ -275,6 +286,34 @@ class NvmeTier:
             "recall_wasted_bytes": float(self.num_wasted * size),
         }
 
+    def _write(self, fresh: Sequence[Key], trace_id: TraceId | None, now: float) -> bool:
+        """False: no use to go on."""
+        lacking = len(fresh) - self.pool.num_free
+        if lacking > 0:
+            wanted = set(fresh)
+            self._evict(
+                self.chains.victims(
+                    lacking, lambda k: k not in wanted and self.pool.is_evictable(k), only_cheaper_than=trace_id
+                )
+            )
+        num_wanted, fresh = len(fresh), fresh[: self.pool.num_free]
+        self.num_unplaced += num_wanted - len(fresh)
+        slots = self.pool.reserve(fresh)
+        if not fresh or slots is None:
+            return False
+        pin = self._host.pin(fresh)
+        items = [Item(k, n, self._rows(h)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
+        number = self._number(_Job(True, fresh, trace_id, pin, pin.slots, slots, now, self._epoch))
+        if self.store.submit_write(number, items):
+            self._num_writes += 1
+            return True
+        del self._jobs[number]
+        pin.release()
+        self.pool.abort(fresh)
+        # Room was made in vain; not again before there is some in the store's queue.
+        self._is_refusing = self._num_writes > 0
+        return False
+
     def _written(self, job: _Job, done: Iterable[Key]) -> None:
         done = set(done)
         kept = [key for key in job.keys if key in done]
@@ -289,6 +328,7 @@ class NvmeTier:
         self._host.abort([key for key in job.keys if key not in done])
         self._host_chains.add(kept, job.trace_id)
         self.promoted.update(kept)
+        self._came_to_host(kept)
         if job.is_recall:
             self.num_recalled += len(kept)
             self._recalled.update(kept)
@@ -318,3 +358,7 @@ class NvmeTier:
 
     def _by_worth(self, traces: Iterable[TraceId]) -> list[TraceId]:
         return self._idle.by_worth_in_nvme(traces) if self._idle is not None else list(traces)
+
+
+def _no_rows(slot: int) -> memoryview:
+    raise AssertionError("the tier is closed")

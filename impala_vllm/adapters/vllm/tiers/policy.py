@@ -53,6 +53,7 @@ class TierPolicy:
         self._block_tokens = scheduler.block_size
         self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
         self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
+        self._num_workers = scheduler.vllm_config.parallel_config.world_size
         self._group = scheduler.kv_cache_config.prefix_cacheable_group_ids[0]
 
     @classmethod
@@ -126,7 +127,7 @@ class TierPolicy:
         """The workers' account of a step: how long loads from host took."""
         meta = output.kv_connector_worker_meta
         if isinstance(meta, OffloadingWorkerMetadata):
-            self.manager.observe(meta.transfer_stats.load.bytes, meta.transfer_stats.load.time)
+            self.manager.observe(meta.transfer_stats.load.time / self._num_workers)
 
     def below(self, trace_id: TraceId) -> Below:
         """What tiers below HBM hold of the trace's newest turn. O(log chunks)."""
@@ -164,7 +165,8 @@ class TierPolicy:
             return True
         if nvme.queued_s() > WINDOW_S:
             return False
-        if not nvme.promote(keys[behind : turns.leading(keys, nvme.has, behind)], turn.trace_id, now, ahead):
+        wanted = keys[behind : turns.leading(keys, nvme.has, behind)]
+        if not nvme.promote(wanted, turn.trace_id, now, set(keys).__contains__, ahead):
             # With nobody before it there will be no more room than now.
             turn.skips_nvme = not ahead
         return turn.skips_nvme

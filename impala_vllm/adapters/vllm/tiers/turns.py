@@ -15,6 +15,8 @@ class Turn:
     trace_id: TraceId | None = None
     keys: Sequence[Key] = ()
     """Its full chunks, root first."""
+    seen: list[Key] = field(default_factory=list[Key])
+    """The same as far as stored or loaded, where policy does not name them; those of several groups mixed."""
     hbm_tokens: int = 0
     """Leading tokens that HBM had when last looked at."""
     ahead: Ahead = NOBODY
@@ -53,11 +55,12 @@ class Turns:
             turn = self._open[req_id] = Turn()
         return turn
 
-    def close_if_done(self, req_id: str) -> None:
-        """Forget the turn once it has finished and nothing of it moves."""
+    def close_if_done(self, req_id: str) -> Turn | None:
+        """Forget the turn once it has finished and nothing of it moves. Returns it then."""
         turn = self._open.get(req_id)
         if turn is not None and turn.is_finished and turn.load is None and turn.num_storing <= 0:
-            del self._open[req_id]
+            return self._open.pop(req_id)
+        return None
 
     def remember(self, turn: Turn) -> None:
         """Its chunks are what the trace will ask for next."""
@@ -81,11 +84,19 @@ class Turns:
             if turn.trace_id == trace_id:
                 turn.trace_id, turn.writes = None, False
 
+    def forget_all(self) -> None:
+        """There are no traces any more."""
+        for turn in self._open.values():
+            turn.trace_id, turn.writes = None, False
+        self._keys.clear()
+        self.changed_traces.clear()
+
     def reset(self) -> None:
         """What was stored or loaded is void; open turns begin again."""
         self.changed_traces.update(dict.fromkeys(self._keys))
         for req_id, turn in list(self._open.items()):
             turn.load, turn.num_storing = None, 0
+            turn.seen.clear()
             self.close_if_done(req_id)
 
 

@@ -1,0 +1,718 @@
+"""The manager as vLLM's connector drives it: whatever comes in whatever order, no slot ever has two owners.
+
+Bytes are real and are looked at after every step; time is the test's own.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import (
+    LookupResult,
+    Medium,
+    OffloadKey,
+    ReqContext,
+    ScheduleEndContext,
+    get_offload_block_hash,
+    make_offload_key,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
+from impala_vllm.adapters.vllm.tiers.nvme import LATE_S, NvmeTier
+from impala_vllm.adapters.vllm.tiers.turns import Turn
+from impala_vllm.core.admission import Admission
+from impala_vllm.core.allocator import SlotPool
+from impala_vllm.core.chains import Chains
+from impala_vllm.core.cost import StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.idle import IdleKv
+from impala_vllm.core.planner import Below, Planner, PlannerConfig
+from impala_vllm.core.retention import Retention
+from impala_vllm.core.types import TraceId
+from tests.adapters.vllm.tiers.moving_bytes import CHUNK_BYTES, Disk, Host, Worker, WorkerJob
+from tests.transfer.virtual import ManualClock
+
+TOKENS = 32
+A, B = TraceId("a"), TraceId("b")
+END_OF_STEP = ScheduleEndContext((), ())
+
+
+def keys(name: str, number: int, group: int = 0) -> list[OffloadKey]:
+    return [make_offload_key(f"{name}{i:04}".encode(), group) for i in range(number)]
+
+
+def names(some: Any) -> list[str]:
+    return [get_offload_block_hash(key).decode() for key in some]
+
+
+@dataclass
+class Request:
+    """What the connector knows of one."""
+
+    req_id: str
+    keys: list[OffloadKey]
+    context: ReqContext
+    trace_id: TraceId | None
+    num_computed: int = 0
+    jobs: dict[int, WorkerJob] = field(default_factory=dict)
+    is_over: bool = False
+
+
+class Tiers:
+    """A manager with memory, a worker and a disk, and the connector's verbs."""
+
+    def __init__(self, host: int, nvme: int = 0, policy: bool = True, events: bool = False) -> None:
+        self.clock = ManualClock()
+        self.memory = Host(host)
+        self.worker = Worker(self.memory)
+        self.disk = Disk(nvme, self.clock)
+        self.nvme = NvmeTier(self.disk, nvme, {}, self.memory.row, CHUNK_BYTES) if nvme else None  # type: ignore[arg-type]
+        self.manager = TierManager(host, CHUNK_BYTES, TOKENS, self.nvme, self.clock, events)
+        self.gaps, cost = GapForecast(), StepCost()
+        self.planner = Planner(self.gaps, cost, CHUNK_BYTES / TOKENS, PlannerConfig(choose_loads=False))
+        self.idle = IdleKv(self.gaps, Admission(cost, 300.0), Retention(cost), self.planner)
+        if policy:
+            self.manager.attach(self.idle, self.planner)
+        self.requests: dict[str, Request] = {}
+        self.has_policy = policy
+        self._num_jobs = 0
+
+    def arrive(self, req_id: str, prompt: list[OffloadKey], trace_id: TraceId | None = None, **told: Any) -> Request:
+        request = Request(req_id, prompt, ReqContext(req_id), trace_id)
+        self.requests[req_id] = request
+        self._name(request)
+        if self.has_policy:
+            self.manager.arrive(req_id, trace_id, prompt, told.get("stem", 0), told.get("writes", True))
+            self.turn(req_id).awaited_chunks = len(prompt)
+        self.manager.on_new_request(request.context)
+        return request
+
+    def turn(self, req_id: str) -> Turn:
+        turn = self.manager.turns.get(req_id)
+        assert turn is not None
+        return turn
+
+    def lookup(self, request: Request) -> int | None:
+        """Leading chunks to load; None: ask again later."""
+        found, is_pending = 0, False
+        for key in request.keys:
+            result = self.manager.lookup(key, request.context)
+            if result is LookupResult.MISS:
+                break
+            found += 1
+            is_pending |= result is LookupResult.HIT_PENDING
+        return None if is_pending else found
+
+    def load(self, request: Request, number: int) -> int:
+        """Start to load the leading chunks. Returns the job."""
+        spec: Any = self.manager.prepare_load(request.keys[:number], request.context)
+        request.num_computed = number
+        return self._started(request, self.worker.start(False, request.keys[:number], spec.block_ids))
+
+    def compute(self, request: Request, number: int) -> int | None:
+        """Compute and offer the next chunks. Returns the job; None: all are here, or there is no room."""
+        offered = request.keys[request.num_computed : request.num_computed + number]
+        request.num_computed += len(offered)
+        output = self.manager.prepare_store(offered, request.context)
+        assert output is not None, "vLLM would ask again each step"
+        assert set(output.keys_to_store) <= set(offered)
+        if not output.keys_to_store:
+            return None
+        spec: Any = output.store_spec
+        return self._started(request, self.worker.start(True, output.keys_to_store, spec.block_ids))
+
+    def complete(self, request: Request, number: int) -> None:
+        job = request.jobs.pop(number)
+        self.worker.end(job)
+        complete = self.manager.complete_store if job.is_store else self.manager.complete_load
+        loaded_or_stored: Any = set(job.slots)
+        complete(loaded_or_stored, request.context)
+
+    def finish(self, request: Request, output: list[OffloadKey] | None = None, **told: Any) -> None:
+        """The request ends; what it still stores is on its way."""
+        request.keys = request.keys + (output or [])
+        self._name(request)
+        request.is_over = True
+        if self.has_policy:
+            self.manager.finish(request.req_id, request.keys, told.get("stem", 0), told.get("writes", True))
+        if output:
+            self.compute(request, len(output))
+        self.manager.on_request_finished(request.context)
+
+    def serve(self, req_id: str, prompt: list[OffloadKey], trace_id: TraceId | None = None, **told: Any) -> Request:
+        """A whole turn: everything computed, nothing loaded."""
+        request = self.arrive(req_id, prompt, trace_id, **told)
+        self.compute(request, len(prompt))
+        self.finish(request, **told)
+        self.settle(request)
+        return request
+
+    def settle(self, request: Request) -> None:
+        for number in list(request.jobs):
+            self.complete(request, number)
+
+    def step(self, seconds: float = 0.0) -> None:
+        self.clock.advance(seconds)
+        self.manager.on_schedule_end(END_OF_STEP)
+
+    def reset(self) -> None:
+        """As the connector does it: the worker ends what it has, nobody is told."""
+        for request in self.requests.values():
+            if request.is_over and request.jobs:
+                self.manager.on_request_finished(request.context)
+        self.manager.reset_cache()
+        for request in self.requests.values():
+            for job in request.jobs.values():
+                self.worker.end(job)
+            request.jobs.clear()
+
+    def check(self) -> None:
+        """Pools and chains add up, and every ready chunk has its own bytes."""
+        self._check(self.manager.host, self.manager.chains)
+        for key in list(self.manager.host.keys()):
+            slot = self.manager.host.slot(key)
+            assert slot is not None
+            assert not self.manager.host.is_ready(key) or self.memory.holds(slot, key)
+        if self.nvme is None:
+            return
+        self._check(self.nvme.pool, self.nvme.chains)
+        for key in list(self.nvme.pool.keys()):
+            held = self.disk.slots[self.nvme.pool.slot(key) or 0]
+            assert not self.nvme.pool.is_ready(key) or (held is not None and held[0] == key)
+
+    def check_nothing_moves(self) -> None:
+        """Nobody is here and all jobs are done: nothing of them is left anywhere."""
+        self.check()
+        manager = self.manager
+        for pool in (manager.host, *([self.nvme.pool] if self.nvme is not None else [])):
+            assert pool.num_free + len(pool) == pool.num_slots, "a slot is lost"
+            assert all(pool.is_evictable(key) for key in list(pool.keys()))
+        assert not manager.turns._open
+        if self.has_policy:
+            assert self.planner.host.queued_bytes == 0
+            assert self.planner.nvme.queued_bytes == 0
+        if self.nvme is not None:
+            assert not self.nvme._jobs
+            assert not self.nvme._reading
+            assert self.nvme._num_writes == 0
+            assert self.nvme._recalled <= self.nvme.promoted <= set(manager.host.keys())
+
+    def _started(self, request: Request, job: WorkerJob) -> int:
+        self._num_jobs += 1
+        request.jobs[self._num_jobs] = job
+        return self._num_jobs
+
+    @staticmethod
+    def _name(request: Request) -> None:
+        for index, key in enumerate(request.keys, start=1):
+            request.context.set_offload_key_position(key, index * TOKENS)
+
+    @staticmethod
+    def _check(pool: SlotPool, chains: Chains) -> None:
+        pool.check_invariants()
+        chains.check_invariants()
+        ready = [key for key in list(pool.keys()) if pool.is_ready(key)]
+        assert len(chains) == len(ready)
+        assert all(key in chains for key in ready)
+
+
+# One thing at a time.
+
+
+def test_what_was_stored_is_loaded_by_the_next_turn() -> None:
+    tiers = Tiers(8)
+    tiers.serve("r", keys("a", 3), A)
+    follower = tiers.arrive("s", keys("a", 5), A)
+    assert tiers.lookup(follower) == 3
+    job = tiers.load(follower, 3)
+    assert not tiers.manager.host.is_evictable(keys("a", 1)[0])
+    tiers.complete(follower, job)
+    tiers.finish(follower)
+    tiers.check_nothing_moves()
+    assert (tiers.manager.num_stored, tiers.manager.num_loaded) == (3, 3)
+
+
+def test_a_turn_makes_room_from_what_is_worth_least_and_keeps_its_own() -> None:
+    tiers = Tiers(6)
+    tiers.serve("r", keys("a", 3), A)
+    tiers.serve("s", keys("b", 3), B)
+    tiers.gaps.finish(A, tiers.clock())
+    for trace_id in (A, B):  # B is not expected back
+        tiers.idle.update(trace_id, 0, 3 * TOKENS, False, tiers.clock(), Below(3 * TOKENS))
+    tiers.serve("t", keys("c", 2), TraceId("c"))
+    assert names(tiers.manager.host.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
+    assert tiers.manager.num_evicted == 2
+
+
+def test_a_prompt_longer_than_host_keeps_its_root_and_is_refused_its_tail() -> None:
+    for trace_id in (A, None):
+        tiers = Tiers(4)
+        request = tiers.arrive("r", keys("a", 7), trace_id)
+        for _ in range(7):
+            tiers.compute(request, 1)
+            tiers.settle(request)
+        tiers.finish(request)
+        assert names(tiers.manager.host.keys()) == names(keys("a", 4))
+        assert tiers.manager.num_refused == 3
+        tiers.check_nothing_moves()
+
+
+def test_a_chunk_that_another_request_still_stores_is_not_promised_and_not_stored_twice() -> None:
+    tiers = Tiers(8)
+    first, second = tiers.arrive("r", keys("a", 2), A), tiers.arrive("s", keys("a", 2), B)
+    job = tiers.compute(first, 2)
+    assert job is not None
+    assert tiers.lookup(second) == 0
+    assert tiers.compute(second, 2) is None
+    tiers.complete(first, job)
+    assert tiers.manager.host.is_ready(keys("a", 1)[0])
+
+
+def test_a_trace_that_is_forgotten_while_its_turn_runs_leaves_nothing_behind() -> None:
+    tiers = Tiers(8, nvme=8)
+    request = tiers.arrive("r", keys("a", 4), A)
+    tiers.compute(request, 2)
+    tiers.settle(request)
+    tiers.manager.forget(A)
+    tiers.compute(request, 2)
+    tiers.finish(request)
+    tiers.settle(request)
+    tiers.step(1.0)
+    tiers.check_nothing_moves()
+    assert not tiers.manager.turns.keys_of(A)
+    assert tiers.manager.chains._chains == {}
+    assert tiers.nvme is not None
+    assert tiers.nvme.chains._chains == {}
+
+
+def test_an_abort_during_a_load_keeps_the_slots_until_the_load_is_over() -> None:
+    tiers = Tiers(2)
+    tiers.serve("r", keys("a", 2), A)
+    request = tiers.arrive("s", keys("a", 2), A)
+    job = tiers.load(request, 2)
+    tiers.finish(request)
+    other = tiers.arrive("t", keys("b", 2), B)
+    assert tiers.compute(other, 2) is None
+    tiers.complete(request, job)
+    assert tiers.manager.turns.get("s") is None
+    tiers.finish(other)
+    tiers.check_nothing_moves()
+
+
+def test_writes_go_on_to_nvme_as_they_are_stored_where_the_turn_says_so() -> None:
+    tiers = Tiers(8, nvme=8)
+    tiers.serve("r", keys("a", 3), A, writes=True)
+    tiers.serve("s", keys("b", 3), B, writes=False)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert names(tiers.nvme.pool.keys()) == names(keys("a", 3))
+
+
+def test_a_turn_that_is_worth_it_only_at_its_end_is_written_then() -> None:
+    tiers = Tiers(8, nvme=8)
+    request = tiers.arrive("r", keys("a", 3), A, writes=False)
+    tiers.compute(request, 3)
+    tiers.settle(request)
+    tiers.finish(request, keys("a-out", 1), writes=True)
+    tiers.settle(request)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert len(tiers.nvme.pool) == 4
+    tiers.check_nothing_moves()
+
+
+def on_nvme(tiers: Tiers, name: str, number: int, trace_id: TraceId = A) -> list[OffloadKey]:
+    """Chunks of a trace that NVMe has and host does not."""
+    tiers.serve(name, keys(name, number), trace_id)
+    tiers.step(1.0)
+    host = tiers.manager.host
+    tiers.manager._evict([key for key in keys(name, number) if host.is_ready(key)])
+    return keys(name, number)
+
+
+def promote(tiers: Tiers, request: Request, ahead: Any = ()) -> bool:
+    """As policy does it for a turn that waits."""
+    assert tiers.nvme is not None
+    wanted = [key for key in request.keys if key not in tiers.manager.host]
+    mine = set(request.keys).__contains__
+    return tiers.nvme.promote(wanted, request.trace_id, tiers.clock(), mine, ahead)
+
+
+def test_what_nvme_has_is_read_into_host_before_it_is_promised() -> None:
+    tiers = Tiers(4, nvme=8)
+    prompt = on_nvme(tiers, "a", 3)
+    request = tiers.arrive("r", prompt, A)
+    assert tiers.lookup(request) == 0
+    assert promote(tiers, request)
+    assert tiers.lookup(request) is None
+    tiers.step(1.0)
+    assert tiers.lookup(request) == 3
+    assert tiers.manager.get_load_source(prompt[0], request.context) is CacheHitSource.DISK
+    tiers.complete(request, tiers.load(request, 3))
+    assert tiers.manager.get_load_source(prompt[0], request.context) is CacheHitSource.HOST
+    tiers.finish(request)
+    tiers.check_nothing_moves()
+
+
+def test_a_read_that_is_late_is_not_waited_for() -> None:
+    tiers = Tiers(4, nvme=8)
+    request = tiers.arrive("r", on_nvme(tiers, "a", 3), A)
+    tiers.disk._seconds = 1000.0
+    promote(tiers, request)
+    tiers.clock.advance(LATE_S + 0.1)
+    assert tiers.lookup(request) == 0
+    assert tiers.compute(request, 3) is None, "its slots are still being filled"
+    tiers.finish(request)
+    tiers.step(1000.0)
+    tiers.check_nothing_moves()
+
+
+def test_a_chunk_that_cannot_be_read_is_a_miss_and_forgotten() -> None:
+    tiers = Tiers(4, nvme=8)
+    prompt = on_nvme(tiers, "a", 3)
+    tiers.disk.fails = lambda key: key == prompt[1]
+    request = tiers.arrive("r", prompt, A)
+    promote(tiers, request)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert tiers.lookup(request) == 1
+    assert not tiers.nvme.has(prompt[1])
+    assert tiers.nvme.has(prompt[2])
+    assert tiers.nvme.num_failed == 1
+    tiers.finish(request)
+    tiers.check_nothing_moves()
+
+
+def test_a_turn_that_waits_for_its_tail_does_not_evict_its_own_root() -> None:
+    tiers = Tiers(4, nvme=8)
+    prompt = on_nvme(tiers, "a", 8)
+    request = tiers.arrive("r", prompt, None)  # nobody's: its chunks are the first to go
+    assert promote(tiers, request)
+    tiers.step(1.0)
+    assert tiers.lookup(request) == 4
+    assert not promote(tiers, request)
+    assert tiers.lookup(request) == 4
+
+
+def test_a_turn_does_not_evict_a_stem_of_its_own_either() -> None:
+    tiers = Tiers(4, nvme=8)
+    prompt = on_nvme(tiers, "a", 4)
+    tiers.serve("r", prompt[:3], B, stem=3)  # stems beyond half of the tier are the first to go
+    tiers.serve("s", keys("b", 1), B)
+    tiers.step(1.0)
+    request = tiers.arrive("t", prompt, A, stem=3)
+    assert promote(tiers, request)
+    tiers.step(1.0)
+    assert tiers.lookup(request) == 4
+
+
+def test_recalled_chunks_that_leave_host_unused_are_counted_as_wasted() -> None:
+    tiers = Tiers(4, nvme=8)
+    prompt = on_nvme(tiers, "a", 4)
+    assert tiers.nvme is not None
+    tiers.nvme.promote(prompt, A, tiers.clock(), set(prompt).__contains__)
+    tiers.step(1.0)
+    request = tiers.arrive("r", prompt[:3], A)
+    tiers.complete(request, tiers.load(request, 3))
+    tiers.finish(request)
+    tiers.manager._evict(prompt)
+    assert (tiers.nvme.num_recalled, tiers.nvme.num_wasted) == (4, 1)
+
+
+def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(monkeypatch: Any) -> None:
+    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
+    tiers = Tiers(16, nvme=16)
+    accept = tiers.disk.submit_write
+    tiers.disk.submit_write = lambda *job: tiers.disk.num_jobs < 3 and accept(*job)  # type: ignore[method-assign]
+    tiers.serve("r", keys("a", 9), A)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert names(tiers.nvme.pool.keys()) == names(keys("a", 6))
+    tiers.finish(tiers.arrive("s", keys("a", 9), A))
+    tiers.step(1.0)
+    assert len(tiers.nvme.pool) == 9
+    tiers.check_nothing_moves()
+
+
+def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:
+    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
+    tiers = Tiers(32, nvme=8)
+    tiers.serve("r", keys("a", 8), A)
+    tiers.step(1.0)
+    tiers.manager.forget(A)  # worth nothing: whoever comes may have its room
+    tiers.serve("s", keys("b", 1), B)
+    tiers.disk.is_full = True
+    for i in range(5):
+        tiers.serve(f"t{i}", keys(f"c{i}-", 4), TraceId(f"c{i}"))
+    assert tiers.nvme is not None
+    assert len(tiers.nvme.pool) >= 6, "chunks went for writes that were refused"
+    tiers.disk.is_full = False
+    tiers.step(1.0)
+    tiers.serve("u", keys("d", 4), TraceId("d"))
+    tiers.step(1.0)
+    assert all(tiers.nvme.has(key) for key in keys("d", 4))
+    tiers.check_nothing_moves()
+
+
+def test_a_reset_forgets_everything_and_gives_back_every_slot_when_its_bytes_have_stopped() -> None:
+    tiers = Tiers(4, nvme=4)
+    prompt = on_nvme(tiers, "a", 2)
+    tiers.serve("s", keys("b", 2), B)  # being written
+    request = tiers.arrive("r", prompt, A)
+    promote(tiers, request)  # being read
+    tiers.reset()
+    tiers.check()
+    assert tiers.lookup(request) == 0
+    assert (len(tiers.manager.host), tiers.manager.host.num_free) == (0, 0)
+    tiers.finish(request)
+    tiers.step(1.0)
+    tiers.check_nothing_moves()
+    assert (tiers.manager.host.num_free, tiers.manager.turns.changed_traces.keys()) == (4, {A, B})
+
+
+def test_a_second_reset_while_the_first_ones_bytes_still_move_loses_no_slot() -> None:
+    tiers = Tiers(4, nvme=4)
+    tiers.disk._seconds = 10.0
+    tiers.serve("r", keys("a", 2), A)  # being written
+    tiers.reset()
+    tiers.serve("s", keys("a", 2), A, writes=False)  # the same chunks in other slots, which nobody reads
+    tiers.reset()
+    tiers.check()
+    tiers.step(10.0)
+    tiers.check_nothing_moves()
+    assert tiers.manager.host.num_free == 4
+
+
+def test_the_speed_of_a_link_is_that_of_all_workers_together() -> None:
+    tiers = Tiers(8)
+    tiers.serve("r", keys("a", 4), A)
+    request = tiers.arrive("s", keys("a", 4), A)
+    job = tiers.load(request, 4)
+    assert tiers.planner.host.queued_bytes == 4 * CHUNK_BYTES
+    tiers.manager.observe(0.25)  # half of the workers are done in this step, half in the next
+    tiers.manager.observe(0.25)
+    tiers.complete(request, job)
+    tiers.manager.observe(0.0)
+    assert tiers.planner.host.bytes_per_s == pytest.approx(4 * CHUNK_BYTES / 0.5)
+    assert tiers.planner.host.queued_bytes == 0
+
+
+def test_what_comes_and_goes_is_told_as_events_promotions_too() -> None:
+    tiers = Tiers(4, nvme=8, events=True)
+    prompt = on_nvme(tiers, "a", 2)
+    request = tiers.arrive("r", prompt, A)
+    promote(tiers, request)
+    tiers.step(1.0)
+    told = [(event.medium, event.removed, names(sorted(event.keys))) for event in tiers.manager.take_events()]
+    assert told == [(Medium.CPU, removed, names(prompt)) for removed in (False, True, False)]
+    assert list(tiers.manager.take_events()) == []
+
+
+# Without policy.
+
+
+def test_a_plain_cache_keeps_what_was_used_last_and_evicts_a_prompt_from_its_tail() -> None:
+    tiers = Tiers(8, policy=False)
+    tiers.serve("r", keys("a", 4))
+    tiers.serve("s", keys("b", 4))
+    request = tiers.arrive("t", keys("a", 4))
+    tiers.complete(request, tiers.load(request, 4))
+    tiers.finish(request)
+    tiers.serve("u", keys("c", 3))
+    assert names(tiers.manager.host.keys()) == [*names(keys("a", 4)), "b0000", *names(keys("c", 3))]
+
+
+def test_a_plain_cache_of_several_groups_does_the_same() -> None:
+    tiers = Tiers(8, policy=False)
+    request = tiers.arrive("r", keys("a", 2, 0) + keys("a", 2, 1))
+    for _ in range(2):
+        tiers.compute(request, 2)
+        tiers.settle(request)
+    tiers.finish(request)
+    tiers.serve("s", keys("b", 6))
+    assert len(tiers.manager.host) == 8
+    tiers.check_nothing_moves()
+
+
+def test_a_plain_cache_writes_everything_through() -> None:
+    tiers = Tiers(8, nvme=8, policy=False)
+    request = tiers.arrive("r", keys("a", 4))
+    for _ in range(4):
+        tiers.compute(request, 1)
+        tiers.settle(request)
+    tiers.finish(request)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert len(tiers.nvme.pool) == 4
+
+
+def test_a_plain_cache_serves_a_prompt_that_is_longer_than_host() -> None:
+    tiers = Tiers(8, nvme=16, policy=False)
+    tiers.has_policy = False
+    prompt = keys("a", 12)
+    for start in (0, 6):  # on NVMe as a whole, in two visits
+        request = tiers.arrive(f"r{start}", prompt[start : start + 6])
+        tiers.compute(request, 6)
+        tiers.finish(request)
+        tiers.settle(request)
+        tiers.step(1.0)
+        tiers.manager._evict([key for key in prompt if tiers.manager.host.is_ready(key)])
+    request = tiers.arrive("s", prompt)
+    found = None
+    for _ in range(20):
+        found = tiers.lookup(request)
+        if found is not None:
+            break
+        tiers.step(0.2)
+    assert found == 8
+    tiers.complete(request, tiers.load(request, 8))
+    tiers.finish(request)
+    tiers.step(1.0)
+    tiers.check_nothing_moves()
+
+
+def test_when_policy_is_gone_nothing_is_any_traces() -> None:
+    tiers = Tiers(6, nvme=6)
+    tiers.serve("r", keys("a", 3), A)
+    request = tiers.arrive("s", keys("b", 3), B)
+    tiers.compute(request, 3)
+    tiers.manager.detach()
+    tiers.has_policy = False
+    tiers.finish(request)
+    tiers.settle(request)
+    tiers.step(1.0)
+    tiers.serve("t", keys("c", 3))
+    assert sorted(names(tiers.manager.host.keys())) == names([*keys("b", 3), *keys("c", 3)])
+    assert not tiers.manager.turns.changed_traces
+    tiers.step(1.0)
+    tiers.check_nothing_moves()
+
+
+# Everything at once.
+
+
+class Storm:
+    """Random verbs, in any order in which the connector could issue them."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.tiers = Tiers(rng.choice([3, 8, 20]), rng.choice([0, 5, 40]), policy=rng.random() < 0.8)
+        self.tiers.disk.fails = lambda key: rng.random() < 0.05
+        self.tiers.disk._seconds = rng.choice([0.02, 0.1, 3.0])
+        self.histories = {TraceId(f"t{i}"): keys(f"stem{i % 2}-", rng.randrange(3)) for i in range(5)}
+        self._num = 0
+
+    def run(self, num_ops: int) -> None:
+        verbs = {
+            self.come: 6,
+            self.begin: 12,
+            self.compute: 14,
+            self.complete: 16,
+            self.end: 5,
+            self.preempt: 2,
+            self.recall: 2,
+            self.trouble: 1,
+            self.forget: 1,
+            self.reset: 1,
+            self.lose_policy: 0.1,
+        }
+        for _ in range(num_ops):
+            self.rng.choices([*verbs], [*verbs.values()])[0]()
+            if self.rng.random() < 0.5:
+                self.tiers.step(self.rng.choice([0.0, 0.02, 0.2, 1.5]))
+            self.tiers.check()
+        self.tiers.disk.is_open = self.tiers.disk.is_full = False
+        for request in list(self.tiers.requests.values()):
+            if not request.is_over:
+                self.tiers.finish(request)
+            self.tiers.settle(request)
+        for _ in range(2):  # what ends may be written
+            self.tiers.step(3.0)
+        self.tiers.check_nothing_moves()
+
+    def come(self) -> None:
+        trace_id = self.rng.choice([*self.histories])
+        history = self.histories[trace_id]
+        self._num += 1
+        if self.rng.random() < 0.15:
+            history = history[: self.rng.randrange(len(history) + 1)]  # compacted, or an older point
+        self.histories[trace_id] = history = history + keys(f"turn{self._num}-", self.rng.randrange(1, 5))
+        told = {"stem": self.rng.randrange(3), "writes": self.rng.random() < 0.7}
+        self.tiers.arrive(f"r{self._num}", history, trace_id if self.rng.random() < 0.9 else None, **told)
+
+    def begin(self) -> None:
+        request = self._some(lambda r: not r.jobs and not r.num_computed)
+        if request is None:
+            return
+        nvme = self.tiers.nvme
+        if nvme is not None and self.tiers.has_policy and self.rng.random() < 0.7:
+            promote(self.tiers, request, self.rng.sample([*self.histories], self.rng.randrange(3)))
+        found = self.tiers.lookup(request)
+        if found:
+            self.tiers.load(request, found)
+        elif found == 0:
+            self.tiers.compute(request, self.rng.randrange(1, 4))
+
+    def compute(self) -> None:
+        request = self._some(lambda r: r.num_computed and not any(not job.is_store for job in r.jobs.values()))
+        if request is not None:
+            self.tiers.compute(request, self.rng.randrange(1, 4))
+
+    def complete(self) -> None:
+        moving = [(r, number) for r in self.tiers.requests.values() for number in r.jobs]
+        if moving:
+            self.tiers.complete(*self.rng.choice(moving))
+
+    def end(self) -> None:
+        """Finished, or aborted: a load may be under way."""
+        request = self._some(lambda r: True)
+        if request is not None:
+            loads = any(not job.is_store for job in request.jobs.values())
+            output = keys(f"out{request.req_id}-", self.rng.randrange(2)) if not loads else []
+            self.tiers.finish(request, output, writes=self.rng.random() < 0.7)
+
+    def preempt(self) -> None:
+        request = self._some(lambda r: r.num_computed and not any(not job.is_store for job in r.jobs.values()))
+        if request is not None:
+            for number in list(request.jobs):
+                self.tiers.complete(request, number)
+            request.num_computed = 0
+
+    def recall(self) -> None:
+        trace_id = self.rng.choice([*self.histories])
+        if self.tiers.nvme is not None and self.tiers.has_policy:
+            chain = self.tiers.manager.turns.keys_of(trace_id)
+            self.tiers.nvme.promote(chain, trace_id, self.tiers.clock(), set(chain).__contains__)
+
+    def trouble(self) -> None:
+        self.tiers.disk.is_open = self.rng.random() < 0.3
+        self.tiers.disk.is_full = self.rng.random() < 0.3
+
+    def forget(self) -> None:
+        if self.tiers.has_policy:
+            self.tiers.manager.forget(self.rng.choice([*self.histories]))
+
+    def reset(self) -> None:
+        self.tiers.reset()
+        for request in self.tiers.requests.values():
+            request.num_computed = 0
+
+    def lose_policy(self) -> None:
+        self.tiers.manager.detach()
+        self.tiers.has_policy = False
+        for request in self.tiers.requests.values():
+            request.trace_id = None
+
+    def _some(self, may: Any) -> Request | None:
+        found = [request for request in self.tiers.requests.values() if not request.is_over and may(request)]
+        return self.rng.choice(found) if found else None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_order_of_events_gives_a_slot_two_owners_or_loses_one(seed: int) -> None:
+    Storm(seed).run(150)
