@@ -1,4 +1,9 @@
-"""Makes identity raise for one session id, in every process that has this folder on its path."""
+"""Breaks parts of impala in every process that has this folder on its path.
+
+Identity raises for one session id. Where IMPALA_DISK_ORDERS is set, `disk_orders` breaks the NVMe tier as well.
+"""
+
+import os
 
 from impala_vllm.core.identity import Identity
 
@@ -12,3 +17,6 @@ def _arrive_or_raise(self, arrival, now):
 
 
 Identity.arrive = _arrive_or_raise
+
+if "IMPALA_DISK_ORDERS" in os.environ:
+    import disk_orders  # noqa: F401
