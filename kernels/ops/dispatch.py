@@ -9,9 +9,9 @@ from impala_vllm.ops import naive
 from impala_vllm.ops.pages import PageTable
 
 try:
-    from impala_vllm.ops import pack, swap
+    from impala_vllm.ops import fp8, pack, swap
 except ImportError:
-    pack = swap = None
+    fp8 = pack = swap = None
 
 
 def has_triton(device: torch.device) -> bool:
@@ -52,6 +52,16 @@ def pack_pages(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | 
 def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor | None = None) -> None:
     """`naive.unpack_pages`."""
     _of(pack, layers.device).unpack_pages(run, layers, ids, checksums)
+
+
+def demote_pages(layers: PageTable, ids: Tensor, run: Tensor) -> None:
+    """`naive.demote_pages`."""
+    _of(fp8, layers.device).demote_pages(layers, ids, run)
+
+
+def promote_pages(run: Tensor, layers: PageTable, ids: Tensor) -> None:
+    """`naive.promote_pages`."""
+    _of(fp8, layers.device).promote_pages(run, layers, ids)
 
 
 def _of(kernels: ModuleType | None, device: torch.device) -> ModuleType:

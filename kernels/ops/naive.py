@@ -15,6 +15,13 @@ GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+GROUP = 1024
+"""Elements that share an exponent in an FP8 run. A fixed part of its format."""
+LEAST_EXPONENT = -100
+"""Smaller groups are scaled as if by this one, and vanish."""
+NOT_FINITE = 127
+"""Exponent of a group that holds an infinity or no number; its elements are zero."""
+
 
 def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor) -> None:
     """Copy `num_bytes[i]` bytes from address `sources[i]` to `destinations[i]`; all int64 `[n]`.
@@ -69,6 +76,66 @@ def checksum(run: Tensor) -> Tensor:
     words = run.contiguous().view(torch.int64)
     index = torch.arange(1, words.shape[1] + 1, dtype=torch.int64, device=run.device)
     return _mix(words + index * GOLDEN).sum(dim=1)
+
+
+def demoted_bytes(layers: PageTable) -> int:
+    """Bytes of a row that `demote_pages` fills: a code an element, an exponent a group, up to a multiple of 8."""
+    num_exponents = len(layers.page_bytes) * _groups(max(layers.page_bytes))
+    return -(-(layers.run_bytes // 2 + num_exponents) // 8) * 8
+
+
+def demote_pages(layers: PageTable, ids: Tensor, run: Tensor) -> None:
+    """Row `i` of `run` (uint8 `[n, demoted_bytes(layers)]`) becomes page `ids[i]` of each layer as FP8, end to end.
+
+    Pages hold bfloat16. `GROUP` elements after each other share an exponent k, the smallest for which none is above
+    448 * 2^k; a code is the e4m3 next to element / 2^k, ties to even. Behind the codes of all layers stand the
+    exponents, int8 `[layers, groups of the longest page]`. Off by at most 2^-4 of a value, or 2^(k - 10) if that is
+    more. A row holds an exponent `NOT_FINITE` where its pages are not fit for this: keep those as they are.
+    """
+    at, end = 0, layers.run_bytes // 2
+    for layer in layers.layers:
+        count = layer.shape[1] // 2
+        pages = layer[ids.to(layer.device)].view(torch.bfloat16).float()
+        groups = _padded(pages)  # [n, groups, GROUP]
+        largest = groups.abs().amax(dim=2)
+        is_finite = groups.isfinite().all(dim=2)
+        exponents = _exponent(torch.where(is_finite, largest, 0.0)).to(torch.int8)
+        codes = torch.ldexp(groups, -exponents.int().unsqueeze(2)).to(torch.float8_e4m3fn).view(torch.uint8)
+        codes = torch.where(is_finite.unsqueeze(2), codes, 0)
+        run[:, at : at + count] = codes.flatten(1)[:, :count].to(run.device)
+        exponents = torch.where(is_finite, exponents, NOT_FINITE)
+        run[:, end : end + exponents.shape[1]] = exponents.view(torch.uint8).to(run.device)
+        at, end = at + count, end + _groups(max(layers.page_bytes))
+
+
+def promote_pages(run: Tensor, layers: PageTable, ids: Tensor) -> None:
+    """Pages `ids[i]` become what row `i` of `run` says, in bfloat16, which holds every such value exactly."""
+    at, end = 0, layers.run_bytes // 2
+    for layer in layers.layers:
+        count = layer.shape[1] // 2
+        row = run.to(layer.device)
+        groups = _padded(row[:, at : at + count].view(torch.float8_e4m3fn).float())
+        exponents = row[:, end : end + groups.shape[1]].contiguous().view(torch.int8).int()
+        pages = torch.ldexp(groups, exponents.unsqueeze(2)).flatten(1)[:, :count]
+        layer[ids.to(layer.device)] = pages.to(torch.bfloat16).contiguous().view(torch.uint8)
+        at, end = at + count, end + _groups(max(layers.page_bytes))
+
+
+def _groups(page_bytes: int) -> int:
+    return -(-page_bytes // 2 // GROUP)
+
+
+def _padded(pages: Tensor) -> Tensor:
+    """`[n, elements]` as `[n, groups, GROUP]`."""
+    missing = -pages.shape[1] % GROUP
+    return torch.nn.functional.pad(pages, (0, missing)).unflatten(1, (-1, GROUP))
+
+
+def _exponent(largest: Tensor) -> Tensor:
+    """The smallest k with `largest` <= 448 * 2^k, by which 1.75 * 2^8 is 448."""
+    mantissa, exponent = torch.frexp(largest)  # in [0.5, 1)
+    fits = (exponent - 9 + (mantissa > 0.875).int()).clamp(min=LEAST_EXPONENT)
+    return torch.where(largest == 0, LEAST_EXPONENT, fits)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor 
 
 
 def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None, *, to_run: bool) -> None:
-    _check(layers, run)
+    check_run(layers, run, layers.run_bytes)
     if len(ids) > run.shape[0]:
         raise ValueError(f"a run of {run.shape[0]} rows does not hold {len(ids)} pages")
     if checksums is not None:
@@ -57,10 +57,13 @@ def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None,
     )
 
 
-def _check(layers: PageTable, run: Tensor) -> None:
-    """A table of the run would say the same, but building one waits for the device."""
-    if run.dtype != torch.uint8 or run.dim() != 2 or run.shape[1] != layers.run_bytes or run.stride(1) != 1:
-        raise ValueError(f"a run is uint8 [num_pages, {layers.run_bytes}], not {run.dtype} {list(run.shape)}")
+def check_run(layers: PageTable, run: Tensor, row_bytes: int) -> None:
+    """Raise ValueError for a run of other rows, or that a kernel cannot address.
+
+    A table of the run would say the same, but building one waits for the device.
+    """
+    if run.dtype != torch.uint8 or run.dim() != 2 or run.shape[1] != row_bytes or run.stride(1) != 1:
+        raise ValueError(f"a run is uint8 [num_pages, {row_bytes}], not {run.dtype} {list(run.shape)}")
     if run.data_ptr() % WORD_BYTES or run.stride(0) % WORD_BYTES:
         raise ValueError(f"a run's address and stride are multiples of {WORD_BYTES} bytes")
     if run.device != layers.device and not run.is_pinned():

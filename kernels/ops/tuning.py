@@ -27,3 +27,12 @@ SWAP = Launch(num_programs=12, chunk_bytes=8192, num_warps=4)
 
 PACK = Launch(num_programs=12, chunk_bytes=8192, num_warps=4)
 """Untuned. As SWAP: the link bounds it too when the run is in host memory. Inside HBM it wants more programs."""
+
+FP8 = Launch(num_programs=24, chunk_bytes=2048, num_warps=4)
+"""Untuned. A group of 1,024 elements is a chunk; twice SWAP's programs, as each sends half of what it reads."""
+
+DMA_FROM_BYTES = 28 << 10
+"""Pages from this size on go to the device by DMA. Untuned: vLLM 0.32's, for H100 on PCIe Gen5 (as above)."""
+
+KERNEL_FROM_PAGES = 16
+"""Fewer pages than this are not worth a launch. Untuned: from the same place."""

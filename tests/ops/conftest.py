@@ -2,5 +2,5 @@
 
 import os
 
-KERNEL_TESTS = ("test_swap.py", "test_pack.py")
+KERNEL_TESTS = ("test_swap.py", "test_pack.py", "test_fp8.py")
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else list(KERNEL_TESTS)

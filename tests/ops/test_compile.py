@@ -13,7 +13,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from impala_vllm.ops import pack, swap
+from impala_vllm.ops import fp8, pack, swap
 
 def compile(kernel, pointers, **constants):
     kinds = {name: "constexpr" if name in constants else "*i64" if i < pointers else "i64" if name == "run_address"
@@ -28,6 +28,8 @@ compile(swap._swap_pages, 7, CHUNK_WORDS=1024)
 for to_run in (True, False):
     compile(pack._pack, 6, CHUNK_WORDS=1024, TO_RUN=to_run, CHECKSUM=True)
     compile(pack._pack, 6, CHUNK_WORDS=256, TO_RUN=to_run, CHECKSUM=False)
+for kernel in (fp8._demote, fp8._promote):
+    compile(kernel, 5, GROUP=1024)
 """
 
 
@@ -40,4 +42,5 @@ def test_kernels_compile_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         *("_copy_ranges", "True", "False"),
         *("_swap_pages", "True", "False") * 2,
         *("_pack", "True", "True", "_pack", "True", "False") * 2,
+        *("_demote", "True", "False", "_promote", "True", "False"),
     ]

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # Half a minute of CPU; on a busy machine that can take long.
 @pytest.mark.timeout(900)
 def test_kernels_do_what_naive_says() -> None:
-    tests = [HERE / name for name in ("test_swap.py", "test_pack.py")]
+    tests = [HERE / name for name in ("test_swap.py", "test_pack.py", "test_fp8.py")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
         cwd=HERE.parents[1],

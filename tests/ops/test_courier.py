@@ -1,0 +1,60 @@
+"""What of the courier can be told without a GPU: which bytes it carries, and by which way it would."""
+
+import pytest
+import torch
+
+from impala_vllm.ops import Courier, PageTable, courier
+from tests.ops.memory import layers, packed, some_ids
+
+KIB = 1 << 10
+
+
+def test_a_load_brings_back_what_a_store_took_and_touches_nothing_else() -> None:
+    _, pool = packed(8, [64, 24], seed=1)
+    host_slab, tier = layers(8, [64, 24], gap_bytes=8, seed=2)
+    carry = Courier(PageTable.of(pool), PageTable.of(tier))
+    hbm_ids, host_ids = some_ids(5, 8, seed=3), some_ids(5, 8, seed=4)
+    before = [page.clone() for page in pool]
+    canaries = host_slab.clone()
+    stored = carry.store(hbm_ids, host_ids)
+    assert stored.is_done()
+    assert stored.num_bytes == 5 * 88
+    for page in pool:
+        page[hbm_ids] = 0
+    carry.load(host_ids, hbm_ids).wait()
+    assert all(torch.equal(a, b) for a, b in zip(pool, before, strict=True))
+    others = torch.tensor([i for i in range(8) if i not in host_ids.tolist()])
+    assert torch.equal(host_slab[1:-1][others], canaries[1:-1][others])
+
+
+def test_tables_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="same page sizes"):
+        Courier(PageTable.of(packed(2, [16], seed=1)[1]), PageTable.of(packed(2, [24], seed=1)[1]))
+
+
+@pytest.mark.parametrize(
+    ("page_bytes", "num_pages", "is_store", "wanted"),
+    [
+        ((16 * KIB,), 1000, False, False),
+        ((64 * KIB,), 1000, False, True),
+        ((16 * KIB,), 1000, True, True),
+        ((16 * KIB,), 15, False, True),
+        ((16 * KIB,) * 2, 15, False, False),
+        ((64 * KIB,), 0, True, False),
+    ],
+)
+def test_large_pages_few_pages_and_stores_go_by_dma(
+    page_bytes: tuple[int, ...], num_pages: int, is_store: bool, wanted: bool
+) -> None:
+    assert courier.takes_dma(page_bytes, num_pages, is_store=is_store, has_dma=True) is wanted
+    assert not courier.takes_dma(page_bytes, num_pages, is_store=is_store, has_dma=False)
+
+
+def test_ranges_are_the_pages_of_each_layer_in_turn() -> None:
+    _, pool = layers(4, [16, 8], gap_bytes=8, seed=1)
+    _, tier = packed(4, [16, 8], seed=2)
+    at, to = torch.tensor([2, 0]), torch.tensor([1, 3])
+    sources, targets, sizes = courier._ranges(PageTable.of(pool), at, PageTable.of(tier), to)
+    assert sources.tolist() == [pool[layer][i].data_ptr() for layer in (0, 1) for i in (2, 0)]
+    assert targets.tolist() == [tier[layer][i].data_ptr() for layer in (0, 1) for i in (1, 3)]
+    assert sizes.tolist() == [16, 16, 8, 8]
