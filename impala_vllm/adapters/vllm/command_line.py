@@ -129,10 +129,13 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
     disk = os.statvfs(there)
     if disk.f_flag & os.ST_RDONLY:
         raise ConfigError(f"{where}: the file system is read-only; choose another directory")
-    files = [*directory.glob("impala-dp*.slab"), *directory.glob("impala-dp*.index")]
-    for path, rights in ((there, os.W_OK | os.X_OK), *((file, os.R_OK | os.W_OK) for file in files)):
-        if not os.access(path, rights):
-            raise ConfigError(f"{where}: this user may not write to {path}; allow it or choose another directory")
+    files: list[Path] = []
+    locked: Path | None = there
+    if os.access(there, os.W_OK | os.X_OK):
+        files = [*directory.glob("impala-dp*.slab"), *directory.glob("impala-dp*.index")]
+        locked = next((file for file in files if not os.access(file, os.R_OK | os.W_OK)), None)
+    if locked is not None:
+        raise ConfigError(f"{where}: this user may not write to {locked}; allow it or choose another directory")
     # A slab of an earlier run is used again, or gives up its place.
     room_gib = (disk.f_bavail * disk.f_frsize + sum(file.stat().st_blocks * 512 for file in files)) / tiering.GIB
     if disk.f_blocks and tiers.nvme_gib > room_gib:

@@ -1,9 +1,10 @@
 """`--scheduler impala` in vLLM's own parser: what it becomes, and what each mistake is answered with."""
 
 import dataclasses
-import os
 import pickle
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -155,11 +156,29 @@ def test_an_nvme_tier_larger_than_the_free_space_is_refused_where_its_size_was_g
     assert "GiB to spare, not 1e+09; lower tiers.nvme_gib, free some space" in line
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_nvme_directory_of_somebody_else_is_refused(refused, tmp_path):
-    (tmp_path / "theirs").mkdir(mode=0o500)
-    line = refused(*NVME, str(tmp_path / "theirs" / "kv"), "--impala-nvme-gib", "0.001")
-    assert f"this user may not write to {tmp_path}/theirs; allow it" in line
+CHECK_AS_ANYBODY = """
+import argparse, os, sys
+from impala_vllm.adapters.vllm import command_line
+from impala_vllm.config import ConfigError, load
+flags = {"tiers.nvme_path": ("--impala-nvme-path", sys.argv[1]), "tiers.nvme_gib": ("--impala-nvme-gib", 0.001)}
+settings = load(None, flags)
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+try:
+    command_line._check_nvme(argparse.Namespace(), settings)
+except ConfigError as e:
+    print(e)
+"""
+
+
+@pytest.mark.parametrize("beyond", ["", "kv"])
+def test_an_nvme_directory_of_somebody_else_is_refused(tmp_path, beyond):
+    (tmp_path / "theirs").mkdir(mode=0o500)  # root's, where root runs this
+    asked = [sys.executable, "-c", CHECK_AS_ANYBODY, str(tmp_path / "theirs" / beyond)]
+    line = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert line.startswith(f"--impala-nvme-path: {tmp_path}/theirs")
+    assert "this user may not write to /" in line
+    assert line.endswith("; allow it or choose another directory\n")
 
 
 def test_a_good_nvme_directory_is_left_for_the_engine_to_make(parse, tmp_path):
