@@ -25,7 +25,7 @@ LATE_S, LATE_FACTOR = 1.0, 4.0
 """A read that takes so much longer than expected is not waited for: its turn computes."""
 
 WRITE_BYTES = 64 << 20
-"""Most of one write: the store takes all of a write or nothing, and has room for a gigabyte."""
+"""Most of one write: the store takes all of it or nothing, and room is made before it is asked."""
 
 RECALL_EVERY_S = 0.05
 MAX_RECALLS = 8
@@ -70,9 +70,7 @@ class NvmeTier:
         self._chunk_bytes = chunk_bytes
         self._jobs: dict[int, _Job] = {}
         self._reading: dict[Key, int] = {}
-        self._num_jobs = self._num_writes = self._epoch = 0
-        self._is_refusing = False
-        """The store's queue of writes was full and nothing has been written since."""
+        self._num_jobs = self._epoch = 0
         self._due: list[tuple[float, int, TraceId]] = []
         self._awaited: set[TraceId] = set()
         self._num_due = 0
@@ -134,7 +132,7 @@ class NvmeTier:
         """Copy host chunks that are not here yet. What is not ready, finds no room or a busy disk is not written."""
         held = self.pool.keys()
         fresh = [key for key in keys if key not in held and self._host.is_ready(key)]
-        if not fresh or not self.is_usable or self._is_refusing:
+        if not fresh or not self.is_usable:
             return
         step = max(1, WRITE_BYTES // self._chunk_bytes)
         for start in range(0, len(fresh), step):
@@ -198,9 +196,6 @@ class NvmeTier:
             else:
                 self._read(job, result.done_keys, result.failed_keys)
             self._turns.changed(job.trace_id)
-            if job.is_write:
-                self._num_writes -= 1
-                self._is_refusing = False
             if self._planner is not None and not job.is_write:
                 link = self._planner.nvme
                 link.queued_bytes = max(0, link.queued_bytes - len(job.keys) * self._chunk_bytes)
@@ -305,13 +300,10 @@ class NvmeTier:
         items = [Item(k, n, self._rows(h)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
         number = self._number(_Job(True, fresh, trace_id, pin, pin.slots, slots, now, self._epoch))
         if self.store.submit_write(number, items):
-            self._num_writes += 1
             return True
         del self._jobs[number]
         pin.release()
-        self.pool.abort(fresh)
-        # Room was made in vain; not again before there is some in the store's queue.
-        self._is_refusing = self._num_writes > 0
+        self.pool.abort(fresh)  # the room stays free for the next one
         return False
 
     def _written(self, job: _Job, done: Iterable[Key]) -> None:

@@ -199,7 +199,6 @@ class Tiers:
         if self.nvme is not None:
             assert not self.nvme._jobs
             assert not self.nvme._reading
-            assert self.nvme._num_writes == 0
             assert self.nvme._recalled <= self.nvme.promoted <= set(manager.host.keys())
 
     def _started(self, request: Request, job: WorkerJob) -> int:
@@ -359,6 +358,21 @@ def test_what_nvme_has_is_read_into_host_before_it_is_promised() -> None:
     tiers.check_nothing_moves()
 
 
+def test_a_chunk_keeps_its_place_on_nvme_while_it_is_read() -> None:
+    tiers = Tiers(8, nvme=4)
+    request = tiers.arrive("r", on_nvme(tiers, "a", 4), A)
+    tiers.disk._seconds = 10.0
+    promote(tiers, request)
+    tiers.manager.forget(A)  # worth nothing, but still being read
+    tiers.serve("s", keys("b", 2), B)
+    assert tiers.nvme is not None
+    assert names(tiers.nvme.pool.keys()) == names(request.keys)
+    assert tiers.nvme.num_unplaced == 2
+    tiers.finish(request)
+    tiers.step(10.0)
+    tiers.check_nothing_moves()
+
+
 def test_a_read_that_is_late_is_not_waited_for() -> None:
     tiers = Tiers(4, nvme=8)
     request = tiers.arrive("r", on_nvme(tiers, "a", 3), A)
@@ -441,18 +455,16 @@ def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(
 
 def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:
     monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
-    tiers = Tiers(32, nvme=8)
+    tiers = Tiers(64, nvme=8)
     tiers.serve("r", keys("a", 8), A)
     tiers.step(1.0)
     tiers.manager.forget(A)  # worth nothing: whoever comes may have its room
-    tiers.serve("s", keys("b", 1), B)
     tiers.disk.is_full = True
     for i in range(5):
-        tiers.serve(f"t{i}", keys(f"c{i}-", 4), TraceId(f"c{i}"))
+        tiers.serve(f"t{i}", keys(f"c{i}-", 8), TraceId(f"c{i}"))
     assert tiers.nvme is not None
-    assert len(tiers.nvme.pool) >= 6, "chunks went for writes that were refused"
+    assert len(tiers.nvme.pool) == 6
     tiers.disk.is_full = False
-    tiers.step(1.0)
     tiers.serve("u", keys("d", 4), TraceId("d"))
     tiers.step(1.0)
     assert all(tiers.nvme.has(key) for key in keys("d", 4))
