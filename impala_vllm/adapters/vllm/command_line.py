@@ -124,7 +124,7 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
     directory = Path(tiers.nvme_path).expanduser().absolute()
     there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
     where = f"{settings.origins.get('tiers.nvme_path', 'default')}: {directory}"
-    if not there.is_dir():
+    if not os.path.isdir(there):  # unlike Path.is_dir, it answers where nobody may look
         raise ConfigError(f"{where}: {there} is not a directory; choose another one")
     disk = os.statvfs(there)
     if disk.f_flag & os.ST_RDONLY:
