@@ -6,7 +6,7 @@ from benchmarks.gpu import device
 from benchmarks.gpu.out import Out
 from benchmarks.gpu.slabs import Slab, ids
 from impala_vllm import ops
-from impala_vllm.ops import PageTable, naive
+from impala_vllm.ops import Courier, PageTable, naive
 
 CASES = (
     (1, [8], False),
@@ -30,7 +30,8 @@ def run(out: Out) -> None:
     for num_pages, sizes, is_strided in cases:
         _swap(num_pages, sizes, is_strided, place)
         _pack(num_pages, sizes, is_strided, place)
-    out.line(f"swap, pack, unpack and checksums equal naive in {len(cases)} cases, no canary touched")
+        _fp8(num_pages, sizes, is_strided, place)
+    out.line(f"swap, pack, unpack, checksums and FP8 equal naive in {len(cases)} cases, no canary touched")
     _round_trip(out, place)
 
 
@@ -70,27 +71,40 @@ def _pack(num_pages: int, sizes: list[int], is_strided: bool, place: torch.devic
     _same(sums.cpu(), naive.checksum(fresh.layers[0].cpu()), f"checksums read of {num_pages} x {sizes}")
 
 
+def _fp8(num_pages: int, sizes: list[int], is_strided: bool, place: torch.device) -> None:
+    pages = Slab.of(num_pages, sizes, place, on_host=False, is_strided=is_strided, seed=11)
+    generator = torch.Generator().manual_seed(12)
+    for layer in pages.layers:
+        values = torch.randn(layer.shape[0], layer.shape[1] // 2, generator=generator).to(torch.bfloat16)
+        layer.copy_(values.view(torch.uint8))
+    table = PageTable.of(pages.layers, place)
+    run_slab = Slab.of(num_pages, [ops.demoted_bytes(table)], place, on_host=True, is_strided=False, seed=13)
+    at = ids(num_pages, num_pages, 14)
+    wanted = _after(pages, run_slab, lambda s, t: naive.demote_pages(_table(s), at, t[0]))
+    ops.demote_pages(table, at, run_slab.layers[0])
+    device.synchronize(place)
+    _same(run_slab.copy(), wanted, f"demotion of {num_pages} x {sizes}")
+    wanted = _after(run_slab, pages, lambda s, t: naive.promote_pages(s[0], _table(t), at))
+    ops.promote_pages(run_slab.layers[0], table, at)
+    device.synchronize(place)
+    _same(pages.copy(), wanted, f"promotion of {num_pages} x {sizes}")
+
+
 def _round_trip(out: Out, place: torch.device) -> None:
-    """To the host and back into other pages, on a side stream, while the first pages are overwritten behind it."""
+    """To the host and back into other pages by courier, the first ones overwritten behind it; nobody waits between."""
     sizes, num_pages = ([16 << 10] * 8, 512) if place.type == "cuda" else ([64] * 2, 8)
     pool = Slab.of(2 * num_pages, sizes, place, on_host=False, is_strided=False, seed=9)
     tier = Slab.of(num_pages, sizes, place, on_host=True, is_strided=True, seed=10)
-    there, here = PageTable.of(tier.layers, place), PageTable.of(pool.layers, place)
+    courier = Courier(PageTable.of(pool.layers, place), PageTable.of(tier.layers, place))
     old, new = torch.arange(num_pages), torch.arange(num_pages, 2 * num_pages)
     before = [layer[:num_pages].cpu().clone() for layer in pool.layers]
+    stored = courier.store(old, old)
     if place.type == "cuda":
-        stored, side = torch.cuda.Event(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            ops.swap_pages(here, old, there, old)
-            stored.record()
-        # The compute stream may write these pages again once the store has read them, and only then.
-        torch.cuda.current_stream().wait_event(stored)
-    else:
-        ops.swap_pages(here, old, there, old)
+        stored.hold_back(torch.cuda.current_stream())
     for layer in pool.layers:
         layer[:num_pages].zero_()
-    ops.swap_pages(there, old, here, new)
+    # What is launched on this stream comes behind the store, and the load behind that.
+    courier.load(old, new).wait()
     device.synchronize(place)
     for layer, wanted in zip(pool.layers, before, strict=True):
         _same(layer[num_pages:].cpu(), wanted, "round trip")

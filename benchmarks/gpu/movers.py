@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.gpu import device
 from benchmarks.gpu.slabs import ids
 from impala_vllm import ops
-from impala_vllm.ops import PageTable
+from impala_vllm.ops import Courier, PageTable
 
 Move = Callable[[], object]
 
@@ -55,6 +55,22 @@ class Batch:
         source, target = PageTable.of([self.source], self.place), PageTable.of([self.target], self.place)
         at, to = self.source_ids.to(self.place), self.target_ids.to(self.place)
         return lambda: ops.swap_pages(source, at, target, to)
+
+    def courier(self) -> Move:
+        """As our courier chooses, on its own stream, which the current one waits for: what is timed is all of it."""
+        hbm, host = (self.target, self.source) if self.direction == "H2D" else (self.source, self.target)
+        carry = Courier(PageTable.of([hbm], self.place), PageTable.of([host], self.place))
+        is_real = self.place.type == "cuda"
+
+        def move() -> None:
+            if self.direction == "H2D":
+                ticket = carry.load(self.source_ids, self.target_ids)
+            else:
+                ticket = carry.store(self.source_ids, self.target_ids)
+            if is_real:
+                ticket.hold_back(torch.cuda.current_stream())
+
+        return move
 
     def impala_ranges(self) -> Move:
         """Our kernel over bare addresses: what vLLM's functions are given."""

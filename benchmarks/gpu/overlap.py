@@ -113,7 +113,7 @@ def run(out: Out) -> None:
     count = NUM_PAGES if is_real else 4
     pages = Pages.of(4 * count * PAGE_BYTES if is_real else 1 << 20, place)
     batches = {direction: pages.batch(direction, PAGE_BYTES, count) for direction in ("H2D", "D2H")}
-    for mover in ("impala", "vllm_dma"):
+    for mover in ("vllm_dma", "impala", "courier"):
         for direction in ("H2D", "D2H", "both ways"):
             names = ("H2D", "D2H") if direction == "both ways" else (direction,)
             try:

@@ -15,7 +15,7 @@ ANSWER_TOKENS = 8
 
 
 def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
-    """Notes in which mode an engine has run, for the sessions to come.
+    """Notes in which mode the stock engine has run, for the sessions to come.
 
     Raises AssertionError where the same prompt gets another answer, or a tier gives nothing back.
     """
@@ -47,7 +47,8 @@ def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
     assert cached[1] > 0, "the prefix cache found nothing"
     if arm != "stock":
         assert cached[2] > 0, "nothing came back from host memory"
-    out.note(mode=[mode.runner, mode.has_graphs, mode.attention])
+    if arm == "stock":
+        out.note(mode=[mode.runner, mode.has_graphs, mode.attention])
 
 
 def _mode(runner: str, has_graphs: bool) -> Mode:
@@ -65,7 +66,7 @@ def _answer(llm: Any, prompt: tuple[int, ...]) -> tuple[list[int], int]:
 
 
 def known_mode(out: Out) -> Mode:
-    """The mode in which an engine last ran here; the usual one where none has been tried."""
+    """The mode in which a stock engine last ran here; the usual one where none has been tried."""
     if device.is_rehearsal():
         return Mode("v1", False)
     runner, has_graphs, attention = out.facts().get("mode", ["v2", True, None])

@@ -34,13 +34,14 @@ ARMS = ("stock", "upstream", "impala")
 
 
 def _smoke(name: str, **arguments: str) -> Step:
-    return Step(f"engine-{name}", "smoke:run", 40, 150, tuple(arguments.items()), rehearses=True, needs_vllm=True)
+    made = tuple(arguments.items())
+    return Step(f"engine-{name}", "smoke:run", 40, 150, made, "libraries", rehearses=True, needs_vllm=True)
 
 
 def _sessions(shape: str, arm: str, needs_s: float, limit_s: float) -> Step:
     arguments = (("shape", shape), ("arm", arm))
     name = f"sessions-{shape}-{arm}"
-    return Step(name, "sessions:run", needs_s, limit_s, arguments, "engine-eager", rehearses=True, needs_vllm=True)
+    return Step(name, "sessions:run", needs_s, limit_s, arguments, "libraries", rehearses=True, needs_vllm=True)
 
 
 STEPS = (
