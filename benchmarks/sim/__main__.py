@@ -35,9 +35,19 @@ from impala_vllm.workload import WorkloadError
 @click.option("--oversubscription", "levels", type=click.FloatRange(min=0.1), multiple=True, default=(4.0,))
 @click.option("--timing", type=click.Choice(list(TIMINGS)), default="cpu-26m", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Other sessions for each.")
+@click.option("--host-share", type=click.FloatRange(min=0), default=0.0, help="Host of so many times HBM.")
+@click.option("--nvme-share", type=click.FloatRange(min=0), default=0.0, help="NVMe likewise; needs host.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
 def main(
-    traces: Path | None, sessions: int, turns: int, levels: tuple[float, ...], timing: str, seeds: int, no_record: bool
+    traces: Path | None,
+    sessions: int,
+    turns: int,
+    levels: tuple[float, ...],
+    timing: str,
+    seeds: int,
+    host_share: float,
+    nvme_share: float,
+    no_record: bool,
 ) -> None:
     """Run the same sessions in the simulator and on vLLM's scheduler, arm by arm."""
     register()
@@ -62,9 +72,11 @@ def main(
         pairs: list[Pair] = []
         for seed, plan in enumerate(by_seed):
             with console.status(f"{level:g}x, seed {seed}"):
-                pairs += validation.compare(bench, plan, level)
+                pairs += validation.compare(bench, plan, level, host_share, nvme_share)
         is_good &= _show(level, pairs, Console())
-        made += _records(f"sim/validation-{level:g}x", pairs, {**params, "oversubscription": level})
+        below = {"host": f"{host_share:g}x HBM", "NVMe": f"{nvme_share:g}x HBM"}
+        name = "sim/validation" + ("-host" if host_share else "") + ("-nvme" if nvme_share else "")
+        made += _records(f"{name}-{level:g}x", pairs, {**params, **below, "oversubscription": level})
     if not no_record:
         console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
     sys.exit(0 if is_good else 1)

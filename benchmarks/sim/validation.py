@@ -4,11 +4,11 @@ The same steps cost the same on both sides, so what differs is how the simulator
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.sim.lowered import workload
 from benchmarks.virtual.__main__ import BLOCK_SIZE, Bench
-from impala_vllm.replay.arms import ARMS
+from impala_vllm.replay.arms import ARMS, Room
 from impala_vllm.replay.measures import mean
 from impala_vllm.replay.plan import Plan
 from impala_vllm.sim import timing
@@ -17,6 +17,9 @@ from impala_vllm.sim.simulation import Arrivals, Setup, run
 
 COUNTERPARTS = {"stock": "stock", "impala": "impala-enforce", "unbounded": "unbounded"}
 """Policies of the simulator, and the arms of a replay that are the same."""
+WITH_HOST = {"stock": "stock-lru", "impala": "impala-host", "unbounded": "unbounded"}
+WITH_NVME = {"stock": "stock-lru-fs", "impala": "impala-tiers", "unbounded": "unbounded"}
+"""vLLM's fs tier evicts what others wait for and reads it again; the simulator's LRU does not, and is quicker."""
 
 TOLERANCE = 0.15
 """Off by at most this share, over the mean of all seeds."""
@@ -45,15 +48,32 @@ class Verdict:
     is_close: bool
 
 
-def compare(bench: Bench, plan: Plan, level: float) -> list[Pair]:
-    """All arms on one plan, HBM for its working set over `level`."""
+def counterparts(host_share: float, nvme_share: float) -> dict[str, str]:
+    """Arms by policy, with tiers of these shares of HBM."""
+    return WITH_NVME if nvme_share else WITH_HOST if host_share else COUNTERPARTS
+
+
+def compare(bench: Bench, plan: Plan, level: float, host_share: float = 0.0, nvme_share: float = 0.0) -> list[Pair]:
+    """All arms on one plan, HBM for its working set over `level`, tiers of so many times HBM; links as the timing's."""
     load = workload(plan, BLOCK_SIZE, bench.vocabulary)
     least = load.longest_tokens() // BLOCK_SIZE + 2
     num_blocks = max(least, round(plan.working_set_tokens() / level / BLOCK_SIZE))
     # vLLM keeps one block of its pool to itself; tasks start within 5 s, as a replay's do.
-    setup = Setup(timing.load(bench.timing.name), (num_blocks - 1) * BLOCK_SIZE, arrivals=Arrivals(spread_s=5.0))
+    engine = timing.load(bench.timing.name)
+    setup = Setup(
+        engine,
+        (num_blocks - 1) * BLOCK_SIZE,
+        host_tokens=round(host_share * num_blocks) * BLOCK_SIZE,
+        nvme_tokens=round(nvme_share * num_blocks) * BLOCK_SIZE,
+        arrivals=Arrivals(spread_s=5.0),
+    )
+    if host_share:
+        assert engine.host_bytes_per_s is not None and engine.nvme_read_bytes_per_s is not None
+        rates = engine.host_bytes_per_s, engine.nvme_read_bytes_per_s
+        room = Room(host_share, nvme_share, *(rate / engine.kv_bytes_per_token for rate in rates))
+        bench = replace(bench, room=room)
     pairs: list[Pair] = []
-    for policy, arm in COUNTERPARTS.items():
+    for policy, arm in counterparts(host_share, nvme_share).items():
         simulated = run(load, setup, KINDS[policy]).measures
         virtual = bench.replay(plan, ARMS[arm], num_blocks)
         pairs.append(

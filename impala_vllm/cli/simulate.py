@@ -34,6 +34,8 @@ DEFAULT_POLICIES = "stock,impala,unbounded"
 )
 @click.option("--replicas", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Servers alike.")
 @click.option("--hbm-tokens", type=click.IntRange(min=1), help="KV room of each replica. Default: the timing's.")
+@click.option("--host-tokens", type=click.IntRange(min=0), default=0, help="KV room in host DRAM of each replica.")
+@click.option("--nvme-tokens", type=click.IntRange(min=0), default=0, help="KV room on NVMe of each replica.")
 @click.option("--sessions", type=click.IntRange(min=1), help="So many tasks of the log, picked by the seed.")
 @click.option(
     "--load",
@@ -58,6 +60,8 @@ def simulate(
     names: str,
     replicas: int,
     hbm_tokens: int | None,
+    host_tokens: int,
+    nvme_tokens: int,
     sessions: int | None,
     level: float | None,
     timing_name: str,
@@ -79,7 +83,8 @@ def simulate(
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         reading = progress.add_task(f"reading {file.name}", total=None)
-        question = ask(load(file, form), Asked(engine, replicas, hbm_tokens, sessions, level, seed))
+        asked = Asked(engine, replicas, host_tokens, nvme_tokens, hbm_tokens, sessions, level, seed)
+        question = ask(load(file, form), asked)
         progress.remove_task(reading)
         outcomes = {kind.name: _run(question, kind, progress, trace) for kind in kinds}
     text = json.dumps(report.document(question, seed, outcomes), indent=2) + "\n"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from impala_vllm.sim.eviction import Lru, Order
+from impala_vllm.sim.loop import Loop
+from impala_vllm.sim.tiers import Room, Tiers
 
 if TYPE_CHECKING:
     from impala_vllm.sim.replica import Replica
@@ -25,6 +27,10 @@ class Policy:
         self.idle: Order = Lru()
         self.held: Iterable[Request] = ()
         """Who waits and is in no plan: policy keeps them back."""
+
+    def tiers(self, loop: Loop, room: Room) -> Tiers:
+        """How what lies below HBM is used. Called once, where there is anything."""
+        return Tiers(loop, room)
 
     def arrive(self, request: "Request", now: float) -> None:
         """`request` is about to wait."""

@@ -25,8 +25,10 @@ class Asked:
 
     timing: Timing
     num_replicas: int = 1
+    host_tokens: int = 0
+    """Of each replica, as all room is."""
+    nvme_tokens: int = 0
     hbm_tokens: int | None = None
-    """Of each replica."""
     num_sessions: int | None = None
     load: float | None = None
     seed: int = 0
@@ -64,6 +66,8 @@ class Question:
         return {
             "replicas": self.setup.num_replicas,
             "hbm_tokens": self.setup.hbm_tokens,
+            "host_tokens": self.setup.host_tokens,
+            "nvme_tokens": self.setup.nvme_tokens,
             "live_tasks": self.num_live,
             "oversubscription": self.oversubscription,
             "max_num_batched_tokens": timing.max_num_batched_tokens,
@@ -76,6 +80,8 @@ class Question:
 
 def ask(turns: Sequence[Turn], asked: Asked) -> Question:
     """Resolve it. Raises WorkloadError or ConfigError with one line."""
+    if asked.nvme_tokens and not asked.host_tokens:
+        raise ConfigError("NVMe is read into host DRAM first; give --host-tokens as well")
     everything, assumed = recorded.workload(turns)
     if asked.hbm_tokens is not None or asked.load is None:
         return _on_given_room(everything, assumed, asked, asked.hbm_tokens or asked.timing.hbm_tokens)
@@ -116,11 +122,13 @@ def _question(
     working_set: int,
     num_cut: int,
 ) -> Question:
-    setup = Setup(asked.timing, hbm_tokens, asked.num_replicas, Arrivals(num_live=num_live))
+    arrivals = Arrivals(num_live=num_live)
+    setup = Setup(asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, arrivals)
     said = [
         f"timing {asked.timing.describe()}",
         f"HBM for {hbm_tokens:,} tokens on each of {asked.num_replicas} replica(s); a session stays on the one it "
         "began on, the one with fewest sessions then",
+        _below(setup),
         _pace(load, setup),
         f"blocks of {load.block_size:,} tokens",
         "tool times as recorded, whoever serves; outputs of the recorded length, part of the next prompt where the "
@@ -132,6 +140,23 @@ def _question(
         said.append(f"{assumed.num_outputs:,} turns without an output length: {assumed.output_tokens} tokens each")
     oversubscription = working_set / (hbm_tokens * asked.num_replicas)
     return Question(load, setup, oversubscription, num_live or len(load.roots()), tuple(said))
+
+
+def _below(setup: Setup) -> str:
+    if not setup.host_tokens:
+        return "nothing below HBM"
+    timing = setup.timing
+    rates = f"{_rate(timing.host_bytes_per_s)} each way"
+    if not setup.nvme_tokens:
+        return f"host DRAM for {setup.host_tokens:,} tokens, {rates}"
+    return (
+        f"host DRAM for {setup.host_tokens:,} tokens, {rates}; NVMe for {setup.nvme_tokens:,}, "
+        f"{_rate(timing.nvme_read_bytes_per_s)} reads and {_rate(timing.nvme_write_bytes_per_s)} writes"
+    )
+
+
+def _rate(bytes_per_s: float | None) -> str:
+    return "no time" if bytes_per_s is None else f"{bytes_per_s / 1e9:.3g} GB/s"
 
 
 def _pace(load: Workload, setup: Setup) -> str:

@@ -13,10 +13,14 @@ from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.pool import Pool
 from impala_vllm.sim.request import Request
+from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Timing
 
 IDLE_S, IDLE_SHARE = 0.01, 0.02
 """Nothing runs and nobody may start: asked again after so long, or in this share of what policy plans ahead."""
+
+LOADING_S = 1.0
+"""The same where only a load can change anything: its end wakes the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Shape:
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    below: Room | None = None
+    """None: HBM alone."""
 
 
 class Step(NamedTuple):
@@ -52,10 +58,17 @@ class Replica:
         """In order of arrival, preempted ones apart."""
         self.preempted: dict[Request, None] = {}
         """The last one first in line."""
+        self.loading: dict[Request, None] = {}
+        """They have blocks, and wait for what a tier below brings into them."""
+        self.loaded: dict[Request, None] = {}
+        """Theirs is there; they go before all that wait."""
         self.stuck: Request | None = None
-        """Who was tried in the last step and found no room."""
+        """Who was tried in the last step and found no room, be it for the rest of a prompt that is loaded in part."""
         self.policy = policy(self)
         self.pool = Pool(shape.num_blocks, self.policy.idle)
+        self.tiers = self.policy.tiers(loop, shape.below) if shape.below is not None else None
+        if self.tiers is not None:
+            self.tiers.on_arrival = self._wake
         self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
         self.busy_s = 0.0
         self.on_step: Callable[[Step], None] | None = None
@@ -64,31 +77,55 @@ class Replica:
         self._computed = computed
         self._leap: _Leap | None = None
         self._is_awake = False
+        self._num_naps = 0
+        self._full: dict[Request, int] = {}
+        """Requests of the step at hand with the number of full blocks they had before it."""
         self._has_preempted = False
         """In the step at hand: then nobody is placed."""
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.running) + len(self.waiting) + len(self.preempted)
+        return len(self.running) + len(self.waiting) + len(self.preempted) + len(self.loading) + len(self.loaded)
+
+    def promised_blocks(self) -> int:
+        """Blocks that prefills under way still have to take."""
+        size = self.shape.block_size
+        under_way = [r for r in (*self.running, *self.loading, *self.loaded) if r.is_prefilling]
+        return sum(max(0, -(-r.num_tokens // size) - len(r.blocks)) for r in under_way)
 
     def arrive(self, request: Request) -> None:
         """Take a request; it waits until the step that runs is over."""
         now = self._loop.now
         self.policy.arrive(request, now)
         self.waiting[request] = None
+        self._wake()
+
+    def _wake(self) -> None:
+        """Something has changed: plan as soon as the step that runs is over."""
+        now = self._loop.now
         if not self._is_awake:
-            self._is_awake = True
-            self._loop.at(now, self._step)
+            self._is_awake = self.num_unfinished > 0
+            if self._is_awake:
+                self._num_naps += 1
+                self._loop.at(now, partial(self._step, self._num_naps))
         elif self._leap is not None and self._leap.cut(now):
             self._loop.at(self._leap.end_s, partial(self._land, self._leap, self._leap.num_steps))
 
-    def _step(self) -> None:
+    def _step(self, nap: int | None = None) -> None:
+        """Schedule. `nap`: only if nobody has woken the replica since."""
+        if nap is not None and nap != self._num_naps:
+            return
+        self._is_awake = True
         now = self._loop.now
         scheduled = self._schedule(now)
         if not scheduled:
-            self._is_awake = self.num_unfinished > 0
-            if self._is_awake:
-                self._loop.at(now + max(IDLE_S, IDLE_SHARE * (self.policy.replan_s or 0.0)), self._step)
+            self._is_awake = False
+            self._num_naps += 1
+            if self.num_unfinished:
+                nap_s = max(IDLE_S, IDLE_SHARE * (self.policy.replan_s or 0.0))
+                if self.policy.replan_s is None and self.tiers is not None:
+                    nap_s = LOADING_S
+                self._loop.at(now + nap_s, partial(self._step, self._num_naps))
             return
         prompts = [(n, r.num_computed) for r, n in scheduled if n > 1 or r.num_computed < r.prompt_tokens]
         num_decoding = len(scheduled) - len(prompts)
@@ -139,25 +176,59 @@ class Replica:
 
     def _place(self, plan: Iterable[Request], budget: int, scheduled: list[tuple[Request, int]], now: float) -> None:
         """Let those start who fit with their whole prompt, one after the other until one does not."""
-        size = self.shape.block_size
-        for request in plan:
+        size, pool = self.shape.block_size, self.pool
+        for request in (*self.loaded, *plan):
             if budget <= 0 or len(self.running) >= self.shape.max_num_seqs:
                 return
-            self.stuck = request
-            hits = self.pool.find(request.keys, (request.num_tokens - 1) // size)
-            missing = -(-request.num_tokens // size) - len(hits)
-            if missing + self.pool.num_idle_of(hits) > self.pool.num_free:
-                return
-            self.stuck = None
-            self.pool.touch(hits)
-            request.blocks = hits
-            request.num_computed = len(hits) * size
-            self._leave_queue(request, now)
+            if request not in self.loaded:
+                self.stuck = request
+                limit = (request.num_tokens - 1) // size
+                hits = pool.find(request.keys, limit)
+                further = self.tiers.reach(request, len(hits), limit) if self.tiers is not None else 0
+                if further is None:
+                    self.stuck = None
+                    continue  # what it waits for is on its way into host
+                missing, idle = -(-request.num_tokens // size) - len(hits), pool.num_idle_of(hits)
+                if missing + idle > pool.num_free:
+                    return
+                if further and further + idle > pool.num_free - self.promised_blocks():
+                    return
+                self.stuck = None
+                pool.touch(hits)
+                request.blocks = hits
+                request.num_computed = len(hits) * size
+                if further:
+                    self._load(request, further, now)
+                    continue
+                self._leave_queue(request, now)
+            if self.tiers is not None:
+                self._full[request] = 0  # what it found counts as well: host may have lost it
             count = min(request.num_tokens - request.num_computed, budget)
-            self._grow(request, count)
+            if not self._grow(request, count):
+                self.stuck = request
+                return
+            self.loaded.pop(request, None)
             self.running.append(request)
             scheduled.append((request, count))
             budget -= count
+
+    def _load(self, request: Request, count: int, now: float) -> None:
+        """Give the request its next `count` blocks and have a tier below fill them."""
+        assert self.tiers is not None
+        size, start = self.shape.block_size, len(request.blocks)
+        request.blocks += self.pool.take(count)
+        request.num_computed += count * size
+        self._leave_queue(request, now)
+        self.loading[request] = None
+        keys = request.keys[start : start + count]
+
+        def done() -> None:
+            self.pool.cache(request.blocks[start:], keys)
+            del self.loading[request]
+            self.loaded[request] = None
+            self._wake()
+
+        self.tiers.load(request, keys, done)
 
     def _leave_queue(self, request: Request, now: float) -> None:
         self.policy.placed(request, now)
@@ -180,6 +251,8 @@ class Replica:
                 return False
             request.blocks += self.pool.take(missing)
         first, last = request.num_computed // size, done // size
+        if self.tiers is not None:
+            self._full.setdefault(request, first)
         if first < last:
             keys = request.keys[first:last]
             self.pool.cache(request.blocks[first:last], keys)
@@ -217,6 +290,8 @@ class Replica:
         self.policy.stepped(step_s, prefill, context / prefill if prefill else 0.0, 1)
         for request, count in scheduled:
             request.num_computed += count
+        self._offload()
+        for request, _ in scheduled:
             if request.num_computed == request.num_tokens:
                 self._sampled(request, 1, now)
         self._step()
@@ -236,9 +311,21 @@ class Replica:
                 has_room = self._grow(request, num_steps - 1)
                 assert has_room, "a leap is no longer than there is room for"
                 request.num_computed += num_steps - 1
+        self._offload()
         for request in landed:
             self._sampled(request, num_steps, now)
         self._step()
+
+    def _offload(self) -> None:
+        """Tell the tiers of blocks that are full since the step before."""
+        if self.tiers is None:
+            return
+        size = self.shape.block_size
+        for request, first in self._full.items():
+            keys = request.keys[first : request.num_computed // size]
+            if keys:
+                self.tiers.computed(request, keys)
+        self._full.clear()
 
     def _sampled(self, request: Request, count: int, now: float) -> None:
         request.num_output += count
@@ -248,6 +335,8 @@ class Replica:
         if request.output_left == 0:
             self.running.remove(request)
             self._release(request)
+            if self.tiers is not None:
+                self.tiers.finished(request)
             self.policy.finish(request, now)
             request.on_done(request)
 

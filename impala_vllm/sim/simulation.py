@@ -12,6 +12,7 @@ from impala_vllm.sim.policies import Kind
 from impala_vllm.sim.replica import Replica, Shape, Step
 from impala_vllm.sim.router import Sticky
 from impala_vllm.sim.sessions import Session, Workload
+from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Timing
 
 
@@ -48,6 +49,10 @@ class Setup:
     hbm_tokens: int
     """Of each replica."""
     num_replicas: int = 1
+    host_tokens: int = 0
+    """Below HBM, of each replica; 0: no such tier."""
+    nvme_tokens: int = 0
+    """Below host."""
     arrivals: Arrivals = Arrivals()
 
 
@@ -77,7 +82,8 @@ def run(
     num_blocks = setup.hbm_tokens // size
     if kind.is_unbounded:
         num_blocks = sum(-(-t.num_tokens // size) for t in workload.turns())
-    shape = Shape(num_blocks, size, setup.timing.max_num_seqs, setup.timing.max_num_batched_tokens)
+    timing, below = setup.timing, None if kind.is_unbounded else _below(setup, size)
+    shape = Shape(num_blocks, size, timing.max_num_seqs, timing.max_num_batched_tokens, below)
     loop = Loop()
     computed: set[int] = set()
     replicas = [Replica(loop, setup.timing, shape, kind.make, computed) for _ in range(setup.num_replicas)]
@@ -89,9 +95,10 @@ def run(
     client.on_served = on_served
     setup.arrivals.play(client, workload)
     loop.run()
+    bytes_moved = sum(r.tiers.bytes_moved for r in replicas if r.tiers is not None)
     assert len(client.served) == workload.num_turns(), "every turn is served"
     return Outcome(
-        measure(client.served, sum(r.recomputed_tokens for r in replicas)),
+        measure(client.served, sum(r.recomputed_tokens for r in replicas), bytes_moved),
         tuple(client.served),
         sum(r.computed_tokens for r in replicas),
         sum(r.num_preemptions for r in replicas),
@@ -106,3 +113,17 @@ def choose(workload: Workload, num_sessions: int | None, seed: int) -> Workload:
     if workload.has_one_clock:
         chosen.sort(key=lambda r: r.arrival_s)
     return workload.only(chosen)
+
+
+def _below(setup: Setup, block_size: int) -> Room | None:
+    if setup.host_tokens < block_size:
+        return None
+    timing = setup.timing
+    return Room(
+        setup.host_tokens // block_size,
+        setup.nvme_tokens // block_size,
+        timing.kv_bytes_per_token * block_size,
+        timing.host_bytes_per_s,
+        timing.nvme_read_bytes_per_s,
+        timing.nvme_write_bytes_per_s,
+    )

@@ -46,6 +46,10 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_bytes_per_token: int
     hbm_tokens: int
     """Room for KV."""
+    host_bytes_per_s: float | None = None
+    """Between host and HBM, each way; None: infinitely fast."""
+    nvme_read_bytes_per_s: float | None = None
+    nvme_write_bytes_per_s: float | None = None
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 128
 
@@ -94,7 +98,8 @@ def _parse(text: str, where: str) -> Timing:
         value = getattr(timing, field)
         if isinstance(value, int | float) and not 0 <= value < float("inf"):
             raise ConfigError(f"{where}: {field} must be 0 or more, not {value!r}")
-    for field in ("fixed_s", "prefill_s_per_token", "hbm_tokens", "max_num_batched_tokens", "max_num_seqs"):
-        if not getattr(timing, field):
+    links = ("host_bytes_per_s", "nvme_read_bytes_per_s", "nvme_write_bytes_per_s")
+    for field in (*links, "fixed_s", "prefill_s_per_token", "hbm_tokens", "max_num_batched_tokens", "max_num_seqs"):
+        if getattr(timing, field) == 0:
             raise ConfigError(f"{where}: {field} must be above 0")
     return timing

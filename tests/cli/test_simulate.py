@@ -9,7 +9,7 @@ from impala_vllm.cli.main import main
 from impala_vllm.sim.policies import KINDS
 
 SESSIONS = Path(__file__).parents[1] / "data" / "sessions.weka.jsonl.zst"
-SMALL = ("--sessions", "6", "--load", "2")
+SMALL = ("--sessions", "4", "--load", "2")
 FIGURES = {
     "stall_mean_s", "stall_p95_s", "jct_mean_s", "jct_p50_s", "jct_p95_s", "makespan_s", "tasks_per_hour", "hit_ratio",
     "recomputed_tokens", "resume_ttft_p50_s", "resume_ttft_p95_s", "bytes_moved", "max_hold_s",
@@ -31,7 +31,7 @@ def test_the_json_is_that_of_the_contract_and_the_same_twice(tmp_path, capsys):
     assert set(found) == {"workload", "config", "policies"}
     assert list(found["policies"]) == ["stock", "impala", "unbounded"]
     assert all(set(figures) >= FIGURES for figures in found["policies"].values())
-    assert found["workload"]["tasks"] == 6
+    assert found["workload"]["tasks"] == 4
     assert found["config"]["assumptions"]
     assert found["policies"]["unbounded"]["recomputed_tokens"] == 0
     assert sorted(tmp_path.iterdir()) == [first, second]
@@ -55,6 +55,16 @@ def test_all_policies_serve_the_same_turns(tmp_path, capsys):
     assert list(json.loads(out.read_text())["policies"]) == list(KINDS)
 
 
+def test_tiers_move_bytes_and_save_computing(tmp_path, capsys):
+    found = {}
+    for tokens in ("0", "4000000"):
+        out = tmp_path / f"{tokens}.json"
+        assert run(SESSIONS, *SMALL, "--host-tokens", tokens, "--policies", "stock", "--json", out) == 0
+        found[tokens] = json.loads(out.read_text())["policies"]["stock"]
+    assert found["0"]["bytes_moved"] == 0 < found["4000000"]["bytes_moved"]
+    assert found["0"]["recomputed_tokens"] > found["4000000"]["recomputed_tokens"]
+
+
 def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
     out, figures = tmp_path / "trace.json", tmp_path / "f.json"
     assert run(SESSIONS, *SMALL, "--policies", "stock,impala", "--chrome-trace", out, "--json", figures) == 0
@@ -75,6 +85,8 @@ def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
         ([SESSIONS, "--load", "inf"], "--load"),
         ([SESSIONS, "--replicas", "0"], "--replicas"),
         ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
+        ([SESSIONS, "--host-tokens", "-1"], "--host-tokens"),
+        ([SESSIONS, "--nvme-tokens", "1000000"], "--host-tokens"),
         ([SESSIONS, "--policies", "best"], "choose from"),
         ([SESSIONS, "--timing", "abacus"], "abacus"),
         ([SESSIONS, "--json", "no-such-folder/out.json"], "cannot write there"),

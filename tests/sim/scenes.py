@@ -9,6 +9,7 @@ from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.replica import Replica, Shape
 from impala_vllm.sim.sessions import Session, Turn, Workload
+from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Source, Timing
 
 BLOCK = 4
@@ -74,9 +75,10 @@ class Scene:
         policy: Callable[[Replica], Policy] = Policy,
         timing: Timing = TIMING,
         max_num_seqs: int | None = None,
+        below: Room | None = None,
     ) -> None:
         self.loop = Loop()
-        shape = Shape(num_blocks, BLOCK, max_num_seqs or timing.max_num_seqs, timing.max_num_batched_tokens)
+        shape = Shape(num_blocks, BLOCK, max_num_seqs or timing.max_num_seqs, timing.max_num_batched_tokens, below)
         self.replica = Replica(self.loop, timing, shape, policy, set())
         self.client = Client(self.loop, load, self.replica.arrive)
         self.load = load

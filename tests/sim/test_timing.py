@@ -50,7 +50,7 @@ def test_a_figure_that_cannot_be_is_refused(tmp_path, field, value):
     text = "\n".join(
         f"{key}: {value if key == field else getattr(TIMING, key)}"
         for key in TIMING.__struct_fields__
-        if key != "source"
+        if key != "source" and getattr(TIMING, key) is not None
     )
     path = tmp_path / "t.yaml"
     path.write_text(f"{text}\nsource: derived\n")

@@ -4,6 +4,7 @@ The same bounds on how many are judged again each step, because they too decide 
 """
 
 import math
+from collections.abc import Callable
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -16,6 +17,7 @@ from impala_vllm.core.types import RequestId, TraceId
 from impala_vllm.sim.request import Request
 
 if TYPE_CHECKING:
+    from impala_vllm.sim.policies.impala_tiers import Reach
     from impala_vllm.sim.replica import Replica
 
 Entry: TypeAlias = tuple[Key, Request, Asking]
@@ -29,12 +31,13 @@ PRICED_TOKENS, PRICE_TOLERANCE = 2048, 0.1
 class Seen:
     """What policy remembers of an unfinished request."""
 
-    __slots__ = ("arrived_s", "entry", "late_s", "reach_blocks", "trace_id", "was_preempted")
+    __slots__ = ("arrived_s", "entry", "has_begun", "late_s", "reach_blocks", "stem", "trace_id", "was_preempted")
 
     def __init__(self, trace_id: TraceId, arrived_s: float) -> None:
         self.trace_id = trace_id
         self.arrived_s = arrived_s
-        self.reach_blocks = 0
+        self.reach_blocks = self.stem = 0
+        self.has_begun = False
         self.entry: Entry | None = None
         self.was_preempted = False
         self.late_s = 0.0
@@ -57,13 +60,16 @@ class Asks:
         cost: StepCost,
         lengths: OutputLengths,
         config: RankConfig,
+        reach: "Callable[[Request, int], Reach] | None",
     ) -> None:
+        """`reach`: how far a turn gets with what lies below HBM; None: nothing does."""
         self._replica = replica
         self._size = replica.shape.block_size
         self._seen = seen
         self._cost = cost
         self._lengths = lengths
         self._config = config
+        self._rank_reach = reach
         self._order: list[Request] = []
         self._turn = 0
         self._price_s = 0.0
@@ -114,14 +120,18 @@ class Asks:
         reach = self._reach(request, seen)
         expected = self._lengths.expect(seen.trace_id, request.turn.output_limit)
         needed = -int(-(request.num_tokens + expected - request.num_output) // self._size)
+        reach_tokens, load_s = reach * self._size, 0.0
+        if self._rank_reach is not None:
+            reach_tokens, load_s = self._rank_reach(request, reach)
         turn = Waiting(
             RequestId(request.request_id),
             seen.trace_id,
             seen.arrived_s,
             request.num_tokens,
-            reach * self._size,
+            reach_tokens,
             expected,
             preempted=request.is_preempted,
+            load_s=load_s,
         )
         return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
 

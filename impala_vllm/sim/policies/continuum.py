@@ -62,9 +62,10 @@ class Continuum(Policy):
             if self._until_s[name] <= now and name not in waiting:
                 self._unpin(name)
         order = sorted((*self.replica.preempted, *self.replica.waiting), key=self._place)
-        if order and not self.replica.running and self.replica.stuck is not None:
-            # Nothing runs and the first finds no room: whoever came last gives up its pin.
-            others = [p for p in self.programs if p.name in self.pins and p.name != order[0].session.session_id]
+        stuck = self.replica.stuck
+        if stuck is not None and not self.replica.running:
+            # Nothing runs and somebody finds no room: whoever came last gives up its pin.
+            others = [p for p in self.programs if p.name in self.pins and p.name != stuck.session.session_id]
             if others:
                 self._unpin(max(others, key=lambda p: p.arrived_s).name)
         return order

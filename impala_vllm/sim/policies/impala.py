@@ -13,12 +13,16 @@ from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.identity import Identity
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
+from impala_vllm.core.planner import NOTHING, Planner
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.types import Arrival, Finish, RequestId, TraceId
 from impala_vllm.sim.eviction import ByTrace
+from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policies.asks import Asks, Seen
+from impala_vllm.sim.policies.impala_tiers import ImpalaTiers, Reach
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.request import Request
+from impala_vllm.sim.tiers import Room, Tiers
 
 if TYPE_CHECKING:
     from impala_vllm.sim.replica import Replica
@@ -45,16 +49,29 @@ class Impala(Policy):
         self.cost = StepCost(config.cost)
         self.lengths = OutputLengths()
         self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
-        self.idle_kv = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention))
+        below, size = replica.shape.below, replica.shape.block_size
+        self._planner = None
+        if below is not None:
+            self._planner = Planner(self.gaps, self.cost, below.block_bytes / size, config.planner)
+        self.idle_kv = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), self._planner)
+        self.below: ImpalaTiers | None = None
         self.identity = Identity(config.identity)
         self.identity.on_forget = self._forget
         self.order = self.idle = ByTrace(self.idle_kv.cheapest_first)  # type: ignore[arg-type]  # a TraceId is a str
         self._seen: dict[Request, Seen] = {}
         self._known: set[TraceId] = set()
         self._open_of: dict[TraceId, int] = {}
+        self._queued_of: dict[TraceId, int] = {}
         self._tokens_of: dict[TraceId, int] = {}
         self._refreshed_s = self._round_s = 0.0
-        self._asks = Asks(replica, self._seen, self.cost, self.lengths, config.rank)
+        reach = self._rank_reach if below is not None else None
+        self._asks = Asks(replica, self._seen, self.cost, self.lengths, config.rank, reach)
+
+    def tiers(self, loop: Loop, room: Room) -> Tiers:
+        assert self._planner is not None
+        size = self.replica.shape.block_size
+        self.below = ImpalaTiers(loop, room, size, self._planner, self.cost, self.idle_kv)
+        return self.below
 
     def arrive(self, request: Request, now: float) -> None:
         turn = request.turn
@@ -64,27 +81,39 @@ class Impala(Policy):
         self._seen[request] = Seen(trace_id, now)
         self._known.add(trace_id)
         self.gaps.resume(trace_id, now)
-        self._open_of[trace_id] = self._open_of.get(trace_id, 0) + 1
+        for count in (self._open_of, self._queued_of):
+            count[trace_id] = count.get(trace_id, 0) + 1
         self._tokens_of.setdefault(trace_id, turn.prompt_tokens)
         self.order.changed[trace_id] = None
+        trace = self.identity.traces.get(trace_id)
+        if self.below is not None and trace is not None:
+            self.below.arrive(request, trace, self.identity.shared_depth(name))
+
+    def placed(self, request: Request, now: float) -> None:
+        seen = self._seen[request]
+        if not seen.has_begun:
+            seen.has_begun = True
+            _less(self._queued_of, seen.trace_id)
+            if self.below is not None:
+                self.below.changed[seen.trace_id] = None
 
     def finish(self, request: Request, now: float) -> None:
         turn, seen = request.turn, self._seen.pop(request)
         self.identity.finish(Finish(RequestId(request.request_id), turn.keys, turn.num_tokens, turn.outcome), now)
         trace_id = seen.trace_id if seen.trace_id in self._known else None
         self.lengths.observe(trace_id, request.num_output)
-        if trace_id is None:
-            return
-        left = self._open_of.pop(trace_id, 1) - 1
-        if left:
-            self._open_of[trace_id] = left
-        else:
-            self.gaps.finish(trace_id, now, f"tool:{turn.tool}" if turn.tool else turn.outcome.value)
-        self._tokens_of[trace_id] = turn.num_tokens
-        self.order.changed[trace_id] = None
+        if trace_id is not None:
+            if _less(self._open_of, trace_id):
+                self.gaps.finish(trace_id, now, f"tool:{turn.tool}" if turn.tool else turn.outcome.value)
+            self._tokens_of[trace_id] = turn.num_tokens
+            self.order.changed[trace_id] = None
+        if self.below is not None:
+            self.below.ended(request, self.identity.traces.get(trace_id), seen.stem, turn.outcome)
 
     def owner(self, request: Request) -> tuple[str | None, int]:
-        return self._seen[request].trace_id, self.identity.shared_depth(RequestId(request.request_id))
+        seen = self._seen[request]
+        seen.stem = self.identity.shared_depth(RequestId(request.request_id))
+        return seen.trace_id, seen.stem
 
     def trace_of(self, request: Request) -> TraceId:
         """Whose turn an open request was taken for."""
@@ -96,6 +125,8 @@ class Impala(Policy):
             self.gaps.refresh(now)
             self._refreshed_s = now
         self._judge_idle(now)
+        if self.below is not None:
+            self.below.recall()
         self.held = ()
         if not self.replica.waiting and not self.replica.preempted:
             return ()
@@ -111,14 +142,23 @@ class Impala(Policy):
             self.cost.observe(step_s, prefill, context)
 
     def _judge_idle(self, now: float) -> None:
-        order = self.order
-        for name in order.changed:
+        order, changed = self.order, self.order.changed
+        if self.below is not None and self.below.changed:
+            changed = changed | self.below.changed
+            self.below.changed.clear()
+        for name in changed:
             trace_id = TraceId(name)
             is_open = trace_id in self._open_of
             if is_open:
                 order.spare(trace_id)
-            num_tokens = self._tokens_of.get(trace_id, 0)
-            self.idle_kv.update(trace_id, order.num_claimed(trace_id), num_tokens, is_open, now)
+            num_blocks, num_tokens = order.num_claimed(trace_id), self._tokens_of.get(trace_id, 0)
+            below = NOTHING
+            if self.below is not None:
+                below = self.below.below(trace_id)
+                if not is_open and not num_blocks:
+                    self.below.expect(trace_id, below)
+            runs = is_open and trace_id not in self._queued_of
+            self.idle_kv.update(trace_id, num_blocks, num_tokens, is_open, now, below, runs)
         order.changed.clear()
         if self.replica.waiting or self.replica.preempted:
             self.idle_kv.refresh(now)
@@ -130,19 +170,38 @@ class Impala(Policy):
         requests, asks = self._asks.ranked(now)
         longest = max(a.turn.prompt_tokens for a in asks)
         self.replan_s = max(REPLAN_S, REPLAN_SHARE * self.cost.prefill_s(longest))
-        pool = self.replica.pool
+        pool, num_free, num_running = self.replica.pool, self.replica.pool.num_free, len(self.replica.running)
+        if self.below is not None:
+            asks = self.below.choose(requests, asks)
+            # Loads hold only what they load; the rest of their prompts is promised room.
+            num_free -= self.replica.promised_blocks()
+            num_running += len(self.replica.loading) + len(self.replica.loaded)
         room = sum(a.new_blocks + a.own_idle_blocks for a in asks)
         is_enough = room <= pool.num_blank + self.order.num_unclaimed
         kept = 0 if is_enough else self.idle_kv.kept_blocks
-        plan = self.admission.plan(asks, kept, pool.num_free, len(self.replica.running), now)
+        plan = self.admission.plan(asks, kept, num_free, num_running, now)
         admitted = {a.turn.request_id for a in plan.admitted}
-        self.held = [r for r in requests if r.request_id not in admitted] if plan.num_held else ()
+        self.held = [r for r in requests if r.request_id not in admitted]
         return [r for r in requests if r.request_id in admitted]
+
+    def _rank_reach(self, request: Request, hbm_blocks: int) -> Reach:
+        assert self.below is not None
+        return self.below.rank_reach(request, hbm_blocks)
 
     def _forget(self, trace_id: TraceId) -> None:
         self._known.discard(trace_id)
-        self._open_of.pop(trace_id, None)
-        self._tokens_of.pop(trace_id, None)
+        for count in (self._open_of, self._queued_of, self._tokens_of):
+            count.pop(trace_id, None)
+        if self.below is not None:
+            self.below.forget(trace_id)
         self.gaps.forget(trace_id)
         self.lengths.forget(trace_id)
         self.order.release(trace_id)
+
+
+def _less(counts: dict[TraceId, int], trace_id: TraceId) -> bool:
+    """Count one less. True: that was the last."""
+    left = counts.pop(trace_id, 1) - 1
+    if left:
+        counts[trace_id] = left
+    return not left

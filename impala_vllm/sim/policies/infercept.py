@@ -46,9 +46,10 @@ class InferCept(Policy):
             if self.preserve(program, now) > self.discard(program, others):
                 self.pins.unpin(program.name)
         order = sorted((*self.replica.preempted, *self.replica.waiting), key=lambda r: self.programs.of(r).arrived_s)
-        if order and not self.replica.running and self.replica.stuck is not None:
-            # Nothing runs and the first finds no room: what wastes most goes, and then what waits itself.
-            holders = [p for p in self.programs if p.name in self.pins and p.name != order[0].session.session_id]
+        stuck = self.replica.stuck
+        if stuck is not None and not self.replica.running:
+            # Nothing runs and somebody finds no room: what wastes most goes, and then what waits itself.
+            holders = [p for p in self.programs if p.name in self.pins and p.name != stuck.session.session_id]
             if holders:
                 self.pins.unpin(max(holders, key=lambda p: (self.preserve(p, now), p.arrived_s)).name)
         return order

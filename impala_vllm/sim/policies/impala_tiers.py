@@ -1,0 +1,332 @@
+"""Tiers steered by trace: core's chains and planner over simulated links, as `adapters/vllm/tiers` over real ones.
+
+Host is written through, the cheapest trace's blocks go first; NVMe gets what its gate lets pass; a waiting turn loads
+or computes, what is sooner; what a silent trace will ask for is recalled in time.
+"""
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from impala_vllm.core.admission import Asking
+from impala_vllm.core.chains import Chains
+from impala_vllm.core.cost import StepCost
+from impala_vllm.core.idle import IdleKv
+from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner
+from impala_vllm.core.traces import Trace
+from impala_vllm.core.types import Outcome, TraceId
+from impala_vllm.sim.loop import Loop
+from impala_vllm.sim.request import Request
+from impala_vllm.sim.tiers import Room, Tiers
+
+# As in the adapter.
+MAX_CHOSEN = 8
+WINDOW_S = 0.5
+LATE_S, LATE_FACTOR = 1.0, 4.0
+RECALL_EVERY_S = 0.05
+MAX_RECALLS = 8
+
+
+class Reach(NamedTuple):
+    """What a waiting turn need not compute."""
+
+    tokens: int
+    load_s: float
+
+
+@dataclass(slots=True)
+class _Turn:
+    trace_id: TraceId
+    keys: Sequence[int]
+    writes: bool
+    hbm_tokens: int = 0
+    ahead: Ahead = NOBODY
+    awaited_blocks: int = 0
+    nvme_tokens: int = 0
+    skips_nvme: bool = False
+
+
+class ImpalaTiers(Tiers):
+    """Keys are numbers here, which core's chains take for the hashes an engine would give them."""
+
+    def __init__(self, loop: Loop, room: Room, block_size: int, planner: Planner, cost: StepCost, idle: IdleKv) -> None:
+        super().__init__(loop, room)
+        self.changed: dict[TraceId, None] = {}
+        """Traces whose blocks below HBM came or went; the reader clears it."""
+        self._loop = loop
+        self._size = block_size
+        self._planner = planner
+        self._cost = cost
+        self._host_pays = True
+        self._host_chains: Any = Chains(room.host_blocks, idle.by_worth_in_host)
+        self._nvme_chains: Any = Chains(room.nvme_blocks, idle.by_worth_in_nvme)
+        self._turns: dict[Request, _Turn] = {}
+        self._keys: dict[TraceId, Sequence[int]] = {}
+        self._late_s: dict[int, float] = {}
+        """By block that NVMe is read for: when nobody waits for it any more."""
+        self._due: list[tuple[float, int, TraceId]] = []
+        self._expected: set[TraceId] = set()
+        self._num_due = 0
+        self._looked_s = 0.0
+
+    def arrive(self, request: Request, trace: Trace, stem: int) -> None:
+        """A turn of `trace` is about to wait; others share its first `stem` blocks."""
+        if trace.num_turns == 2 and trace.last_outcome is not None:
+            self._planner.resumed(trace.opening, trace.last_outcome)
+        keys = request.keys[: request.prompt_tokens // self._size]
+        writes = self._planner.writes(trace.num_turns, trace.opening)
+        turn = self._turns[request] = _Turn(trace.trace_id, keys, writes)
+        self._use(turn, stem)
+
+    def ended(self, request: Request, trace: Trace | None, stem: int, outcome: Outcome) -> None:
+        """The turn is done. None: its trace was forgotten meanwhile."""
+        turn = self._turns.pop(request)
+        if trace is None:
+            return
+        turn.writes = self._planner.ended(trace.num_turns, trace.opening, outcome, turn.writes)
+        turn.keys = request.keys[: (request.turn.num_tokens - 1) // self._size]
+        self._use(turn, stem)
+
+    def forget(self, trace_id: TraceId) -> None:
+        """The trace left the table."""
+        self._host_chains.release(trace_id)
+        self._nvme_chains.release(trace_id)
+        if self._keys.pop(trace_id, None) is not None:
+            self.changed[trace_id] = None
+
+    def rank_reach(self, request: Request, hbm_blocks: int) -> Reach:
+        """How far the waiting turn gets without computing; decides what it waits for."""
+        turn = self._turns[request]
+        turn.hbm_tokens = hbm_blocks * self._size
+        return self._choose(turn, request.num_tokens)
+
+    def choose(self, requests: Sequence[Request], asks: Sequence[Asking]) -> list[Asking]:
+        """Start reads from NVMe for waiting turns, best first. Returns those that may run now."""
+        self._host_pays = self._planner.host_pays()
+        if not self.room.nvme_blocks:
+            return list(asks)
+        ready: list[Asking] = []
+        before: set[TraceId] = set()
+        ahead = NOBODY
+        for index, (request, ask) in enumerate(zip(requests, asks, strict=True)):
+            turn = self._turns[request]
+            turn.ahead = ahead
+            if index < MAX_CHOSEN:
+                self._choose(turn, ask.turn.prompt_tokens)
+            if self._is_ready(turn, before):
+                ready.append(ask)
+            before.add(turn.trace_id)
+            compute_s = self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
+            ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
+        return ready
+
+    def below(self, trace_id: TraceId) -> Below:
+        """What lies below HBM of the trace's newest turn."""
+        return self._below(self._keys.get(trace_id, ()), 0)
+
+    def expect(self, trace_id: TraceId, below: Below) -> None:
+        """The trace is silent and HBM has nothing of it: a recall may be due some time."""
+        if below.backed_tokens > below.host_tokens and trace_id not in self._expected:
+            due_s = self._planner.recall_due_s(trace_id, 0, self._loop.now)
+            if due_s is not None:
+                self._wait_until(due_s, trace_id)
+
+    def recall(self) -> None:
+        """Start what is due to be in host before its trace is back."""
+        now = self._loop.now
+        if now - self._looked_s < RECALL_EVERY_S:
+            return
+        self._looked_s = now
+        for _ in range(MAX_RECALLS):
+            if not self._due or self._due[0][0] > now or self._planner.nvme.wait_s() > WINDOW_S:
+                return
+            trace_id = heapq.heappop(self._due)[2]
+            self._expected.discard(trace_id)
+            keys = self._keys.get(trace_id, ())
+            behind = keys[_leading(keys, self.host.__contains__) :]
+            due_s = self._planner.recall_due_s(trace_id, len(behind) * self.room.block_bytes, now)
+            if due_s is None or not behind:
+                continue
+            if due_s > now + RECALL_EVERY_S:
+                self._wait_until(due_s, trace_id)
+            else:
+                self._read_in(behind[: _leading(behind, self.nvme.is_ready)], trace_id)
+
+    def reach(self, request: Request, num_hits: int, limit: int) -> int | None:
+        if not self._host_pays:
+            return 0
+        behind = num_hits
+        while behind < limit and self.host.is_ready(request.keys[behind]):
+            behind += 1
+        turn = self._turns[request]
+        late_s = self._late_s.get(request.keys[behind]) if behind < limit else None
+        if late_s is not None and behind < turn.awaited_blocks and self._loop.now <= late_s:
+            return None
+        return behind - num_hits
+
+    def load(self, request: Request, keys: Sequence[int], done: Callable[[], None]) -> None:
+        num_bytes = len(keys) * self.room.block_bytes
+        self._planner.host.queued_bytes += num_bytes
+        self.host.pin(keys)
+
+        def loaded(took_s: float) -> None:
+            self._planner.host.queued_bytes -= num_bytes
+            self._planner.host.observe(num_bytes, took_s)
+            self.host.unpin(keys)
+            done()
+
+        self.loads.send(num_bytes, loaded)
+
+    def computed(self, request: Request, keys: Sequence[int]) -> None:
+        turn = self._turns[request]
+        fresh = [k for k in dict.fromkeys(keys) if k not in self.host]
+        self._make_room(len(fresh) - self.host.num_free, set(keys), (turn.trace_id,))
+        fitting = self.host.reserve(fresh[: self.host.num_free])
+        if not fitting:
+            return
+
+        def stored(_: float) -> None:
+            self.host.commit(fitting)
+            self._host_chains.add(fitting, turn.trace_id)
+            self.changed[turn.trace_id] = None
+            if turn.writes:
+                self._write(fitting, turn.trace_id)
+
+        self.stores.send(len(fitting) * self.room.block_bytes, stored)
+
+    def finished(self, request: Request) -> None:
+        """`ended` says more."""
+
+    def _use(self, turn: _Turn, stem: int) -> None:
+        self._host_chains.use(turn.trace_id, turn.keys, stem)
+        self._nvme_chains.use(turn.trace_id, turn.keys, stem)
+        self._keys[turn.trace_id] = turn.keys
+        self.changed[turn.trace_id] = None
+        if turn.writes:
+            self._write([k for k in turn.keys if self.host.is_ready(k)], turn.trace_id)
+
+    def _choose(self, turn: _Turn, prompt_tokens: int) -> Reach:
+        start = turn.hbm_tokens // self._size
+        found = self._below(turn.keys, start)
+        if turn.skips_nvme:
+            found = Below(found.host_tokens)
+        way = self._planner.way(prompt_tokens - 1, turn.hbm_tokens, found, turn.ahead)
+        loaded = way.host_tokens + way.nvme_tokens
+        turn.awaited_blocks, turn.nvme_tokens = start + loaded // self._size, way.nvme_tokens
+        reach = min(max(turn.hbm_tokens, turn.awaited_blocks * self._size), prompt_tokens - 1)
+        return Reach(reach, self._planner.load_s(way.host_tokens, way.nvme_tokens) if loaded else 0.0)
+
+    def _is_ready(self, turn: _Turn, before: set[TraceId]) -> bool:
+        keys = turn.keys
+        behind = _leading(keys, self.host.is_ready, turn.hbm_tokens // self._size)
+        if behind >= min(turn.awaited_blocks, len(keys)):
+            return True
+        late_s = self._late_s.get(keys[behind])
+        if late_s is not None:
+            turn.skips_nvme = self._loop.now > late_s
+            return turn.skips_nvme
+        if not self.nvme.is_ready(keys[behind]):
+            return True
+        if self._planner.nvme.wait_s() > WINDOW_S:
+            return False
+        wanted = keys[behind : _leading(keys, self.nvme.is_ready, behind)]
+        if not self._read_in(wanted, turn.trace_id, before):
+            # With nobody before it there will be no more room than now.
+            turn.skips_nvme = not before
+        return turn.skips_nvme
+
+    def _read_in(self, keys: Sequence[int], trace_id: TraceId, spared: Collection[TraceId] | None = None) -> bool:
+        """Read from NVMe into host. `spared` None: nobody waits, so only what is worth less makes room."""
+        wanted = [k for k in keys if k not in self.host and self.nvme.is_ready(k)]
+        limit = trace_id if spared is None else None
+        self._make_room(len(wanted) - self.host.num_free, set(keys), (*(spared or ()), trace_id), limit)
+        fitting = self.host.reserve(wanted[: self.host.num_free])
+        if not fitting:
+            return False
+        num_bytes, link = len(fitting) * self.room.block_bytes, self._planner.nvme
+        link.queued_bytes += num_bytes
+        late_s = self._loop.now + max(LATE_S, LATE_FACTOR * link.wait_s())
+        self._late_s.update(dict.fromkeys(fitting, late_s))
+        self.nvme.pin(fitting)
+
+        def read(took_s: float) -> None:
+            link.queued_bytes -= num_bytes
+            link.observe(num_bytes, took_s)
+            self.nvme.unpin(fitting)
+            self.host.commit(fitting)
+            self._host_chains.add(fitting, trace_id)
+            for key in fitting:
+                del self._late_s[key]
+            self.changed[trace_id] = None
+            self.on_arrival()
+
+        self.reads.send(num_bytes, read)
+        return True
+
+    def _write(self, keys: Sequence[int], trace_id: TraceId) -> None:
+        fresh = [k for k in keys if k not in self.nvme]
+        if not fresh or not self.room.nvme_blocks:
+            return
+        wished = set(fresh)
+        victims = self._nvme_chains.victims(
+            max(0, len(fresh) - self.nvme.num_free),
+            lambda k: k not in wished and self.nvme.may_go(k),
+            only_cheaper_than=trace_id,
+        )
+        self._drop(victims, self._nvme_chains, self.nvme)
+        fitting = self.nvme.reserve(fresh[: self.nvme.num_free])
+        if not fitting:
+            return
+        self.host.pin(fitting)
+
+        def written(_: float) -> None:
+            self.host.unpin(fitting)
+            self.nvme.commit(fitting)
+            self._nvme_chains.add(fitting, trace_id)
+            self.changed[trace_id] = None
+
+        self.writes.send(len(fitting) * self.room.block_bytes, written)
+
+    def _make_room(
+        self, lacking: int, wished: set[int], spared: Collection[TraceId], limit: TraceId | None = None
+    ) -> None:
+        if lacking > 0:
+            chains = self._host_chains
+            victims = chains.victims(lacking, lambda k: k not in wished and self.host.may_go(k), spared, limit)
+            self._drop(victims, chains, self.host)
+
+    def _drop(self, keys: Iterable[int], chains: Any, store: Any) -> None:
+        for key in keys:
+            owner = chains.trace_of(key)
+            if owner is not None:
+                self.changed[owner] = None
+        store.evict(keys)
+        chains.drop(keys)
+
+    def _below(self, keys: Sequence[int], start: int) -> Below:
+        if not keys:
+            return NOTHING
+        in_host = _leading(keys, self.host.is_ready, start)
+        behind = _leading(keys, self.nvme.is_ready, in_host)
+        backed = _leading(keys, self.nvme.is_ready)
+        return Below((in_host - start) * self._size, (behind - in_host) * self._size, backed * self._size)
+
+    def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
+        self._num_due += 1
+        self._expected.add(trace_id)
+        heapq.heappush(self._due, (due_s, self._num_due, trace_id))
+
+
+def _leading(keys: Sequence[int], has: Callable[[int], bool], start: int = 0) -> int:
+    """Index behind the leading run from `start` on that a tier has: a search, as tiers lose tails first."""
+    low, high = start, len(keys)
+    if low >= high or not has(keys[low]):
+        return low
+    while low < high:
+        middle = (low + high) // 2
+        if has(keys[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
