@@ -24,7 +24,7 @@ PAGES = (48, 32, 64)
 """Bytes of a block in each tensor."""
 GROUPS = ((0, 1), (2,), (1, 2))
 """Tensors that each KV cache group has layers in; groups may overlay each other."""
-LENGTHS = (7, 4, 5)
+LENGTHS = (6, 9, 5)
 """Blocks of each group in a transfer."""
 
 
