@@ -33,6 +33,8 @@ from tests.e2e.test_enforce import NUM_AGENTS, NUM_BLOCKS, assert_left_well, liv
 from tests.e2e.test_tiers import CHUNK_BYTES, READ, WRITTEN, all_lives, gib
 from tests.e2e.test_trouble import SABOTAGE
 
+Answers = list[list[list[list[int]]]]
+"""By agent, turn and sample: tokens."""
 ROOT_CHUNKS = 2
 """What all agents of a salt begin with."""
 SLAB = "impala-dp0.slab"
@@ -78,7 +80,7 @@ class Killed(NamedTuple):
 
     log: str
     salt: str
-    answers: list[list[list[list[int]]]]
+    answers: Answers
     num_chunks: int
     """What it wrote for them."""
     salt_amid: str
@@ -93,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def strangers(place: Place) -> tuple[str, list[list[list[list[int]]]]]:
+def strangers(place: Place) -> tuple[str, Answers]:
     """A salt, and the answers of another model whose KV fills the slab."""
     salt = uuid.uuid4().hex
     with place.serve("other", str(tiny_model.build("1m", seed=1)), 400) as server:
@@ -104,7 +106,7 @@ def strangers(place: Place) -> tuple[str, list[list[list[list[int]]]]]:
 
 
 @pytest.fixture(scope="module")
-def killed(place: Place, model: str, strangers: tuple[str, list[list[list[list[int]]]]]) -> Killed:
+def killed(place: Place, model: str, strangers: tuple[str, Answers]) -> Killed:
     """Our model, on the other one's slab; killed with the slab filled and more on its way there."""
     salt, salt_amid = strangers[0], uuid.uuid4().hex
     with place.serve("killed", model, 400) as server, concurrent.futures.ThreadPoolExecutor(NUM_AGENTS) as pool:
@@ -160,22 +162,22 @@ def tear(slab: Path, num_whole: int) -> None:
         file.write(bytes(48))
 
 
-def next_prompt(agent: int, answers: list[list[list[int]]]) -> list[int]:
+def next_prompt(agent: int, turns: list[list[list[int]]]) -> list[int]:
     """What the agent of `live` would ask after its last turn."""
     prompt = [7] * 64 + [30 + agent] * (150 + 20 * agent)
-    for turn, (tokens,) in enumerate(answers):
+    for turn, (tokens,) in enumerate(turns):
         prompt = [*prompt, *tokens, *[200 + 10 * agent + turn] * 40]
     return prompt
 
 
-def filled(client: Client, stock: Client, salt: str) -> list[list[list[list[int]]]]:
+def filled(client: Client, stock: Client, salt: str) -> Answers:
     """Stock's answers, after agents have got the same ones and left more KV than HBM and host hold."""
     expected = [live(stock, agent, salt) for agent in range(NUM_AGENTS)]
     assert all_lives(client, salt) == expected
     return expected
 
 
-def moved(client: Client, *names: str) -> dict[str, float]:
+def metrics(client: Client, *names: str) -> dict[str, float]:
     return {name: client.metric(name) for name in names}
 
 
@@ -193,7 +195,7 @@ def test_after_kill_9_nothing_is_computed_that_the_slab_holds(stock, killed, ser
         r"NVMe tier of (\d+) chunks in \S+, (\d+) filled", server.log.read_text()
     ).groups()
     assert killed.num_chunks < int(num_filled) < int(num_chunks)
-    before = moved(client, PROMPT, COMPUTED, EXTERNAL, READ)
+    before = metrics(client, PROMPT, COMPUTED, EXTERNAL, READ)
     prompts = [next_prompt(agent, killed.answers[agent]) for agent in range(NUM_AGENTS)]
     asked = [client.complete(prompt, max_tokens=6, cache_salt=killed.salt) for prompt in prompts]
     expected = [stock.complete(prompt, max_tokens=6, cache_salt=killed.salt) for prompt in prompts]
@@ -201,7 +203,7 @@ def test_after_kill_9_nothing_is_computed_that_the_slab_holds(stock, killed, ser
 
     num_tokens, held_tokens = sum(map(len, prompts)), killed.num_chunks * BLOCK_SIZE
     until(lambda: client.metric(PROMPT) == before[PROMPT] + num_tokens)
-    after = moved(client, COMPUTED, EXTERNAL, READ)
+    after = metrics(client, COMPUTED, EXTERNAL, READ)
     shared_tokens = (NUM_AGENTS - 1) * ROOT_CHUNKS * BLOCK_SIZE
     assert after[READ] - before[READ] == killed.num_chunks * CHUNK_BYTES
     assert after[EXTERNAL] - before[EXTERNAL] == held_tokens
@@ -273,7 +275,7 @@ def test_a_full_disk_takes_nothing_and_harms_nothing(stock, server, client, salt
 
 
 def test_a_removed_directory_harms_nothing_until_the_server_ends(stock, place, client, salt):
-    expected, before = filled(client, stock, salt), moved(client, READ, ERRORS)
+    expected, before = filled(client, stock, salt), metrics(client, READ, ERRORS)
     shutil.rmtree(place.kv)
     assert all_lives(client, salt) == expected
     assert client.metric(READ) > before[READ]
@@ -296,7 +298,7 @@ def test_a_thread_that_dies_leaves_a_server_without_nvme(stock, place, server, c
     ("options", "says"),
     [("ro", "the file system is read-only; choose another directory"), ("size=1m", "GiB to spare, not 1; lower")],
 )
-def test_a_disk_that_cannot_hold_the_slab_is_one_line_and_exit_code_2(place, model, tmp_path, options, says):
+def test_a_disk_that_cannot_hold_the_slab_is_one_line_and_exit_code_2(model, tmp_path, options, says):
     script = 'mount -t tmpfs -o "$0" none "$1" && shift && exec "$@"'
     mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, options, str(tmp_path)]
     if subprocess.run([*mounted, "true"], capture_output=True).returncode:
