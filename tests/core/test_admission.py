@@ -85,3 +85,18 @@ def test_a_turn_held_back_is_not_passed_by_what_the_client_calls_less_urgent() -
 def test_the_order_of_two_turns_does_not_change_while_they_wait() -> None:
     turns = [turn("longer", 1000, arrived_s=0.0), turn("shorter", 990, arrived_s=10.0)]
     assert order(turns, now=10.0) == order(turns, now=250.0) == ["longer", "shorter"]
+
+
+def test_kv_that_is_cheap_to_get_back_keeps_its_room_for_a_shorter_wait() -> None:
+    # A thousand tokens take a second to compute; patience is seven times that, or seven times the load.
+    assert ADMISSION.keeps(IDLE_TOKENS, 6.0)
+    assert not ADMISSION.keeps(IDLE_TOKENS, 6.0, back_s=0.1)
+    assert ADMISSION.keeps(IDLE_TOKENS, 0.6, back_s=0.1)
+    assert not ADMISSION.keeps(IDLE_TOKENS, None, back_s=0.1)
+    assert not ADMISSION.keeps(IDLE_TOKENS, 0.0, back_s=0.0)
+
+
+def test_time_to_load_what_is_in_reach_counts_as_work() -> None:
+    near, far = turn("near", 2000, reach=1900), turn("far", 2000, reach=1900, load_s=1.0)
+    assert order([far, near]) == ["near", "far"]
+    assert order([far, turn("cold", 2000)]) == ["far", "cold"]  # 1.0 s of loading, 1.9 s less to compute

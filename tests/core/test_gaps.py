@@ -3,6 +3,7 @@
 import math
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,3 +126,42 @@ def test_the_same_facts_give_the_same_forecast() -> None:
         return said
 
     assert run() == run()
+
+
+def test_quantiles_of_the_wait_are_in_order_and_the_middle_one_is_the_median() -> None:
+    forecast = learned([1.0, 2.0, 4.0, 8.0, 16.0] * 40)
+    forecast.finish(A, 100.0)
+    waits = [forecast.quantile_remaining_s(A, chance, 101.0) for chance in (0.1, 0.25, 0.5, 0.75)]
+    assert waits == sorted(w for w in waits if w is not None)
+    assert waits[2] == forecast.median_remaining_s(A, 101.0)
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("idle_s", [0.0, 0.3, 5.0])
+def test_a_quantile_is_the_wait_within_which_that_share_is_back(chance: float, idle_s: float) -> None:
+    forecast = learned([1.0, 2.0, 4.0, 8.0, 16.0] * 40)
+    forecast.finish(A, 100.0)
+    wait_s = forecast.quantile_remaining_s(A, chance, 100.0 + idle_s)
+    assert wait_s is not None
+    assert forecast.chance_within(A, wait_s, 100.0 + idle_s) == pytest.approx(chance, abs=1e-6)
+
+
+def test_a_trace_that_is_not_silent_has_no_quantiles() -> None:
+    assert GapForecast().quantile_remaining_s(A, 0.25, 1.0) is None
+
+
+def test_the_usual_gap_is_told_while_the_trace_still_speaks() -> None:
+    forecast = learned([4.0] * 200)
+    usual_s = forecast.usual_s(A)
+    assert 2.5 < usual_s < 6.0
+    forecast.finish(A, 100.0)
+    assert forecast.median_remaining_s(A, 100.0) == pytest.approx(usual_s)
+
+
+def test_a_trace_with_habits_of_its_own_has_a_usual_gap_of_its_own() -> None:
+    forecast = learned([4.0] * 200)
+    for i in range(60):
+        forecast.finish(A, 100.0 * i)
+        forecast.resume(A, 100.0 * i + 40.0)
+    forecast.refresh(7000.0)
+    assert forecast.usual_s(A) > 3 * forecast.usual_s(B)

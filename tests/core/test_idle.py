@@ -2,10 +2,13 @@
 
 import random
 
+import pytest
+
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.idle import FRESH_AT_MOST_S, MAX_JUDGED, IdleKv
+from impala_vllm.core.planner import NOTHING, Below, Planner, PlannerConfig
 from impala_vllm.core.retention import Retention, RetentionConfig
 from impala_vllm.core.types import TraceId
 
@@ -89,3 +92,74 @@ def test_after_any_news_the_table_agrees_with_judging_everything_anew() -> None:
         anew.update(trace, num_blocks, num_tokens, is_waiting, now)
     assert idle.kept_blocks == anew.kept_blocks
     assert len(idle) == len(anew) == sum(1 for n, _, _ in state.values() if n)
+
+
+def tiered(gap_s: float = 2.0) -> tuple[IdleKv, GapForecast, Planner]:
+    """A table that prices tiers: a token takes a millisecond to compute, a tenth of that from host, 0.3 from NVMe."""
+    _, gaps = table(gap_s)
+    cost = StepCost(CostConfig(prefill_s_per_token=1e-3))
+    planner = Planner(gaps, cost, 10.0, PlannerConfig(host_bytes_per_s=1e5, nvme_bytes_per_s=5e4))
+    return IdleKv(gaps, Admission(cost, 300.0), Retention(cost), planner), gaps, planner
+
+
+def test_hbm_goes_first_where_a_tier_below_has_it_too() -> None:
+    idle, gaps, _ = tiered(4.0)
+    for trace, below in ((A, NOTHING), (B, Below(1000)), (C, Below(0, 1000, 1000))):
+        gaps.finish(trace, 0.0)
+        idle.update(trace, 10, 1000, False, 0.0, below)
+    assert idle.cheapest_first([A, B, C]) == [B, C, A]
+    assert idle.kept_blocks == 10, "four seconds are within seven times what computing costs, not what a load does"
+
+
+def test_host_goes_first_where_nvme_has_it_too_and_nobody_waits() -> None:
+    idle, gaps, _ = tiered()
+    for trace, below in ((A, Below(1000)), (B, Below(1000, 0, 1000))):
+        gaps.finish(trace, 0.0)
+        idle.update(trace, 0, 1000, False, 0.0, below)
+    assert idle.by_worth_in_host([A, B, C]) == [C, B, A]
+    gaps.resume(B, 0.1)
+    idle.update(B, 0, 1000, True, 0.1, Below(1000, 0, 1000))
+    assert idle.by_worth_in_host([A, B, C]) == [C, A, B], "its turn has come and waits"
+
+
+def test_a_tier_keeps_what_is_back_sooner() -> None:
+    idle, gaps, _ = tiered()
+    for trace, at_s in ((A, 0.0), (B, 1.5)):
+        gaps.finish(trace, at_s)
+    for trace in (A, B):
+        idle.update(trace, 0, 1000, False, 1.5, Below(1000, 0, 1000))
+    assert idle.by_worth_in_host([A, B]) == [B, A]
+    assert idle.by_worth_in_nvme([A, B]) == [B, A]
+
+
+def test_the_kv_of_a_running_turn_is_for_the_turn_after_it() -> None:
+    idle, gaps, planner = tiered()
+    idle.update(A, 0, 1000, True, 0.0, Below(1000), True)  # it runs: in HBM, and back after the usual gap
+    idle.update(B, 0, 1000, True, 0.0, Below(1000), False)  # it waits for its KV
+    assert idle.by_worth_in_host([A, B]) == [A, B]
+    usual = planner.worth_in_host(1000, Below(1000), gaps.usual_s(A), False)
+    gaps.finish(C, 0.0)
+    idle.update(C, 0, 1000, False, 0.0, Below(1000))
+    waits = planner.worth_in_host(1000, Below(1000), gaps.median_remaining_s(C, 0.0), False)
+    assert usual == pytest.approx(waits)
+
+
+def test_a_row_stays_while_any_tier_has_something_and_no_longer() -> None:
+    idle, gaps, _ = tiered()
+    gaps.finish(A, 0.0)
+    idle.update(A, 10, 1000, False, 0.0, Below(1000))
+    idle.update(A, 0, 1000, False, 0.1, Below(1000))
+    assert (len(idle), idle.kept_blocks) == (1, 0)
+    idle.update(A, 0, 1000, False, 0.2, Below(0, 0, 1000))
+    assert len(idle) == 1
+    idle.update(A, 0, 1000, False, 0.3)
+    assert len(idle) == 0
+    idle.check_invariants()
+
+
+def test_a_table_without_tiers_prices_none() -> None:
+    idle, gaps = table()
+    gaps.finish(A, 0.0)
+    idle.update(A, 10, 1000, False, 0.0)
+    assert idle.by_worth_in_host([B, A]) == [B, A]
+    assert idle.by_worth_in_nvme([B, A]) == [B, A]

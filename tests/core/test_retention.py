@@ -1,7 +1,7 @@
 """What idle KV is worth, compared pair by pair."""
 
 from impala_vllm.core.cost import CostConfig, StepCost
-from impala_vllm.core.retention import Holding, Retention, RetentionConfig
+from impala_vllm.core.retention import SOONEST_S, Holding, Retention, RetentionConfig
 
 COST = StepCost(CostConfig(prefill_s_per_token=1e-3))
 WORTH = Retention(COST)
@@ -23,3 +23,10 @@ def test_switched_off_the_longest_silent_is_worth_least() -> None:
     by_age = Retention(COST, RetentionConfig(enabled=False))
     old, young = Holding(1000, 0.1, idle_since_s=3.0), Holding(1000, 90.0, idle_since_s=5.0)
     assert by_age.value(old) < by_age.value(young)
+
+
+def test_kv_that_a_tier_below_has_is_worth_what_bringing_it_back_costs() -> None:
+    computed, loaded = Holding(1000, 2.0), Holding(1000, 2.0, back_s=0.1)
+    assert WORTH.value(loaded) == WORTH.value(computed) / 10
+    assert WORTH.value(Holding(1000, None, is_waiting=True, back_s=0.1)) == 0.1 / 1000 / SOONEST_S
+    assert WORTH.value(Holding(1000, None, back_s=0.1)) == 0.0
