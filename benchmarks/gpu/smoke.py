@@ -31,6 +31,7 @@ def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
         mode=mode,
         max_num_seqs=4,
         block_size=block_size,
+        always_loads=True,
     )
     began = time.monotonic()
     llm = start(arm, setting)
