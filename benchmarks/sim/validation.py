@@ -68,7 +68,8 @@ def compare(bench: Bench, plan: Plan, level: float, host_share: float = 0.0, nvm
         arrivals=Arrivals(spread_s=5.0),
     )
     if host_share:
-        assert engine.host_bytes_per_s is not None and engine.nvme_read_bytes_per_s is not None
+        assert engine.host_bytes_per_s is not None
+        assert engine.nvme_read_bytes_per_s is not None
         rates = engine.host_bytes_per_s, engine.nvme_read_bytes_per_s
         room = Room(host_share, nvme_share, *(rate / engine.kv_bytes_per_token for rate in rates))
         bench = replace(bench, room=room)
