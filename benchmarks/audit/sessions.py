@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from impala_vllm.insight.audit.kinds import Kind, kinds
 from impala_vllm.insight.audit.prompts import parts
-from impala_vllm.insight.audit.requests import Kind, kinds, read
+from impala_vllm.insight.audit.requests import read
 from impala_vllm.workload import WorkloadError
 from impala_vllm.workload.source import fail
 
@@ -45,7 +46,7 @@ def load(path: Path) -> list[Session]:
                 continue
             text, before = request.text or "", texts.get(name, "")
             if text.startswith(before) and len(text) > len(before):
-                fresh = [text[len(before) :]] if before else parts(text)[1]
+                fresh = [text[len(before) :]] if before else [part for _, part in parts(text)]
                 turns.append([*map(dict, turns[-1] if turns else ()), *({"role": "user", "content": t} for t in fresh)])
                 texts[name] = text
     found = [Session(name, _requests(name, turns)) for name, turns in prompts.items() if len(turns) >= MIN_TURNS]

@@ -20,6 +20,10 @@ class Cause(Enum):
     IMAGE = "changed image"
     EDITED = "edited message"
     HEAD = "different head"
+    LEADING = "changing text first"
+    EVICTED = "evicted"
+    LAST_BLOCK = "last block dropped"
+    SHORT = "shorter than a block"
     MODEL = "model or adapter change"
     SALT = "cache salt change"
     BLOCKS = "blocks differ"
@@ -40,6 +44,10 @@ FIXES = {
     Cause.IMAGE: "Send the same bytes again: no new encoding, size or signed URL.",
     Cause.EDITED: "Append a correction; an edit computes all behind it again.",
     Cause.HEAD: "Put what several agents read first, and what is each one's own behind it.",
+    Cause.LEADING: "Put what differs between sessions behind what they share.",
+    Cause.EVICTED: "The prompt is fine: give the cache more room (a host tier), or keep the session on one replica.",
+    Cause.LAST_BLOCK: "Expected with speculative decoding (EAGLE, MTP): smaller blocks lose less.",
+    Cause.SHORT: "Only full blocks are cached: nothing to gain below --block-tokens.",
     Cause.MODEL: "Keep a session on one model and adapter, or switch where its context is short.",
     Cause.SALT: "Use one cache_salt for all turns of a session.",
     Cause.BLOCKS: "Block ids hold no text; audit a log of messages to learn the cause.",

@@ -3,30 +3,35 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from impala_vllm.insight.audit import difference, volatile
 from impala_vllm.insight.audit.causes import Cause
-from impala_vllm.insight.audit.prints import Print, same_bytes, similarity
+from impala_vllm.insight.audit.segment import Segment, similarity
 
 _ALIKE = 0.5
 """Share of common words from which a message counts as an edit of another."""
 _SURE = (Cause.WHITESPACE, Cause.JSON_KEYS, Cause.IMAGE)
 """What a message has in common with no other one by chance, whether or not it also stands elsewhere."""
-_BEGUN_BYTES = 32
+_BEGUN_CHARS = 32
 """A message that begins with as much of another, and is half made of it, counts as an edit too."""
 _ANCHOR_BYTES = 16
 """A shorter message ("yes") found again says nothing about where history continues."""
+_DOCUMENT_BYTES = 256
+"""A text of this length is the same text whoever says it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prompt:
-    """What of a request decides its KV."""
+    """What of a request decides its KV, and what came of it."""
 
-    segments: tuple[Print, ...]
+    segments: tuple[Segment, ...]
     model: str = ""
     salt: str = ""
     tail_chars: int | None = None
     """Of a rendered text: characters of its last segment, which the next prompt may continue."""
     continued: frozenset[int] = frozenset()
     """Of a rendered text: last segments (`exact`) of earlier prompts that it continues."""
+    answer: Segment | None = None
+    """As it should stand in the next prompt, where the log has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Divergence:
     segment: int | None
     """Index of the first segment that differs; None where everything is computed again (model, salt)."""
     cause: Cause
+    shared_bytes: int
+    """What both begin with."""
     lost_bytes: int
     """Text behind the divergence that was there before and is computed again."""
 
@@ -50,46 +57,78 @@ def shared(before: Prompt, now: Prompt) -> int:
     return number
 
 
-def num_bytes(segments: Iterable[Print]) -> int:
+def num_bytes(segments: Iterable[Segment]) -> int:
     """Of all of them."""
     return sum(s.num_bytes for s in segments)
 
 
-def again(before: Sequence[Print], now: Sequence[Print]) -> int:
-    """Bytes of `now` that `before` holds too, in any place, up to times, ids, numbers and the order of keys."""
-    known = {h for s in before for h in (s.exact, s.numberless, s.canonical, s.spaceless)}
-    return sum(s.num_bytes for s in now if s.exact in known or {s.numberless, s.canonical, s.spaceless} & known)
+def again(before: Sequence[Segment], now: Sequence[Segment]) -> int:
+    """Bytes of `now` that `before` holds too, in any place and role, up to times, ids, numbers and order of keys."""
+    known = {s.exact for s in before}
+    same = sum(s.num_bytes for s in now if s.exact in known)
+    there = {s.exact for s in now}
+    new = [s for s in now if s.exact not in known]
+    old = [s for s in before if s.exact not in there]
+    if new and old:
+        documents = {s.contents for s in old if s.contents and s.num_bytes >= _DOCUMENT_BYTES}
+        same += sum(s.num_bytes for s in new if (s.contents or 0) in documents or any(_is_variant(s, o) for o in old))
+    return same
+
+
+def _is_variant(a: Segment, b: Segment) -> bool:
+    """Up to times, ids, numbers, keys and spaces. Looks at texts only where they are about as long."""
+    if not 0.7 <= (a.num_bytes + 16) / (b.num_bytes + 16) <= 1.4:
+        return False
+    if a.spaceless == b.spaceless or (a.body[:1] in "{[" and a.canonical == b.canonical):
+        return True
+    return difference.ends_alike(a.body, b.body) and a.numberless == b.numberless
 
 
 def compare(before: Prompt, now: Prompt) -> Divergence | None:
     """None where one prompt begins the other, or where `now` goes its own way and nothing is computed again."""
     at = shared(before, now)
+    leading = num_bytes(now.segments[:at])
     if (before.model, before.salt) != (now.model, now.salt):
-        lost = num_bytes(now.segments[:at]) + again(before.segments[at:], now.segments[at:])
+        lost = leading + again(before.segments[at:], now.segments[at:])
         cause = Cause.SALT if before.model == now.model else Cause.MODEL
-        return Divergence(None, cause, lost) if lost else None
+        return Divergence(None, cause, 0, lost) if lost else None
     if at in (len(before.segments), len(now.segments)):
         return None
     old, new = before.segments[at:], now.segments[at:]
     a, b = old[0], new[0]
-    if now.tail_chars is not None and len(new) == 1 and b.cuts == a.cuts[: len(b.cuts)]:
+    if now.tail_chars is not None and len(new) == 1 and a.body.startswith(b.body):
         return None  # a rendered text that ends inside the one before it
+    same = _same_bytes(a, b)
+
+    def found(cause: Cause, lost: int) -> Divergence:
+        return Divergence(at, cause, leading + same, lost)
+
     if a.role != b.role and "tools" in (a.role, b.role):
         lost = again(old, new)
-        return Divergence(at, Cause.TOOLS_CHANGED, lost) if lost else None
+        return found(Cause.TOOLS_CHANGED, lost) if lost else None
     rest = again(old, new[1:])
     cause = _changed(a, b)
     if cause in _SURE or not (_holds(old[1:], b) or _holds(new[1:], a)):
         if cause is not None:
-            return Divergence(at, cause, b.num_bytes - same_bytes(a, b) + rest)
+            return found(cause, _behind(a, b) + rest)
     elif _holds(new[1:], a):
-        return Divergence(at, Cause.INSERTED, rest)
+        return found(Cause.INSERTED, rest)
     else:
-        return Divergence(at, Cause.TRIMMED, b.num_bytes + rest)
-    return _replaced(at, old, new)
+        return found(Cause.TRIMMED, b.num_bytes + rest)
+    replaced = _replaced(at, old, new)
+    return None if replaced is None else found(*replaced)
 
 
-def _replaced(at: int, old: Sequence[Print], new: Sequence[Print]) -> Divergence | None:
+def variant(a: Segment, b: Segment) -> tuple[Cause, int] | None:
+    """Why `b` differs from `a`, if it is a variant or an edit of it, and its bytes behind the first difference."""
+    cause = _changed(a, b)
+    if cause is not None:
+        return cause, max(_behind(a, b), 1)
+    kept = _kept(a, b)
+    return (Cause.TRIMMED if _is_cut(a, b) else Cause.EDITED, kept) if kept else None
+
+
+def _replaced(at: int, old: Sequence[Segment], new: Sequence[Segment]) -> tuple[Cause, int] | None:
     """The first of `new` is neither in `old` nor a variant of its first: an edit, a summary, or another task."""
     places = {s.exact: place for place, s in reversed(list(enumerate(old))) if place and s.num_bytes >= _ANCHOR_BYTES}
     rest = again(old[1:], new[1:])
@@ -99,49 +138,78 @@ def _replaced(at: int, old: Sequence[Print], new: Sequence[Print]) -> Divergence
             continue
         kept = _kept(old[0], new[0])
         if at == 0 and not kept and not new[0].is_summary:
-            return Divergence(at, Cause.HEAD, rest)
+            return Cause.HEAD, rest
         if dropped >= 2 and dropped > added:
-            return Divergence(at, Cause.COMPACTED, rest)
-        in_place = dropped == added == 1 and 2 * new[0].num_bytes < old[0].num_bytes
-        return Divergence(at, Cause.TRIMMED if in_place else Cause.EDITED, rest + kept)
+            return Cause.COMPACTED, rest
+        return Cause.TRIMMED if dropped == added == 1 and _is_cut(old[0], new[0]) else Cause.EDITED, rest + kept
     if new[0].is_summary and len(old) >= 2 and num_bytes(new) < num_bytes(old):
-        return Divergence(at, Cause.COMPACTED, rest)
+        return Cause.COMPACTED, rest
     kept = _kept(old[0], new[0])
-    cause = Cause.TRIMMED if 2 * new[0].num_bytes < old[0].num_bytes else Cause.EDITED
-    return Divergence(at, cause, rest + kept) if kept else None
+    if kept:
+        return Cause.TRIMMED if _is_cut(old[0], new[0]) else Cause.EDITED, rest + kept
+    elsewhere = 0 if at else again(old, new)
+    return (Cause.HEAD, elsewhere) if elsewhere >= _DOCUMENT_BYTES else None
 
 
-def _kept(a: Print, b: Print) -> int:
+def _is_cut(a: Segment, b: Segment) -> bool:
+    return 2 * b.num_bytes < a.num_bytes
+
+
+def _kept(a: Segment, b: Segment) -> int:
     """Bytes of `b` behind the first difference if it is an edit of `a`, else 0."""
-    same = same_bytes(a, b)
-    begun = same >= _BEGUN_BYTES and 2 * same >= b.num_bytes
+    same = _same_bytes(a, b)
+    begun = same >= _BEGUN_CHARS and 2 * same >= b.num_bytes
     same_call = a.fields is not None and a.fields == b.fields
     alike = a.role == b.role and (begun or same_call or similarity(a, b) >= _ALIKE)
-    return max(b.num_bytes - same, 1) if alike else 0
+    return max(_behind(a, b), 1) if alike else 0
 
 
-def _holds(segments: Sequence[Print], wanted: Print) -> bool:
+def _behind(a: Segment, b: Segment) -> int:
+    """Bytes of `b` behind the first difference that `a` has too."""
+    if a.images != b.images or a.role != b.role or a.bag == b.bag or a.spaceless == b.spaceless:
+        return b.num_bytes - _same_bytes(a, b)
+    runs = list(difference.runs(a.body, b.body))
+    fresh = "".join(run.new for run in runs)
+    return len(b.body[runs[0].start :].encode(errors="surrogatepass")) - len(fresh.encode(errors="surrogatepass"))
+
+
+def _same_bytes(a: Segment, b: Segment) -> int:
+    """Leading bytes that both have."""
+    if a.role != b.role:
+        return 0
+    return len(b.body[: difference.shared_chars(a.body, b.body)].encode(errors="surrogatepass"))
+
+
+def _holds(segments: Sequence[Segment], wanted: Segment) -> bool:
     return wanted.num_bytes >= _ANCHOR_BYTES and any(s.exact == wanted.exact for s in segments)
 
 
-def _changed(a: Print, b: Print) -> Cause | None:
+def _changed(a: Segment, b: Segment) -> Cause | None:
     """Why two segments in the same place differ, if one is a variant of the other."""
     if a.role == b.role == "tools":
         if a.members == b.members:
             return Cause.JSON_KEYS if a.canonical == b.canonical else Cause.TOOLS_REORDERED
-        if a.numberless != b.numberless:
-            return Cause.TOOLS_CHANGED
-    for respect, cause in (
-        ("imageless", Cause.IMAGE),
-        ("spaceless", Cause.WHITESPACE),
-        ("canonical", Cause.JSON_KEYS),
-        ("timeless", Cause.TIMESTAMP),
-        ("nameless", Cause.NONCE),
-        ("numberless", Cause.COUNTER),
-        ("bag", Cause.JSON_KEYS),
-    ):
-        if getattr(a, respect) == getattr(b, respect):
-            return cause
-    if a.content is not None and a.content == b.content:
+        return _stamped(a, b) or Cause.TOOLS_CHANGED
+    if a.imageless == b.imageless:
+        return Cause.IMAGE
+    if a.spaceless == b.spaceless:
+        return Cause.WHITESPACE
+    if a.canonical == b.canonical:
+        return Cause.RERENDERED if a.ordered == b.ordered else Cause.JSON_KEYS
+    if a.contents is not None and a.contents == b.contents:
         return Cause.RERENDERED
-    return None
+    stamp = _stamped(a, b)
+    if stamp is not None:
+        return stamp
+    if a.bag == b.bag:
+        return Cause.JSON_KEYS
+    return Cause.RERENDERED if a.rendering is not None and a.rendering == b.rendering else None
+
+
+def _stamped(a: Segment, b: Segment) -> Cause | None:
+    """A time, id or count, if that is the first thing that differs and most else is equal."""
+    if a.role != b.role:
+        return None
+    runs = list(difference.runs(a.body, b.body))
+    changed = sum(max(len(run.old), len(run.new)) for run in runs)
+    return volatile.cause(runs) if 2 * changed <= max(len(a.body), len(b.body)) else None

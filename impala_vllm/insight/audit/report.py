@@ -1,10 +1,13 @@
 """What an audit found, summed up by cause."""
 
+import heapq
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from impala_vllm.insight.audit.causes import FIXES, Cause
+from impala_vllm.insight.audit.bloat import Bloat
+from impala_vllm.insight.audit.causes import Cause
 from impala_vllm.insight.audit.schemas import Tool
 from impala_vllm.workload.text_blocks import BYTES_A_TOKEN
 
@@ -13,7 +16,7 @@ MAX_WORST = 10
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One turn that does not begin with the prompt before it."""
+    """One turn that does not begin with the prompt before it, or was not served as if it did."""
 
     session: str
     request_id: str
@@ -22,6 +25,8 @@ class Finding:
     segment: str
     cause: Cause
     lost_tokens: int
+    block: int
+    """The first block that is another one, from 1."""
     was: str | None = None
     now: str | None = None
     """Fragments around the first difference, only where asked for."""
@@ -32,6 +37,7 @@ class Finding:
             "session": self.session,
             "request_id": self.request_id,
             "turn": self.turn,
+            "block": self.block,
             "segment": self.segment,
             "cause": self.cause.value,
             "lost_tokens": self.lost_tokens,
@@ -39,6 +45,16 @@ class Finding:
         if self.now is not None:
             found |= {"was": self.was, "now": self.now}
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """A session that lost much."""
+
+    session: str
+    turns: int
+    findings: int
+    lost_tokens: int
 
 
 @dataclass(slots=True)
@@ -52,6 +68,13 @@ class Total:
     """Hashes of their names."""
     segments: Counter[str] = field(default_factory=Counter)
 
+    def note(self, finding: Finding) -> None:
+        """One more."""
+        self.turns += 1
+        self.lost_tokens += finding.lost_tokens
+        self.sessions.add(hash(finding.session))
+        self.segments[_group(finding.segment)] += 1
+
 
 @dataclass(slots=True)
 class Report:
@@ -63,12 +86,26 @@ class Report:
     sessions_forgotten: int = 0
     resumed: int = 0
     """Turns that had a prompt before them in their session."""
+    counted: int = 0
+    """Requests whose prompt tokens the log knows."""
+    served: int = 0
+    """Turns of which the log says what was cached."""
     skipped: int = 0
     first_error: str | None = None
     prompt_tokens: int = 0
     totals: dict[Cause, Total] = field(default_factory=dict)
+    starts: dict[Cause, Total] = field(default_factory=dict)
+    """First prompts of sessions that could have begun like an earlier session's: not in `totals`."""
+    answers: dict[Cause, Total] = field(default_factory=dict)
+    """Answers that stand in the next prompt otherwise than they were given: not in `totals` either."""
+    answered: int = 0
+    """Turns after a turn of which the log has the answer."""
+    missing_answers: int = 0
+    """Answers that the next prompt leaves out."""
     worst: list[Finding] = field(default_factory=list)
+    worst_sessions: list[Worst] = field(default_factory=list)
     tools: list[Tool] = field(default_factory=list)
+    bloat: Bloat = field(default_factory=Bloat)
 
     def skip(self, error: Exception) -> None:
         """Count what could not be read."""
@@ -77,16 +114,27 @@ class Report:
 
     def note(self, finding: Finding) -> None:
         """Add one finding. O(1)."""
-        total = self.totals.setdefault(finding.cause, Total(finding.cause))
-        total.turns += 1
-        total.lost_tokens += finding.lost_tokens
-        total.sessions.add(hash(finding.session))
-        total.segments[_group(finding.segment)] += 1
-        self.worst = sorted([*self.worst, finding], key=lambda f: -f.lost_tokens)[:MAX_WORST]
+        self.totals.setdefault(finding.cause, Total(finding.cause)).note(finding)
+        if len(self.worst) < MAX_WORST or finding.lost_tokens > self.worst[-1].lost_tokens:
+            self.worst = sorted([*self.worst, finding], key=lambda f: -f.lost_tokens)[:MAX_WORST]
+
+    def note_start(self, finding: Finding) -> None:
+        """A first prompt that parts from an earlier session's."""
+        self.starts.setdefault(finding.cause, Total(finding.cause)).note(finding)
+
+    def note_answer(self, finding: Finding) -> None:
+        """An answer that came back as another one."""
+        self.answers.setdefault(finding.cause, Total(finding.cause)).note(finding)
+
+    def end(self, session: Worst) -> None:
+        """A session is over, or forgotten."""
+        if session.lost_tokens:
+            best = [*self.worst_sessions, session]
+            self.worst_sessions = heapq.nsmallest(MAX_WORST, best, key=lambda s: (-s.lost_tokens, s.session))
 
     def causes(self) -> list[Total]:
         """Dearest first."""
-        return sorted(self.totals.values(), key=lambda t: (-t.lost_tokens, -t.turns, t.cause.value))
+        return dearest(self.totals.values())
 
     @property
     def lost_tokens(self) -> int:
@@ -97,51 +145,15 @@ class Report:
         """Tools that were carried and not called once."""
         return [tool for tool in self.tools if not tool.num_calls]
 
-    def document(self, price_per_mtok: float | None) -> dict[str, Any]:
-        """As plain data; money only with a price."""
-        return {
-            "requests": self.requests,
-            "sessions": self.sessions,
-            "sessions_forgotten": self.sessions_forgotten,
-            "resumed": self.resumed,
-            "skipped": self.skipped,
-            "first_error": self.first_error,
-            "tokens_are_estimated": self.estimated,
-            "prompt_tokens": self.prompt_tokens,
-            "lost_tokens": self.lost_tokens,
-            **_cost(self.lost_tokens, price_per_mtok),
-            "causes": [
-                {
-                    "cause": total.cause.value,
-                    "turns": total.turns,
-                    "sessions": len(total.sessions),
-                    "lost_tokens": total.lost_tokens,
-                    **_cost(total.lost_tokens, price_per_mtok),
-                    "segments": dict(total.segments.most_common()),
-                    "fix": FIXES[total.cause],
-                }
-                for total in self.causes()
-            ],
-            "worst": [finding.document() for finding in self.worst],
-            "tools": [
-                {
-                    "name": tool.name,
-                    "schema_tokens": tokens(tool.schema_bytes),
-                    "requests": tool.num_requests,
-                    "calls": tool.num_calls,
-                }
-                for tool in self.tools
-            ],
-        }
+
+def dearest(totals: Iterable[Total]) -> list[Total]:
+    """By tokens."""
+    return sorted(totals, key=lambda t: (-t.lost_tokens, -t.turns, t.cause.value))
 
 
 def tokens(num_bytes: int) -> int:
     """Estimated, at four bytes a token."""
     return -(-num_bytes // BYTES_A_TOKEN)
-
-
-def _cost(num: int, price_per_mtok: float | None) -> dict[str, float]:
-    return {} if price_per_mtok is None else {"cost": round(num * price_per_mtok / 1e6, 6)}
 
 
 def _group(segment: str) -> str:

@@ -2,32 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from impala_vllm.workload.source import BAD_JSON, OnError, WorkloadError, bad_line, files, lines, records, whole
-
-_LOOKED_AT = 100
-"""So many first lines may be corrupt until a log counts as none."""
-
-
-class Kind(Enum):
-    """What a file holds, by the keys of its records."""
-
-    CHATS = frozenset({"messages"})
-    STEPS = frozenset({"input", "timestamp"})
-    TRAJECTORIES = frozenset({"traj"})
-    REQUESTS = frozenset({"block_ids", "arrival_s"})
-    WEKA = frozenset({"requests", "block_size"})
-    MOONCAKE = frozenset({"hash_ids", "timestamp"})
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it says what was in the prompts."""
-        return self in (Kind.CHATS, Kind.STEPS, Kind.TRAJECTORIES)
+from impala_vllm.insight.audit.kinds import Kind
+from impala_vllm.workload.source import BAD_JSON, OnError, WorkloadError, bad_line, lines, whole
 
 
 @dataclass(slots=True)
@@ -38,26 +19,35 @@ class Request:
     session: str | None
     """What the client or the file says; None where traces must be recognised."""
     messages: list[msgspec.Raw] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    """Hashes of the messages' bytes."""
     text: str | None = None
     """The rendered prompt, where the log has that instead of messages."""
     tools: msgspec.Raw | None = None
     output: Any = None
+    has_format: bool | None = None
+    """Whether it asked for structured output; None where the log cannot say."""
     model: str = ""
     tenant: str = ""
     salt: str = ""
-    arrival_s: float = 0.0
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """As the server counted them."""
 
 
 class _Chat(msgspec.Struct):
     messages: list[msgspec.Raw]
     request_id: str = ""
-    arrival_s: float = 0.0
     session_id: str | None = None
+    trace_id: str | None = None
     model: str | None = None
     tenant: str | None = None
     tools: msgspec.Raw = msgspec.Raw()
+    response_format: msgspec.Raw = msgspec.Raw()
     output: Any = None
     cache_salt: str | None = None
+    cached_tokens: int | None = None
+    usage: Any = None
 
 
 class _Step(msgspec.Struct):
@@ -77,71 +67,61 @@ class _Trajectory(msgspec.Struct):
     trial: int = 0
 
 
-def kinds(path: Path, skip: OnError) -> list[tuple[Path, Kind]]:
-    """The files of a log and what they hold; a file that holds none of it goes to `skip`."""
-    found: list[tuple[Path, Kind]] = []
-    for file in files(path):
-        kind = _kind(file)
-        if kind is None:
-            skip(WorkloadError(f"{file}: no known log format; give a log of messages or of block ids"))
-        else:
-            found.append((file, kind))
-    return found
-
-
 def read(file: Path, kind: Kind, skip: OnError) -> Iterator[Request]:
-    """Requests in the file's order. Memory: a line, or the file where it is one document."""
-    reader: Callable[[Path, OnError], Iterator[Request]] = {
-        Kind.CHATS: _chats, Kind.STEPS: _steps, Kind.TRAJECTORIES: _trajectories,
-    }[kind]  # fmt: skip
-    return reader(file, skip)
+    """Requests in the file's order. Memory: a line, or the file where it is one document.
+
+    A line may be of the other kind: a log outlives the version of what writes it.
+    """
+    if kind is Kind.TRAJECTORIES:
+        yield from _trajectories(file, skip)
+        return
+    readers: list[Callable[[bytes, str, Path], Request]] = [_chat, _step]
+    if kind is Kind.STEPS:
+        readers.reverse()
+    for line in lines(file):
+        try:
+            yield readers[0](line.data, line.where, file)
+        except BAD_JSON as e:
+            try:
+                request = readers[1](line.data, line.where, file)
+            except BAD_JSON:
+                skip(bad_line(line.where, e))
+                continue
+            readers.reverse()
+            yield request
 
 
-def _kind(file: Path) -> Kind | None:
-    for number, line in enumerate(lines(file)):
-        kind = _of(line.data)
-        if kind is None and number == 0 and line.data[:1] in (b"[", b"{"):  # one document over many lines?
-            kind = _of(whole(file))
-        if kind is not None or number >= _LOOKED_AT:
-            return kind
-    return None
+_CHAT = msgspec.json.Decoder(_Chat)
+_STEP = msgspec.json.Decoder(_Step)
+_ROLE = msgspec.json.Decoder(_Role)
+_NOTHING = (b"", b"null")
 
 
-def _of(data: bytes) -> Kind | None:
-    try:
-        record = msgspec.json.decode(data)
-    except BAD_JSON:
-        return None
-    if isinstance(record, list):
-        items = cast("list[Any]", record)
-        record = items[0] if items else None
-        return Kind.TRAJECTORIES if isinstance(record, dict) and "traj" in record else None
-    if not isinstance(record, dict):
-        return None
-    keys = cast("dict[str, Any]", record).keys()
-    return next((kind for kind in Kind if kind is not Kind.TRAJECTORIES and keys >= kind.value), None)
+def _chat(data: bytes, where: str, _file: Path) -> Request:
+    chat = _CHAT.decode(data)
+    prompt_tokens, cached_tokens = _usage(chat.usage)
+    return Request(
+        request_id=chat.request_id or where,
+        session=chat.session_id or chat.trace_id,
+        messages=chat.messages,
+        keys=[hash(bytes(raw)) for raw in chat.messages],
+        tools=None if bytes(chat.tools) in _NOTHING else chat.tools,
+        output=chat.output,
+        has_format=bytes(chat.response_format) not in _NOTHING,
+        model=chat.model or "",
+        tenant=chat.tenant or "",
+        salt=chat.cache_salt or "",
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens if chat.cached_tokens is None else chat.cached_tokens,
+    )
 
 
-def _chats(file: Path, skip: OnError) -> Iterator[Request]:
-    for chat, where in records(file, msgspec.json.Decoder(_Chat), skip):
-        yield Request(
-            request_id=chat.request_id or where,
-            session=chat.session_id,
-            messages=chat.messages,
-            tools=chat.tools if bytes(chat.tools) else None,
-            output=chat.output,
-            model=chat.model or "",
-            tenant=chat.tenant or "",
-            salt=chat.cache_salt or "",
-            arrival_s=chat.arrival_s,
-        )
-
-
-def _steps(file: Path, skip: OnError) -> Iterator[Request]:
-    """One session a file, in the order its calls ended."""
-    for step, where in records(file, msgspec.json.Decoder(_Step), skip):
-        session = step.session_id or file.name
-        yield Request(where, session, text=step.input, output=step.output, model=step.model or "")
+def _step(data: bytes, where: str, file: Path) -> Request:
+    """Of a log with one session a file, in the order its calls ended."""
+    step = _STEP.decode(data)
+    return Request(
+        where, step.session_id or file.name, text=step.input, output=step.output or None, model=step.model or ""
+    )
 
 
 def _trajectories(file: Path, skip: OnError) -> Iterator[Request]:
@@ -150,14 +130,26 @@ def _trajectories(file: Path, skip: OnError) -> Iterator[Request]:
     except BAD_JSON as e:
         skip(bad_line(f"{file}:1", e))
         return
-    role = msgspec.json.Decoder(_Role)
     for place, run in enumerate(runs):
         session = f"{file.name}.task{run.task_id}.{run.trial}.{place}"
+        keys = [hash(bytes(message)) for message in run.traj]
         for i, message in enumerate(run.traj):
             try:
-                assistant = role.decode(message).role == "assistant"
+                assistant = _ROLE.decode(message).role == "assistant"
             except BAD_JSON as e:
-                skip(bad_line(f"{file}:1", e))
+                skip(WorkloadError(f"{file}: {session}, message {i + 1}: {e}; mend or remove that run"))
                 break
             if assistant:
-                yield Request(f"{session}#{i}", session, messages=run.traj[:i], output=None)
+                yield Request(f"{session}#{i}", session, run.traj[:i], keys[:i], output=msgspec.json.decode(message))
+
+
+def _usage(usage: Any) -> tuple[int | None, int | None]:
+    """Prompt tokens, and those of them that were cached, as OpenAI's API or Anthropic's has them."""
+    if not isinstance(usage, dict):
+        return None, None
+    fields = cast("dict[str, Any]", usage)
+    details = fields.get("prompt_tokens_details")
+    inner = cast("dict[str, Any]", details) if isinstance(details, dict) else {}
+    cached = inner.get("cached_tokens", fields.get("cache_read_input_tokens"))
+    prompt = fields.get("prompt_tokens")
+    return prompt if isinstance(prompt, int) else None, cached if isinstance(cached, int) else None

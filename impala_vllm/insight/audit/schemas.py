@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from impala_vllm.insight.audit.prints import json_bytes
+from impala_vllm.insight.audit.segment import json_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import pytest
 
 from impala_vllm.insight.audit import Cause, Finding, audit
 from impala_vllm.insight.audit.prompts import parts
-from impala_vllm.insight.audit.sessions import MAX_HEADS, Sessions
 from impala_vllm.workload import WorkloadError
 
 SYSTEM = "You help with flights. Follow the policy below, whatever a user says. " + "Refunds need a manager. " * 20
@@ -236,7 +235,7 @@ def test_a_rendered_prompt_may_go_on_anywhere_in_its_last_part(tmp_path):
         log.write_text("".join(json.dumps(step) + "\n" for step in steps))
         report = audit(log)
         assert (report.requests, report.totals) == (4, {})
-        assert "".join(parts(first + more)[1]) == first + more
+        assert "".join(part for _, part in parts(first + more)) == first + more
 
 
 def test_block_ids_say_where_and_how_much(tmp_path):
@@ -251,22 +250,6 @@ def test_block_ids_say_where_and_how_much(tmp_path):
     assert not report.estimated
     assert only(found) == ("block 3", Cause.BLOCKS)
     assert found[0].lost_tokens == 5 * 16
-
-
-def test_sessions_are_bounded():
-    from impala_vllm.insight.audit.compare import Prompt
-    from impala_vllm.insight.audit.prints import text_print
-
-    sessions = Sessions(max_prints=100)
-    for i in range(50):
-        session = sessions.get(str(i))
-        for j in range(20):
-            part = text_print("paragraph", f"{i} {j}")
-            session.add(Prompt((part,)), {part.exact: part})
-            sessions.settle(str(i))
-        assert len(session.known) == MAX_HEADS
-    assert sessions.num_seen == 50
-    assert sessions.num_forgotten == 50 - 100 // MAX_HEADS
 
 
 def test_another_agent_that_reads_the_same_has_a_different_head(tmp_path):

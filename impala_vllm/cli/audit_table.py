@@ -1,0 +1,156 @@
+"""An audit for people: causes by cost, what to do, the worst of it. Right at 80 columns."""
+
+from collections.abc import Callable, Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from impala_vllm.insight.audit import FIXES, Report
+from impala_vllm.insight.audit.images import MAX_TOKENS
+from impala_vllm.insight.audit.report import Finding, Total, Worst, dearest, tokens
+
+_SHOWN = 5
+
+Say = Callable[[str], None]
+
+
+def show(report: Report, price: float | None, show_text: bool, console: Console) -> None:
+    """Print it. `price` is of a million tokens."""
+
+    def say(text: str) -> None:
+        console.print(Text(text))  # what a log says is no markup
+
+    about = "about " if report.estimated else ""
+    share = report.lost_tokens / report.prompt_tokens if report.prompt_tokens else 0.0
+    say(
+        f"{report.requests:,} requests in {report.sessions:,} sessions, {report.resumed:,} with a turn before them; "
+        f"{about}{report.prompt_tokens:,} prompt tokens, {about}{report.lost_tokens:,} ({share:.1%}) computed again "
+        "because a prompt changed or was no longer cached."
+    )
+    if report.totals:
+        console.print(_causes("Why prefixes miss", report.causes(), price))
+        _fixes(report.causes(), say)
+        if report.worst_sessions:
+            console.print(_sessions(report.worst_sessions[:_SHOWN]))
+        console.print(_worst(report.worst[:_SHOWN]))
+        for finding in report.worst[:_SHOWN]:
+            if finding.now is not None:
+                say(f"- {finding.request_id}, {finding.segment}:\n    was {finding.was!r}\n    now {finding.now!r}")
+    else:
+        say("Every prompt begins with the one before it.")
+    for title, totals in (
+        ("First prompts that could begin like another session's", report.starts),
+        ("Answers that come back changed: the KV made with them is lost", report.answers),
+    ):
+        if totals:
+            console.print(_causes(title, dearest(totals.values()), price))
+            _fixes([t for t in dearest(totals.values()) if t.cause not in report.totals], say)
+    _rest(report, show_text, say)
+
+
+def _causes(title: str, totals: Iterable[Total], price: float | None) -> Table:
+    table = Table("cause", "where", title=title, title_justify="left")
+    for heading in ("turns", "sessions", "tokens", *(["cost"] if price is not None else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for total in totals:
+        money = [] if price is None else [f"{total.lost_tokens * price / 1e6:.2f}"]
+        where = ", ".join(name for name, _ in total.segments.most_common(3))
+        table.add_row(
+            total.cause.value, where, f"{total.turns:,}", f"{len(total.sessions):,}", f"{total.lost_tokens:,}", *money
+        )
+    return table
+
+
+def _fixes(totals: Iterable[Total], say: Say) -> None:
+    for total in totals:
+        say(f"- {total.cause.value}: {FIXES[total.cause]}")
+
+
+def _sessions(sessions: list[Worst]) -> Table:
+    table = Table(title="Worst sessions", title_justify="left")
+    table.add_column("session", overflow="ellipsis", no_wrap=True, max_width=32)
+    for heading in ("turns", "prefix lost", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for worst in sessions:
+        table.add_row(Text(worst.session), f"{worst.turns:,}", f"{worst.findings:,}", f"{worst.lost_tokens:,}")
+    return table
+
+
+def _worst(findings: list[Finding]) -> Table:
+    table = Table(title="Dearest turns", title_justify="left")
+    table.add_column("session", overflow="ellipsis", no_wrap=True, max_width=16)
+    table.add_column("turn", justify="right")
+    table.add_column("block", justify="right")
+    for heading in ("segment", "cause"):
+        table.add_column(heading)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    for f in findings:
+        table.add_row(Text(f.session), str(f.turn), str(f.block), f.segment, f.cause.value, f"{f.lost_tokens:,}")
+    return table
+
+
+def _rest(report: Report, show_text: bool, say: Say) -> None:
+    """What is carried without need, and what the figures stand on."""
+    if report.missing_answers:
+        say(
+            f"{report.missing_answers:,} of {report.answered:,} answers are not in the prompt that follows: either the "
+            "log leaves them out, or the agent does and forgets what it said."
+        )
+    _tools(report, say)
+    _bloat(report, show_text, say)
+    if report.estimated:
+        counted = f" where it has no count of them ({report.counted:,} have)" if report.counted else ""
+        say(f"Tokens are estimated{counted}: four bytes of text count as one, an image by its size.")
+    if not report.served:
+        say("The log does not say what was cached: evictions are not in these figures.")
+    if report.sessions_forgotten:
+        say(f"{report.sessions_forgotten:,} sessions were forgotten for want of room; if they went on, as new ones.")
+    if report.skipped:
+        say(f"{report.skipped:,} lines or files were skipped; the first: {report.first_error}")
+
+
+def _tools(report: Report, say: Say) -> None:
+    if not report.tools:
+        return
+    total = sum(tokens(tool.schema_bytes) for tool in report.tools)
+    idle = report.never_called()
+    say(f"{len(report.tools)} tools, about {total:,} tokens of schemas; {len(idle)} never called{':' if idle else '.'}")
+    for tool in idle[:_SHOWN]:
+        say(f"- {tool.name}: about {tokens(tool.schema_bytes):,} tokens in each of {tool.num_requests:,} requests")
+    if len(idle) > _SHOWN:
+        say(f"- and {len(idle) - _SHOWN} more (--json has all)")
+
+
+def _bloat(report: Report, show_text: bool, say: Say) -> None:
+    bloat = report.bloat
+    systems = bloat.systems()
+    if systems:
+        first = systems[0]
+        say(f"The system prompt carried most: about {tokens(first.num_bytes):,} tokens in {first.requests:,} requests.")
+        if len(first.sections) > 1:
+            largest = sorted(first.sections, key=lambda s: -s.num_bytes)[:3]
+            named = [
+                f"{s.title if show_text else f'section {s.number}'} ({tokens(s.num_bytes):,} tokens)" for s in largest
+            ]
+            say(f"- largest of its {len(first.sections)} sections: {', '.join(named)}")
+    if bloat.repeated_bytes:
+        say(
+            f"Said twice in one prompt: about {tokens(bloat.repeated_bytes):,} tokens of messages, by the end of "
+            f"{bloat.repeating_sessions:,} sessions. Refer to the first, or drop it at a compaction."
+        )
+    if bloat.looped:
+        say(
+            f"{bloat.looped:,} texts are half made of lines said before in them, about {tokens(bloat.looped_bytes):,} "
+            "tokens: a model caught in a loop. Cut such an answer before it goes into a prompt."
+        )
+    if bloat.images:
+        say(
+            f"{bloat.images:,} images, about {bloat.image_tokens:,} tokens; {bloat.large_images:,} larger than what "
+            f"{MAX_TOKENS:,} tokens show: scale them before they are sent."
+        )
+    if bloat.prose_schemas:
+        say(
+            f"{bloat.prose_schemas:,} requests describe the JSON they want in words (about "
+            f"{tokens(bloat.prose_bytes):,} tokens) and got JSON: `response_format` with a schema would do."
+        )

@@ -1,0 +1,221 @@
+"""One pass over logs of messages: each turn against the prompt before it, its cache count and its answer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from impala_vllm.insight.audit import answers, bloat, difference, served
+from impala_vllm.insight.audit.causes import Cause
+from impala_vllm.insight.audit.compare import Divergence, Prompt, compare, num_bytes, shared
+from impala_vllm.insight.audit.kinds import Kind
+from impala_vllm.insight.audit.prompts import Prompts
+from impala_vllm.insight.audit.report import Finding, Report, Worst, tokens
+from impala_vllm.insight.audit.requests import Request, read
+from impala_vllm.insight.audit.schemas import Schemas
+from impala_vllm.insight.audit.segment import STEM_ROLES, Segment
+from impala_vllm.insight.audit.sessions import Before, Session, Sessions
+from impala_vllm.insight.audit.starts import Starts
+from impala_vllm.insight.audit.threads import Threads
+from impala_vllm.workload.source import BAD_JSON, WorkloadError
+
+_FRAGMENT = 60
+"""Characters shown of each side of a difference."""
+_SAMPLED = (Cause.EDITED, Cause.TRIMMED, Cause.COUNTER, Cause.NONCE, Cause.TIMESTAMP, Cause.HEAD)
+"""What two answers to one prompt may look like: where sessions are guessed, that is two sessions."""
+
+
+class Texts:
+    """Fills a report. Memory: what `Sessions` keeps."""
+
+    def __init__(
+        self,
+        report: Report,
+        note: Callable[[Finding], None],
+        on_request: Callable[[], None],
+        *,
+        block_tokens: int,
+        show_text: bool,
+    ) -> None:
+        self._report = report
+        self._note = note
+        self._on_request = on_request
+        self._block_tokens = block_tokens
+        self._show_text = show_text
+        self._schemas = Schemas()
+        self._prompts = Prompts(self._schemas)
+        self._sessions = Sessions(self._end)
+        self._threads = Threads(self._sessions)
+        self._starts = Starts()
+        self._scale = 1.0
+        """True tokens of the request over the estimate; 1 where the log does not count them."""
+
+    def run(self, files: list[tuple[Path, Kind]]) -> None:
+        """Read them all."""
+        for file, kind in files:
+            for request in read(file, kind, self._report.skip):
+                try:
+                    self._request(request)
+                except BAD_JSON as e:
+                    self._report.skip(WorkloadError(f"{request.request_id}: not a chat request ({e}); mend that line"))
+                self._on_request()
+        self._sessions.close()
+        report = self._report
+        report.sessions, report.sessions_forgotten = self._sessions.num_seen, self._sessions.num_forgotten
+        report.tools = self._schemas.tools()
+        report.estimated = report.counted < report.requests
+
+    def _request(self, request: Request) -> None:
+        session, now, raws = self._place(request)
+        report = self._report
+        size = num_bytes(now.segments)
+        self._scale = 1.0
+        if request.prompt_tokens is not None and size:
+            self._scale = request.prompt_tokens / tokens(size)
+            report.counted += 1
+        report.requests += 1
+        report.prompt_tokens += self._tokens(size)
+        fresh = [s for h, s in raws.items() if h not in session.known]
+        report.bloat.note(request, now.segments, fresh)
+        before = session.before(now)
+        if before is not None:
+            report.resumed += 1
+            self._turn(request, session, before, now, size)
+        elif not session.num_turns:
+            self._start(request, session, now)
+        now.answer = answers.recorded(request.output)
+        session.add(now, raws)
+        session.repeated_bytes = bloat.repeated(now.segments)
+        if request.session is None:
+            self._threads.note(request, session, now)
+        self._sessions.settle(session.name)
+
+    def _place(self, request: Request) -> tuple[Session, Prompt, dict[int, Segment]]:
+        """The session of a request, and its prompt."""
+        session = None
+        if request.session is not None:
+            session = self._sessions.get(f"{request.tenant}\0{request.session}")
+        else:
+            session = self._threads.by_bytes(request)
+        if session is not None:
+            return session, *self._prompts.of(request, session.known, session.heads())
+        now, raws = self._prompts.of(request, {}, ())
+        session = self._threads.by_letters(request, now.segments)
+        return session or self._sessions.get(self._threads.new()), now, raws
+
+    def _turn(self, request: Request, session: Session, before: Before, now: Prompt, size: int) -> None:
+        """What is to be said of a turn that follows another one."""
+        report = self._report
+        prompt = before.prompt
+        found = compare(prompt, now)
+        if found is None and before.other is not None:
+            prompt = before.other
+            found = compare(prompt, now)
+        if found is not None and request.session is None and found.cause in _SAMPLED and _is_answer(now, found):
+            found = None
+        if request.cached_tokens is not None:
+            report.served += 1
+            could = min(self._tokens(before.cached_bytes), self._tokens(size) - 1)
+            missing = served.estimated(could, request.cached_tokens, self._block_tokens)
+            if missing is not None:
+                self._add(request, session, "whole prompt", *missing, request.cached_tokens)
+                return
+        if found is not None:
+            ahead = num_bytes(now.segments[: found.segment]) if found.segment is not None else 0
+            lost = found.lost_bytes - max(before.cached_bytes - ahead, 0)
+            if lost > 0 or found.cause is Cause.COMPACTED:
+                was = shown = None
+                if found.segment is not None and self._show_text:
+                    was, shown = _fragments(prompt.segments[found.segment], now.segments[found.segment])
+                at = self._tokens(found.shared_bytes)
+                where = label(now, found.segment)
+                self._add(request, session, where, found.cause, self._tokens(max(lost, 0)), at, was, shown)
+        elif before.cached_bytes and self._tokens(size) < self._block_tokens:
+            self._add(request, session, "whole prompt", Cause.SHORT, self._tokens(before.cached_bytes), 0)
+        self._answer(request, session, before.prompt, now)
+
+    def _answer(self, request: Request, session: Session, before: Prompt, now: Prompt) -> None:
+        """Whether the answer before stands in the prompt as it was given."""
+        at = len(before.segments)
+        if before.answer is None or shared(before, now) < at or not answers.is_due(before, now):
+            return
+        self._report.answered += 1
+        if not answers.is_there(before, now):
+            self._report.missing_answers += 1
+            return
+        if now.tail_chars is not None:
+            return
+        found = answers.difference(before.answer, now.segments[at])
+        if found is not None:
+            block = self._tokens(num_bytes(before.segments)) // self._block_tokens + 1
+            self._report.note_answer(
+                Finding(
+                    shown_name(session), request.request_id, session.num_turns + 1, label(now, at),
+                    found[0], self._tokens(found[1]), block,
+                )
+            )  # fmt: skip
+
+    def _start(self, request: Request, session: Session, now: Prompt) -> None:
+        """A first prompt, against those of other sessions."""
+        found = self._starts.first(request.tenant, now)
+        if found is None:
+            return
+        was, shown = _fragments(found.was, found.now) if self._show_text else (None, None)
+        at = self._tokens(num_bytes(now.segments[: found.segment]))
+        self._report.note_start(
+            Finding(
+                shown_name(session), request.request_id, 1, label(now, found.segment), found.cause,
+                self._tokens(found.lost_bytes), at // self._block_tokens + 1, was, shown,
+            )
+        )  # fmt: skip
+
+    def _add(
+        self,
+        request: Request,
+        session: Session,
+        segment: str,
+        cause: Cause,
+        lost: int,
+        at: int,
+        was: str | None = None,
+        shown: str | None = None,
+    ) -> None:
+        session.lost_tokens += lost
+        session.num_findings += 1
+        self._note(
+            Finding(
+                shown_name(session), request.request_id, session.num_turns + 1, segment, cause, lost,
+                at // self._block_tokens + 1, was, shown,
+            )
+        )  # fmt: skip
+
+    def _end(self, session: Session) -> None:
+        self._threads.forget(session)
+        self._report.bloat.repeats(session.repeated_bytes)
+        self._report.end(Worst(shown_name(session), session.num_turns, session.num_findings, session.lost_tokens))
+
+    def _tokens(self, num: int) -> int:
+        return round(tokens(num) * self._scale)
+
+
+def label(prompt: Prompt, segment: int | None) -> str:
+    """`tools`, `system`, `message n` or `paragraph n`; messages are counted from 1, tools left out."""
+    if segment is None:
+        return "whole prompt"
+    role = prompt.segments[segment].role
+    if role in STEM_ROLES and all(s.role in STEM_ROLES for s in prompt.segments[:segment]):
+        return "tools" if role == "tools" else "system"
+    number = segment + 1 - sum(s.role == "tools" for s in prompt.segments[:segment])
+    return f"paragraph {number}" if role == "paragraph" else f"message {number}"
+
+
+def shown_name(session: Session) -> str:
+    """Without the tenant."""
+    return session.name.partition("\0")[2] or session.name
+
+
+def _is_answer(now: Prompt, found: Divergence) -> bool:
+    return found.segment is not None and now.segments[found.segment].role == "assistant"
+
+
+def _fragments(was: Segment, now: Segment) -> tuple[str, str]:
+    at = max(difference.shared_chars(was.body, now.body) - _FRAGMENT // 3, 0)
+    return was.body[at : at + _FRAGMENT], now.body[at : at + _FRAGMENT]
