@@ -76,10 +76,12 @@ def test_a_server_that_never_answers_is_given_up_and_stopped(tmp_path: Path) -> 
 
 
 def test_an_interrupted_parent_leaves_nothing_behind(tmp_path: Path) -> None:
+    # A test run in the background of a shell hands down that interrupts are ignored.
     parent = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from impala_vllm.replay.server import Server
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Server("fake", [sys.executable, "-c", {HEALTHY!r}, "{{port}}"], Path({str(tmp_path / "fake.log")!r})) as server:
     server.wait_ready(30)
     print("ready", flush=True)
