@@ -5,6 +5,7 @@ new, those that stand first, and the others in rotation.
 """
 
 import math
+from bisect import insort
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -40,11 +41,8 @@ class Seen:
 
     __slots__ = (
         "arrived_s",
-        "entry",
         "has_begun",
-        "late_s",
         "reach_blocks",
-        "status",
         "stem_blocks",
         "trace_id",
     )
@@ -54,12 +52,6 @@ class Seen:
         self.arrived_s = arrived_s
         self.reach_blocks = self.stem_blocks = 0
         self.has_begun = False
-        self.entry: Entry | None = None
-        """As last judged; None before."""
-        self.status: RequestStatus | None = None
-        """What the request was then."""
-        self.late_s = 0.0
-        """From then on it is past its bound and has to be judged again."""
 
 
 class Ranked(NamedTuple):
@@ -92,64 +84,67 @@ class Asks:
         self._lengths = lengths
         self._config = config
         self._tiers = tiers
-        self._order: list[str] = []
+        self._entries: list[Entry] = []
+        """In order of rank, as last judged."""
+        self._passing: list[Request] = []
         self._turn = 0
         self._price_s = 0.0
+        self._late_s = math.inf
+        """Not before then is one of them past its bound, and has to be judged again."""
 
     def ranked(self, waiting: "WaitingQueue", now: float) -> Ranked:
-        """Everybody who waits, best first. O(n log n), with a bounded number of judgements but for newcomers."""
-        due = self._due(len(waiting))
-        stuck = waiting.left_over()
-        passing: list[Request] = []
-        entries: list[Entry] = []
-        seen_of = self._seen.get
-        for request in waiting:
-            request_id = request.request_id
-            seen = seen_of(request_id) or self._seen.setdefault(request_id, Seen(None, now))
-            entry = seen.entry
-            if (
-                entry is None
-                or due is None
-                or request_id in due
-                or request.status is not seen.status
-                or request.num_computed_tokens
-                or now >= seen.late_s
-            ):
-                entry = self._judge(request, seen, now)
-                if entry is None:
-                    passing.append(request)
-                    continue
-            entries.append(entry)
-        if stuck is not None:
-            entries = [_passed_by(entry) if entry[1] is stuck else entry for entry in entries]
-        entries.sort(key=itemgetter(0))
-        requests = [request for _, request, _ in entries]
-        self._order = [request.request_id for request in requests]
-        return Ranked(passing, requests, [ask for _, _, ask in entries])
+        """Everybody who waits, best first.
 
-    def _due(self, num_waiting: int) -> set[str] | None:
-        """Who is judged again; None: everybody."""
+        Who was judged keeps that place: O(n) with a small constant, and a bounded number of judgements but for
+        newcomers.
+        """
+        members = waiting.members
+        again = dict.fromkeys(waiting.take_added())
+        again.update(dict.fromkeys(self._passing))
+        again.update(dict.fromkeys(self._due(len(waiting), now)))
+        entries = [entry for entry in self._entries if entry[1] in members and entry[1] not in again]
+        self._passing = []
+        for request in again:
+            if request not in members:
+                continue
+            entry = self._judge(request, now)
+            if entry is None:
+                self._passing.append(request)
+            else:
+                insort(entries, entry, key=itemgetter(0))
+        self._entries = entries
+        stuck = waiting.left_over()
+        if stuck is not None:
+            entries = _passed_by(entries, stuck)
+        return Ranked(self._passing, [request for _, request, _ in entries], [ask for _, _, ask in entries])
+
+    def _due(self, num_waiting: int, now: float) -> "list[Request]":
+        """Who of those ranked is judged again."""
         price_s = self._cost.prefill_s(PRICED_TOKENS) + self._cost.decode_s
         has_changed = abs(price_s - self._price_s) > PRICE_TOLERANCE * self._price_s
         if has_changed:
             self._price_s = price_s
-        if has_changed or num_waiting <= MAX_JUDGED:
-            return None
+        if has_changed or num_waiting <= MAX_JUDGED or now >= self._late_s:
+            self._late_s = math.inf
+            return [request for _, request, _ in self._entries]
         half = MAX_JUDGED // 2
-        self._turn = self._turn + half if self._turn + half < len(self._order) else 0
-        return {*self._order[:half], *self._order[self._turn : self._turn + half]}
+        self._turn = self._turn + half if self._turn + half < len(self._entries) else 0
+        due = self._entries[:half] + self._entries[self._turn : self._turn + half]
+        return [request for _, request, _ in due]
 
-    def _judge(self, request: "Request", seen: Seen, now: float) -> "Entry | None":
+    def _judge(self, request: "Request", now: float) -> "Entry | None":
         """None where the request waits for something else, or holds blocks: vLLM sees to it."""
-        seen.status, seen.entry = request.status, None
         is_preempted = request.status == RequestStatus.PREEMPTED
         if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
             return None
+        seen = self._seen.get(request.request_id)
+        if seen is None:
+            seen = self._seen[request.request_id] = Seen(None, now)
         ask = self._ask(request, seen, is_preempted)
         bound_s = seen.arrived_s + self._config.hold_s
-        seen.late_s = bound_s if now < bound_s else math.inf
-        seen.entry = rank.key(ask.turn, self._cost, self._config, now), request, ask
-        return seen.entry
+        if now < bound_s:
+            self._late_s = min(self._late_s, bound_s)
+        return rank.key(ask.turn, self._cost, self._config, now), request, ask
 
     def _ask(self, request: "Request", seen: Seen, is_preempted: bool) -> Asking:
         reach = self._reach(request, seen)
@@ -207,7 +202,7 @@ class Asks:
         return self._blocks.get_one_block(key)
 
 
-def _passed_by(entry: "Entry") -> "Entry":
+def _passed_by(entries: "list[Entry]", stuck: "Request") -> "list[Entry]":
     """A head that found no room a step ago lets the others by, once; preempted and late ones never do."""
-    key, request, ask = entry
-    return ((rank.PASSED_BY, *key[1:]), request, ask) if key[0] == rank.IN_TIME else entry
+    at = next((i for i, (key, request, _) in enumerate(entries) if request is stuck and key[0] == rank.IN_TIME), None)
+    return entries if at is None else [*entries[:at], *entries[at + 1 :], entries[at]]

@@ -28,12 +28,15 @@ from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
     from impala_vllm.config import Config
+    from impala_vllm.core.admission import Asking
 
 REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
@@ -291,11 +294,10 @@ class Enforcer:
                 # Loads hold only what they load; the rest of their prompts is promised room.
                 num_free -= self._scheduler._inflight_prefill_reserved_blocks()
                 num_running += len(self._scheduler.kv_holding_waiting)
-            room = sum(a.new_blocks + a.own_idle_blocks for a in asks)
-            kept = 0 if room <= self.free.num_unclaimed else self.idle.kept_blocks  # else all fit beside everything
+            kept = 0 if _fit(asks, self.free.num_unclaimed) else self.idle.kept_blocks
             plan = self.admission.plan(asks, kept, num_free, num_running, now)
-            by_id = {request.request_id: request for request in requests}
-            admitted = [by_id[a.turn.request_id] for a in plan.admitted]
+            request_of = self._scheduler.requests
+            admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
         self._num_ranked = len(requests)
         self.num_held = len(requests) - len(admitted)
         self.waiting.admit(passing + admitted)
@@ -303,6 +305,15 @@ class Enforcer:
         deferred = self._scheduler.deferred_waiting
         deferred.update(requests)
         deferred.difference_update(admitted)
+
+
+def _fit(asks: "Iterable[Asking]", num_blocks: int) -> bool:
+    """Do all of them find room there?"""
+    for ask in asks:
+        num_blocks -= ask.new_blocks + ask.own_idle_blocks
+        if num_blocks < 0:
+            return False
+    return True
 
 
 def _less(counts: dict[TraceId, int], trace_id: TraceId) -> bool:

@@ -5,7 +5,7 @@ every request, held ones included. One writer: the engine loop's thread.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
@@ -16,6 +16,7 @@ class WaitingQueue(RequestQueue):
 
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         self._requests: dict[Request, None] = dict.fromkeys(requests)
+        self._added: dict[Request, None] = dict(self._requests)
         self._admitted: deque[Request] = deque()
         self._tried: Request | None = None
 
@@ -28,16 +29,22 @@ class WaitingQueue(RequestQueue):
         """The request the last step looked at and could not place. None: it had no seat or token left to try."""
         return self._tried if self._tried in self._requests else None
 
+    def take_added(self) -> list[Request]:
+        """Who was queued, or queued again, since the last call and is still here; in that order."""
+        added = [request for request in self._added if request in self._requests]
+        self._added.clear()
+        return added
+
     def add_request(self, request: Request) -> None:
-        self._requests[request] = None
+        self._requests[request] = self._added[request] = None
 
     def prepend_request(self, request: Request) -> None:
         """Rank decides who is first, so this adds."""
-        self._requests[request] = None
+        self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self._requests[request] = None
+            self.add_request(request)
 
     def pop_request(self) -> Request:
         request = self.peek_request()
@@ -66,6 +73,11 @@ class WaitingQueue(RequestQueue):
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def members(self) -> KeysView[Request]:
+        """Every request, to ask for membership without a call for each."""
+        return self._requests.keys()
 
     def __iter__(self) -> Iterator[Request]:
         return iter(list(self._requests))
