@@ -34,10 +34,13 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 }
 """Everything else is a mistake of the caller's and raises AssertionError. Only unpinned slots are evicted."""
 
+_FILLING, _READY = State.FILLING, State.READY
+"""Chunks come by the thousand, and to look a member of an enum up is slow."""
+
 _MOVES = {
     verb: [(source, target) for (source, v), target in TRANSITIONS.items() if v == verb] for _, verb in TRANSITIONS
 }
-"""The table by verb: chunks come by the thousand, and an enum's hash is slow."""
+"""The table by verb: an enum's hash is slow, too."""
 
 
 class Pin:
@@ -90,16 +93,16 @@ class SlotPool:
 
     def is_ready(self, key: Key) -> bool:
         slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is State.READY
+        return slot is not None and self._state[slot] is _READY
 
     def is_filling(self, key: Key) -> bool:
         slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is State.FILLING
+        return slot is not None and self._state[slot] is _FILLING
 
     def is_evictable(self, key: Key) -> bool:
         """Ready and unpinned."""
         slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is State.READY and not self._pins[slot]
+        return slot is not None and self._state[slot] is _READY and not self._pins[slot]
 
     def reserve(self, keys: Sequence[Key]) -> list[int] | None:
         """Slots to fill, one for each key, none of which may be held yet. None: too few are free, nothing changed."""
@@ -140,7 +143,7 @@ class SlotPool:
         slots = [self._slot_of[key] for key in keys]
         states, pins = self._state, self._pins
         for slot in slots:
-            assert states[slot] is State.READY, "only ready chunks are pinned"
+            assert states[slot] is _READY, "only ready chunks are pinned"
         for slot in slots:
             pins[slot] += 1
         return Pin(self, keys, slots, self._generation)
@@ -160,7 +163,7 @@ class SlotPool:
         doomed = [slot for key, slot in self._slot_of.items() if key in moving]
         self._move(doomed, "doom")
         states = self._state
-        for verb, state in (("abort", State.FILLING), ("evict", State.READY)):
+        for verb, state in (("abort", _FILLING), ("evict", _READY)):
             self._let_go([key for key, slot in self._slot_of.items() if states[slot] is state], verb)
         self._slot_of.clear()
         self._pins = [0] * self.num_slots
@@ -181,9 +184,9 @@ class SlotPool:
         assert held.isdisjoint(self._free)
         for slot, state in enumerate(self._state):
             assert (state is State.FREE) == (slot in self._free)
-            assert (slot in held) == (state in (State.FILLING, State.READY))
+            assert (slot in held) == (state in (_FILLING, _READY))
             assert self._pins[slot] >= 0
-            assert state is State.READY or not self._pins[slot]
+            assert state is _READY or not self._pins[slot]
 
     def _let_go(self, keys: Iterable[Key], verb: str) -> None:
         slots = [self._slot_of.pop(key) for key in keys]

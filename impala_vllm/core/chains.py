@@ -5,11 +5,13 @@ was used together goes tail first, so that no island is left. What a new turn of
 superseded and unclaimed at once. Choosing changes nothing. One writer.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from impala_vllm.core.allocator import Key
 from impala_vllm.core.types import TraceId
+from impala_vllm.core.worth_order import WorthOrder
 
 MAX_CHAINS = 4
 """Conversations of one trace that are told apart; the one silent longest is released beyond that."""
@@ -17,18 +19,15 @@ MAX_CHAINS = 4
 STEM_SHARE = 0.5
 """Stems beyond this share of the tier go first, least recently used: what forks once shared adds up."""
 
-ROUND = 256
-"""Victims after which traces are put in order anew: what they are worth changes as time passes, but sorting is dear."""
-
 _List = dict[Key, None]
 
 
 class Chains:
-    """The lists. `num_chunks` is the tier's size, `worth` orders traces by what their KV is worth, cheapest first."""
+    """The lists. `num_chunks` is the tier's size, `worth` says what a trace's KV in it is worth."""
 
-    def __init__(self, num_chunks: int, worth: Callable[[Iterable[TraceId]], list[TraceId]]) -> None:
+    def __init__(self, num_chunks: int, worth: Callable[[TraceId], float]) -> None:
         self._max_stems = int(STEM_SHARE * num_chunks)
-        self._worth = worth
+        self._order = WorthOrder(worth)
         self._home: dict[Key, _List] = {}
         self._unclaimed: _List = {}
         self._stems: _List = {}
@@ -36,9 +35,6 @@ class Chains:
         """The chain used last comes last."""
         self._of: dict[int, TraceId] = {}
         """Trace by the identity of its list."""
-        self._order: list[TraceId] | None = None
-        """Traces, cheapest first; None: to be asked for anew, since a turn came or went."""
-        self._num_chosen = 0
 
     def __len__(self) -> int:
         return len(self._home)
@@ -61,6 +57,8 @@ class Chains:
         """
         chains = self._chains.get(trace_id) if trace_id is not None else None
         if chains:
+            if trace_id is not None and not chains[-1]:
+                self._order.changed(trace_id)
             for key in keys:
                 self._put(key, chains[-1])
         else:
@@ -80,7 +78,7 @@ class Chains:
         O(keys), quick for a chain of which nothing is superseded. A chain is continued by a turn that goes over the
         first chunk it calls its own.
         """
-        self._order = None
+        self._order.changed(trace_id)
         chains = self._chains.setdefault(trace_id, [])
         first, before = self._continued(trace_id, keys, stem)
         behind = self._behind(keys, stem, first, before) if before is not None else None
@@ -129,7 +127,7 @@ class Chains:
         """The tier is empty."""
         for held in (self._home, self._unclaimed, self._stems, self._chains, self._of):
             held.clear()
-        self._order = None
+        self._order.reset()
 
     def victims(
         self,
@@ -141,10 +139,10 @@ class Chains:
         """The `num` cheapest chunks that `may_go`, best victims first; fewer where there are no more.
 
         Chunks of traces `spared` stay, and with `only_cheaper_than` all that is worth as much as that trace's or more.
-        O(num + traces + chunks passed over), and traces log traces after each turn that came or went.
+        O(num + traces + chunks passed over), and traces log traces once a round.
         """
         chosen = list(islice(filter(may_go, self._in_order(spared, only_cheaper_than)), num))
-        self._num_chosen += len(chosen)
+        self._order.chose(len(chosen))
         return chosen
 
     def check_invariants(self) -> None:
@@ -159,21 +157,15 @@ class Chains:
         surplus = max(0, len(self._stems) - self._max_stems)
         yield from islice(self._stems, surplus)
         yield from self._unclaimed
-        for trace_id in self._cheapest_first(limit):
-            if trace_id == limit:
+        limit_worth = self._order.worth(limit) if limit is not None else math.inf
+        for worth, trace_id in self._order.cheapest_first(self._chains.keys()):
+            if limit is not None and worth >= limit_worth:
                 return
             if trace_id not in spared:
                 for chain in self._chains.get(trace_id, ()):
                     yield from reversed(chain)
-        yield from islice(self._stems, surplus, None)
-
-    def _cheapest_first(self, limit: TraceId | None) -> list[TraceId]:
-        """The traces, and `limit` among them."""
-        if limit is not None and limit not in self._chains:
-            return self._worth([*self._chains, limit])
-        if self._order is None or self._num_chosen >= ROUND:
-            self._order, self._num_chosen = self._worth(self._chains), 0
-        return self._order
+        if limit is None:
+            yield from islice(self._stems, surplus, None)
 
     def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
         """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""

@@ -83,13 +83,15 @@ class IdleKv:
         rows = self._rows
         return sorted(traces, key=lambda t: row.value if (row := rows.get(t)) is not None else 0.0)
 
-    def by_worth_in_host(self, traces: Iterable[TraceId]) -> list[TraceId]:
-        """The traces by what their KV in host is worth, cheapest first. O(n log n)."""
-        return sorted(traces, key=lambda t: row.host_value if (row := self._rows.get(t)) is not None else 0.0)
+    def worth_in_host(self, trace_id: TraceId) -> float:
+        """What the trace's KV in host is worth, at its last judgement; 0 where it has none anywhere."""
+        row = self._rows.get(trace_id)
+        return row.host_value if row is not None else 0.0
 
-    def by_worth_in_nvme(self, traces: Iterable[TraceId]) -> list[TraceId]:
+    def worth_in_nvme(self, trace_id: TraceId) -> float:
         """The same for NVMe."""
-        return sorted(traces, key=lambda t: row.nvme_value if (row := self._rows.get(t)) is not None else 0.0)
+        row = self._rows.get(trace_id)
+        return row.nvme_value if row is not None else 0.0
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the total is off. O(n), for tests."""

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impala_vllm.core.allocator import Key
-from impala_vllm.core.chains import MAX_CHAINS, ROUND, STEM_SHARE, Chains
+from impala_vllm.core.chains import MAX_CHAINS, STEM_SHARE, Chains
 from impala_vllm.core.types import TraceId
+from impala_vllm.core.worth_order import ROUND
 
 A, B, C = TraceId("a"), TraceId("b"), TraceId("c")
 LARGE = 1000
@@ -22,7 +23,7 @@ def keys(name: str, number: int, start: int = 0) -> list[Key]:
 def tier(*cheapest_first: TraceId, num_chunks: int = LARGE) -> Chains:
     """A tier in which traces are worth what their order says; those not named are worth least."""
     order = {trace_id: rank for rank, trace_id in enumerate(cheapest_first, start=1)}
-    return Chains(num_chunks, lambda traces: sorted(traces, key=lambda t: order.get(t, 0)))
+    return Chains(num_chunks, lambda trace_id: order.get(trace_id, 0))
 
 
 def held(chains: Chains, *turns: tuple[TraceId, Sequence[Key]]) -> None:
@@ -145,26 +146,29 @@ def test_spared_traces_and_chunks_that_may_not_go_stay() -> None:
     assert chains.victims(9, lambda key: key != b"b2", spared=(A,)) == [b"b1", b"b0"]
 
 
-def test_an_order_of_traces_is_good_until_a_turn_comes_or_goes_and_for_a_round() -> None:
-    asked: list[list[TraceId]] = []
+def test_an_order_of_traces_is_good_for_a_round_but_for_those_whose_turns_come_or_go() -> None:
+    asked: list[TraceId] = []
+    worth = {A: 1.0, B: 2.0, C: 0.0}
 
-    def by_name(traces: Iterable[TraceId]) -> list[TraceId]:
-        asked.append(sorted(traces))
-        return asked[-1]
+    def ask(trace_id: TraceId) -> float:
+        asked.append(trace_id)
+        return worth[trace_id]
 
-    chains = Chains(LARGE, by_name)
+    chains = Chains(LARGE, ask)
     held(chains, (A, keys("a", 2)), (B, keys("b", ROUND + 1)))
     for _ in range(3):
         chains.drop(chains.victims(1, lambda key: True))
-    assert asked == [[A, B]]
+    assert asked == [A, B]
+    held(chains, (C, keys("c", 1)))
+    assert chains.victims(1, lambda key: True) == [b"c0"]
+    assert asked == [A, B, C]
+    worth[C] = 3.0
     chains.use(C, keys("c", 1))
-    chains.drop(chains.victims(1, lambda key: True))
-    assert asked == [[A, B], [A, B, C]]
+    assert everything(chains)[-1] == b"c0"
+    assert asked == [A, B, C, C]
     chains.release(A)
-    assert everything(chains) == keys("b", ROUND - 1)[::-1]
-    assert len(asked) == 2
-    chains.victims(1, lambda key: True)
-    assert len(asked) == 3, "so many went that the rest may be worth something else by now"
+    assert everything(chains) == [*keys("b", ROUND)[::-1], b"c0"]
+    assert sorted(asked[4:]) == [B, C], "so many went that the rest may be worth something else by now"
 
 
 def test_choosing_changes_nothing() -> None:
@@ -283,7 +287,7 @@ def test_random_turns_agree_with_a_naive_model(seed: int) -> None:
     traces = [TraceId(name) for name in "abcd"]
     worth = {t: i for i, t in enumerate(rng.sample(traces, len(traces)))}
     num_chunks = rng.choice([6, 20])
-    chains = Chains(num_chunks, lambda some: sorted(some, key=lambda t: worth[t]))
+    chains = Chains(num_chunks, worth.__getitem__)
     naive = Naive(int(STEM_SHARE * num_chunks), worth)
     histories = [keys("s", rng.randrange(3)) for _ in range(5)]
     for _ in range(50):

@@ -116,10 +116,10 @@ def test_host_goes_first_where_nvme_has_it_too_and_nobody_waits() -> None:
     for trace, below in ((A, Below(1000)), (B, Below(1000, 0, 1000))):
         gaps.finish(trace, 0.0)
         idle.update(trace, 0, 1000, False, 0.0, below)
-    assert idle.by_worth_in_host([A, B, C]) == [C, B, A]
+    assert sorted([A, B, C], key=idle.worth_in_host) == [C, B, A]
     gaps.resume(B, 0.1)
     idle.update(B, 0, 1000, True, 0.1, Below(1000, 0, 1000))
-    assert idle.by_worth_in_host([A, B, C]) == [C, A, B], "its turn has come and waits"
+    assert sorted([A, B, C], key=idle.worth_in_host) == [C, A, B], "its turn has come and waits"
 
 
 def test_a_tier_keeps_what_is_back_sooner() -> None:
@@ -128,15 +128,15 @@ def test_a_tier_keeps_what_is_back_sooner() -> None:
         gaps.finish(trace, at_s)
     for trace in (A, B):
         idle.update(trace, 0, 1000, False, 1.5, Below(1000, 0, 1000))
-    assert idle.by_worth_in_host([A, B]) == [B, A]
-    assert idle.by_worth_in_nvme([A, B]) == [B, A]
+    assert sorted([A, B], key=idle.worth_in_host) == [B, A]
+    assert sorted([A, B], key=idle.worth_in_nvme) == [B, A]
 
 
 def test_the_kv_of_a_running_turn_is_for_the_turn_after_it() -> None:
     idle, gaps, planner = tiered()
     idle.update(A, 0, 1000, True, 0.0, Below(1000), True)  # it runs: in HBM, and back after the usual gap
     idle.update(B, 0, 1000, True, 0.0, Below(1000), False)  # it waits for its KV
-    assert idle.by_worth_in_host([A, B]) == [A, B]
+    assert sorted([A, B], key=idle.worth_in_host) == [A, B]
     usual = planner.worth_in_host(1000, Below(1000), gaps.usual_s(A), False)
     gaps.finish(C, 0.0)
     idle.update(C, 0, 1000, False, 0.0, Below(1000))
@@ -161,5 +161,5 @@ def test_a_table_without_tiers_prices_none() -> None:
     idle, gaps = table()
     gaps.finish(A, 0.0)
     idle.update(A, 10, 1000, False, 0.0)
-    assert idle.by_worth_in_host([B, A]) == [B, A]
-    assert idle.by_worth_in_nvme([B, A]) == [B, A]
+    assert sorted([B, A], key=idle.worth_in_host) == [B, A]
+    assert sorted([B, A], key=idle.worth_in_nvme) == [B, A]

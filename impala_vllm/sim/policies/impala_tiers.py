@@ -59,8 +59,8 @@ class ImpalaTiers(Tiers):
         self._planner = planner
         self._cost = cost
         self._host_pays = True
-        self._host_chains: Any = Chains(room.host_blocks, idle.by_worth_in_host)
-        self._nvme_chains: Any = Chains(room.nvme_blocks, idle.by_worth_in_nvme)
+        self._host_chains: Any = Chains(room.host_blocks, idle.worth_in_host)
+        self._nvme_chains: Any = Chains(room.nvme_blocks, idle.worth_in_nvme)
         self._turns: dict[Request, _Turn] = {}
         self._keys: dict[TraceId, Sequence[int]] = {}
         self._late_s: dict[int, float] = {}

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from impala_vllm.core.planner import Planner
 
 
+_HIT = LookupResult.HIT
+"""Asked for chunk by chunk, and to look a member of an enum up is slow."""
+
+
 class TierManager(OffloadingManager):
     """Host slots, and an NVMe tier behind them where there is one."""
 
@@ -53,7 +57,7 @@ class TierManager(OffloadingManager):
         self.tokens_per_chunk = tokens_per_chunk
         self.chunk_bytes = chunk_bytes
         self.host = SlotPool(num_chunks)
-        self.chains = Chains(num_chunks, self._by_worth)
+        self.chains = Chains(num_chunks, self._worth)
         self.nvme = nvme
         self.turns = Turns(tokens_per_chunk)
         self.num_loaded = self.num_stored = self.num_refused = self.num_evicted = 0
@@ -91,7 +95,7 @@ class TierManager(OffloadingManager):
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self.host.is_ready(key):
-            return LookupResult.HIT if self._idle is None or self.host_pays else LookupResult.MISS
+            return _HIT if self._idle is None or self.host_pays else LookupResult.MISS
         if self.nvme is not None and self.nvme.is_reading(key):
             return LookupResult.HIT_PENDING if self._waits_for(key, req_context) else LookupResult.MISS
         # With policy, whoever waits has been promoted before it is asked for.
@@ -315,5 +319,5 @@ class TierManager(OffloadingManager):
         if keys and self._events is not None:
             self._events.append(OffloadingEvent([OffloadKey(k) for k in keys], Medium.CPU, removed))
 
-    def _by_worth(self, traces: Iterable[TraceId]) -> list[TraceId]:
-        return self._idle.by_worth_in_host(traces) if self._idle is not None else list(traces)
+    def _worth(self, trace_id: TraceId) -> float:
+        return self._idle.worth_in_host(trace_id) if self._idle is not None else 0.0

@@ -58,7 +58,7 @@ class NvmeTier:
     ) -> None:
         self.store = store
         self.pool = SlotPool(num_slots)
-        self.chains = Chains(num_slots, self._by_worth)
+        self.chains = Chains(num_slots, self._worth)
         self.pool.restore(recovered)
         self.chains.add(list(recovered)[::-1])  # nobody's, oldest write first
         self.promoted: set[Key] = set()
@@ -348,8 +348,8 @@ class NvmeTier:
         self._awaited.add(trace_id)
         heapq.heappush(self._due, (due_s, self._num_due, trace_id))
 
-    def _by_worth(self, traces: Iterable[TraceId]) -> list[TraceId]:
-        return self._idle.by_worth_in_nvme(traces) if self._idle is not None else list(traces)
+    def _worth(self, trace_id: TraceId) -> float:
+        return self._idle.worth_in_nvme(trace_id) if self._idle is not None else 0.0
 
 
 def _no_rows(slot: int) -> memoryview:

@@ -54,7 +54,8 @@ class TierPolicy:
         self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
         self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
         self._num_workers = scheduler.vllm_config.parallel_config.world_size
-        self._group = scheduler.kv_cache_config.prefix_cacheable_group_ids[0]
+        self._suffix = make_offload_key(b"", scheduler.kv_cache_config.prefix_cacheable_group_ids[0])
+        """What makes a block hash an offload key."""
 
     @classmethod
     def of(
@@ -121,7 +122,8 @@ class TierPolicy:
         if turn is None:
             return
         writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
-        self.manager.finish(request.request_id, self._keys(request), stem_blocks // self._chunk_blocks, writes)
+        keys = self._keys(request, turn.keys)
+        self.manager.finish(request.request_id, keys, stem_blocks // self._chunk_blocks, writes)
 
     def moved(self, output: "KVConnectorOutput") -> None:
         """The workers' account of a step: how long loads from host took."""
@@ -178,9 +180,10 @@ class TierPolicy:
         has = nvme.has if nvme is not None else _nothing
         return turns.below(keys, start, self.manager.tokens_per_chunk, self.manager.host.is_ready, has)
 
-    def _keys(self, request: "Request") -> list[Key]:
-        hashes, step = request.block_hashes, self._per_chunk
-        return [make_offload_key(hashes[i], self._group) for i in range(step - 1, len(hashes), step)]
+    def _keys(self, request: "Request", known: Sequence[Key] = ()) -> list[Key]:
+        """The request's full chunks; `known` are the first of them, from when it had fewer."""
+        hashes, step, suffix = request.block_hashes, self._per_chunk, self._suffix
+        return [*known, *(digest + suffix for digest in hashes[(len(known) + 1) * step - 1 :: step])]
 
 
 def tier_manager(scheduler: "Scheduler") -> TierManager | None:
