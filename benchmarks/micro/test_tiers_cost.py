@@ -75,7 +75,7 @@ class Server:
             block_size=TOKENS,
             hash_block_size=TOKENS,
             kv_cache_config=SimpleNamespace(prefix_cacheable_group_ids=[0]),
-            vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=1)),
+            vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=1), lora_config=None),
         )
         self.policy = TierPolicy(scheduler, self.manager, gaps, cost, PlannerConfig())
         idle = IdleKv(gaps, Admission(cost, 300.0), Retention(cost), self.policy.planner)

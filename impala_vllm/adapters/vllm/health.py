@@ -68,6 +68,9 @@ def _judge_rank(health: Health, snapshot: dict[str, Any], config: HealthConfig) 
         health.lower(Status.DEGRADED, f"{rank}: the scheduler is paused")
     if snapshot["policy"] is not None and not snapshot["policy"]["on"]:
         health.lower(Status.DEGRADED, f"{rank}: policy failed and fell back to vLLM's own order (see the log)")
+    tiers = (snapshot["policy"] or {}).get("tiers") or {}
+    if not tiers.get("nvme_usable", 1.0):
+        health.lower(Status.DEGRADED, f"{rank}: the NVMe tier is out of use, what lies there is computed (see the log)")
     if not snapshot["identity"]["on"]:
         health.lower(
             Status.DEGRADED, f"{rank}: identity is switched off ({snapshot['identity']['error']}; see the log)"

@@ -43,6 +43,18 @@ def test_identity_switched_off_degrades_with_the_reason():
     assert "ValueError: x" in found.reasons[0]
 
 
+def test_an_nvme_tier_out_of_use_degrades_and_none_at_all_does_not():
+    def policy(**tiers):
+        return {"on": True, "held": 0, "tiers": tiers or None}
+
+    found = judge([snapshot(policy=policy(nvme_usable=0.0))], 0.0, False, CONFIG)
+    assert found.status is Status.DEGRADED
+    assert "NVMe" in found.reasons[0]
+    assert status(snapshot(policy=policy(nvme_usable=1.0))) is Status.IDLE
+    assert status(snapshot(policy=policy(host_used_bytes=5.0))) is Status.IDLE
+    assert status(snapshot(policy=policy())) is Status.IDLE
+
+
 def test_a_dead_engine_is_a_stall():
     assert status(is_dead=True) is Status.STALLED
 

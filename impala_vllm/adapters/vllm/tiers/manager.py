@@ -64,6 +64,8 @@ class TierManager(OffloadingManager):
         """Chunks."""
         self.host_pays = True
         """Loads from host are quicker than computing."""
+        self.writes_unasked = True
+        """Without policy all that is stored goes on to NVMe, as with upstream's tiers."""
         self._idle: IdleKv | None = None
         self._link: Link | None = None
         self._load_s = 0.0
@@ -169,8 +171,7 @@ class TierManager(OffloadingManager):
             return
         turn.num_storing -= 1
         self.turns.changed(turn.trace_id)
-        # Without policy nobody gates: as upstream's tiers do.
-        if success and self.nvme is not None and (turn.writes or self._idle is None):
+        if success and self.nvme is not None and (turn.writes or (self._idle is None and self.writes_unasked)):
             self.nvme.write(filling, turn.trace_id, self._clock())
         self._close_if_done(req_context.req_id)
 

@@ -54,6 +54,8 @@ class TierPolicy:
         self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
         self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
         self._num_workers = scheduler.vllm_config.parallel_config.world_size
+        if scheduler.vllm_config.lora_config is not None:
+            manager.writes_unasked = False  # nobody would look at the adapter
         self._suffix = make_offload_key(b"", scheduler.kv_cache_config.prefix_cacheable_group_ids[0])
         """What makes a block hash an offload key."""
 
@@ -72,7 +74,7 @@ class TierPolicy:
         stem = stem_blocks // self._chunk_blocks
         writes = False
         if trace is not None:
-            writes = self.planner.writes(trace.num_turns, trace.opening)
+            writes = _may_outlive(request) and self.planner.writes(trace.num_turns, trace.opening)
             if trace.num_turns == 2 and trace.last_outcome is not None:
                 self.planner.resumed(trace.opening, trace.last_outcome)
         trace_id = trace.trace_id if trace is not None else None
@@ -122,6 +124,7 @@ class TierPolicy:
         if turn is None:
             return
         writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
+        writes = writes and _may_outlive(request)
         keys = self._keys(request, turn.keys)
         self.manager.finish(request.request_id, keys, stem_blocks // self._chunk_blocks, writes)
 
@@ -191,6 +194,11 @@ def tier_manager(scheduler: "Scheduler") -> TierManager | None:
     side = getattr(scheduler.connector, "connector_scheduler", None)
     manager = getattr(side, "manager", None)
     return manager if isinstance(manager, TierManager) else None
+
+
+def _may_outlive(request: "Request") -> bool:
+    """Does its KV mean the same after a restart? vLLM's hashes know an adapter's name, not its weights."""
+    return request.lora_request is None
 
 
 def _nothing(key: Key) -> bool:

@@ -1,0 +1,94 @@
+"""What policy tells the tiers of a request: the names of its chunks, and whether they may outlive the server."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.kv_offload.base import make_offload_key
+
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
+from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
+from impala_vllm.core.cost import StepCost
+from impala_vllm.core.gaps import GapForecast
+from impala_vllm.core.planner import PlannerConfig
+from impala_vllm.core.traces import Trace
+from impala_vllm.core.types import Namespace, Outcome, RequestId, TraceId
+
+BLOCK_TOKENS, CHUNK_TOKENS, GROUP = 16, 32, 3
+
+
+@dataclass
+class Request:
+    """What policy looks at."""
+
+    num_blocks: int
+    request_id: str = "r"
+    lora_request: Any = None
+    block_hashes: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.block_hashes = [bytes([i]) * 32 for i in range(self.num_blocks)]
+
+    def chunks(self) -> list[bytes]:
+        """A chunk is named by the last of its two blocks."""
+        return [make_offload_key(digest, GROUP) for digest in self.block_hashes[1::2]]
+
+
+def build(lora_config: Any = None) -> TierPolicy:
+    scheduler: Any = SimpleNamespace(
+        block_size=BLOCK_TOKENS,
+        hash_block_size=BLOCK_TOKENS,
+        kv_cache_config=SimpleNamespace(prefix_cacheable_group_ids=[GROUP]),
+        vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=1), lora_config=lora_config),
+    )
+    manager = TierManager(8, 4096, CHUNK_TOKENS)
+    return TierPolicy(scheduler, manager, GapForecast(), StepCost(), PlannerConfig())
+
+
+def trace(num_turns: int = 2) -> Trace:
+    found = Trace(TraceId("t"), Namespace(), RequestId("r"), 0.0)
+    found.num_turns = num_turns
+    return found
+
+
+def told(policy: TierPolicy, request: Any) -> Any:
+    """The manager's view of the request's turn, after its arrival."""
+    policy.arrive(request, trace(), 0)
+    return policy.manager.turns.get("r")
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 2, 3, 8, 9])
+def test_full_chunks_alone_have_a_name(num_blocks: int) -> None:
+    request = Request(num_blocks)
+    assert told(build(), request).keys == request.chunks()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 1), (1, 2), (4, 4), (4, 5), (5, 6), (3, 9)])
+def test_an_output_adds_names_to_those_of_the_prompt(before: int, after: int) -> None:
+    policy = build()
+    request: Any = Request(before)
+    turn = told(policy, request)
+    request.block_hashes = Request(after).block_hashes
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
+    assert turn.keys == Request(after).chunks()
+
+
+def test_what_an_adapter_computed_does_not_outlive_the_server() -> None:
+    policy = build()
+    assert told(policy, Request(4)).writes
+    policy.finish(Request(4), trace(), 0, Outcome.TOOL_CALL)  # type: ignore[arg-type]
+    policy = build()
+    request: Any = Request(4, lora_request="an adapter")
+    turn = told(policy, request)
+    assert not turn.writes
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
+    assert not turn.writes
+
+
+def test_without_policy_everything_is_written_but_where_there_are_adapters() -> None:
+    assert build().manager.writes_unasked
+    assert not build(lora_config="some").manager.writes_unasked
