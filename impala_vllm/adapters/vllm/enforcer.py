@@ -4,7 +4,6 @@ Translates waiting requests and idle KV into core's facts, asks rank and admissi
 waiting queue, and answers the free queue's question whose KV goes first. Runs on the engine loop's thread.
 """
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.interface import PauseState
@@ -14,6 +13,7 @@ from vllm.v1.request import RequestStatus
 from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.asks import Asks, Seen
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
+from impala_vllm.adapters.vllm.step_timer import StepTimer
 from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
 from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
 from impala_vllm.core.admission import Admission
@@ -83,8 +83,7 @@ class Enforcer:
         self._round_s = 0.0
         self._still_since_s: float | None = None
         self._num_ranked = 0
-        self._stepped_s = 0.0
-        self._steps: deque[tuple[int, float, int, float]] = deque(maxlen=64)
+        self._timer = StepTimer(self.cost)
         self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank, self.tiers)
         self.waiting = WaitingQueue(scheduler.waiting)
         scheduler.waiting = self.waiting
@@ -204,31 +203,13 @@ class Enforcer:
                 self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
                 self._begun(seen)
         self._watch(output, now)
-        tokens = output.num_scheduled_tokens
-        prefill = context = 0
-        cached = output.scheduled_cached_reqs
-        for request_id, done in zip(
-            [r.req_id for r in output.scheduled_new_reqs] + list(cached.req_ids),
-            [r.num_computed_tokens for r in output.scheduled_new_reqs] + list(cached.num_computed_tokens),
-            strict=True,
-        ):
-            count = tokens.get(request_id, 0)
-            if count > 1:
-                prefill += count
-                context += count * (done + count // 2)
-        if tokens:
-            self._steps.append((id(output), now, prefill, context / prefill if prefill else 0.0))
+        self._timer.planned(output, now)
 
     def stepped(self, output: "SchedulerOutput", now: float, moved: "KVConnectorOutput | None" = None) -> None:
-        """A step is done. Steps overlap under async scheduling: it took from the end of the one before."""
+        """A step is done."""
         if self.tiers is not None and moved is not None:
             self.tiers.moved(moved)
-        while self._steps:
-            number, started_s, prefill, context = self._steps.popleft()
-            if number == id(output):
-                self.cost.observe(now - max(started_s, self._stepped_s), prefill, context)
-                break
-        self._stepped_s = now
+        self._timer.ended(output, now)
 
     def _watch(self, output: "SchedulerOutput", now: float) -> None:
         scheduler = self._scheduler
