@@ -1,0 +1,154 @@
+"""The sockets behind one follower: a subscription, and a replay where the follower asks for one.
+
+One asyncio task a replica, started and ended by `run`. Batches that arrive during a replay wait in the
+subscription's own queue. No byte is read here that the follower does not take before the next one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from impala_vllm.fleet.events.follower import Completeness, Follower
+
+logger = logging.getLogger("impala.fleet")
+
+REPLAY_TIMEOUT_S = 2.0
+"""Longest silence within a replay. The publisher looks for questions ten times a second."""
+RESYNC_EVERY_S = 30.0
+"""Between two snapshots of one replica: taking one costs its engine some milliseconds."""
+BATCHES_A_TURN = 64
+"""Batches taken before others of the event loop get their turn."""
+MAX_BATCH_BYTES = 64 << 20
+"""A step of 8,192 tokens is some 50 KB."""
+_END = (-1).to_bytes(8, "big", signed=True)
+
+
+class EndpointError(ValueError):
+    """Not an endpoint, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a server publishes."""
+
+    events: str
+    """As `tcp://host:5557`; rank r of a data-parallel server is at the port + r."""
+    replay: str | None = None
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        for endpoint in (self.events, self.replay):
+            scheme, separator, address = ("ipc://-" if endpoint is None else endpoint).partition("://")
+            host, _, port = address.rpartition(":")
+            is_tcp = scheme == "tcp" and host not in ("", "*") and port.isdecimal() and int(port) < 1 << 16
+            if not separator or not (is_tcp or (scheme in ("ipc", "inproc") and address)):
+                raise EndpointError(f"{endpoint}: not an endpoint to connect to; write tcp://HOST:PORT")
+
+    def of_rank(self, rank: int) -> "Endpoints":
+        """Where that rank publishes, by vLLM's own rule."""
+        return Endpoints(_offset(self.events, rank), self.replay and _offset(self.replay, rank), self.topic)
+
+
+class Feed:
+    """Follows one replica as long as `run` runs."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoints: Endpoints,
+        follower: Follower,
+        on_heard: Callable[[], None] = lambda: None,
+        resync: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_heard` is told of each sign of life. `resync` loads a snapshot where history is incomplete."""
+        self._context = context
+        self._endpoints = endpoints
+        self._follower = follower
+        self._on_heard = on_heard
+        self._resync = resync
+        self._resync_at_s = 0.0
+
+    async def run(self) -> None:
+        """Never returns; cancel it. The subscription is made before anything is awaited."""
+        with self._context.socket(zmq.SUB) as subscription, _watch(self._context) as watch:
+            subscription.linger = 0
+            subscription.rcvhwm = 100_000  # as many as vLLM's publisher keeps
+            subscription.maxmsgsize = MAX_BATCH_BYTES
+            subscription.subscribe(self._endpoints.topic)
+            watched = f"inproc://impala-{id(subscription)}"
+            subscription.monitor(watched, zmq.EVENT_DISCONNECTED)
+            watch.connect(watched)
+            subscription.connect(self._endpoints.events)
+            num_taken = 0
+            while True:
+                await self._settle()
+                frames = await subscription.recv_multipart()
+                # The watch's notice was queued before anything that came over the next connection.
+                while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    watch.recv_multipart()
+                    self._follower.reconnected()
+                if self._follower.question is not None:
+                    await self._settle()
+                if len(frames) == 3 and len(frames[1]) == 8:
+                    self._on_heard()
+                    self._follower.live(int.from_bytes(frames[1], "big"), frames[2])
+                num_taken += 1
+                if num_taken % BATCHES_A_TURN == 0:
+                    await asyncio.sleep(0)
+
+    async def _settle(self) -> None:
+        """Ask until nothing is left to ask."""
+        while self._follower.question is not None:
+            await self._replay()
+        now_s = asyncio.get_running_loop().time()
+        if self._resync is None or self._follower.completeness is not Completeness.PART or now_s < self._resync_at_s:
+            return
+        self._resync_at_s = now_s + RESYNC_EVERY_S
+        await self._resync()
+
+    async def _replay(self) -> None:
+        assert self._endpoints.replay is not None
+        question = self._follower.asked()
+        # A socket each time: what is late from the last one cannot be taken for an answer to this one.
+        dealer: Any = self._context.socket(zmq.DEALER)
+        with dealer:
+            dealer.linger = 0
+            dealer.rcvhwm = 0
+            dealer.maxmsgsize = MAX_BATCH_BYTES
+            dealer.connect(self._endpoints.replay)
+            await dealer.send_multipart((b"", question.from_seq.to_bytes(8, "big")))
+            num_taken = 0
+            while await dealer.poll(int(REPLAY_TIMEOUT_S * 1000)):
+                frames = await dealer.recv_multipart()
+                if len(frames) != 4 or len(frames[2]) != 8:
+                    continue
+                self._on_heard()
+                if frames[2] == _END:
+                    self._follower.replay_ended()
+                    return
+                self._follower.replayed(int.from_bytes(frames[2], "big"), frames[3])
+                num_taken += 1
+                if num_taken % BATCHES_A_TURN == 0:
+                    await asyncio.sleep(0)
+        logger.warning("%s does not answer a replay; its history is incomplete", self._endpoints.replay)
+        self._follower.replay_failed()
+
+
+def _watch(context: zmq.asyncio.Context) -> Any:
+    """A socket that is read without waiting."""
+    plain: Any = zmq.Context
+    return plain.shadow(context).socket(zmq.PAIR)
+
+
+def _offset(endpoint: str, rank: int) -> str:
+    if rank == 0:
+        return endpoint
+    if endpoint.startswith("inproc://"):
+        return f"{endpoint}_dp{rank}"
+    base, colon, port = endpoint.rpartition(":")
+    return f"{base}:{int(port) + rank}" if endpoint.startswith("tcp://") and colon else endpoint

@@ -1,0 +1,203 @@
+"""Follows the numbered batches of one publisher: no gap, no batch twice, no two lives of it mixed up.
+
+A publisher counts from 0 and starts again with its engine; ZeroMQ drops what a slow subscriber does not
+take. Whatever looks odd is settled by a replay that begins at the last batch applied: if that comes back
+unchanged, it is the same life. What cannot be settled is lost: the sink forgets the replica, and what
+follows is true but incomplete. No sockets here, see `feed`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+import xxhash
+
+from impala_vllm.fleet.events.wire import Batch, Event, WireError, decode
+
+
+class Sink(Protocol):
+    """Where a replica's events go."""
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Take over changes, in order."""
+        ...
+
+    def lost(self) -> None:
+        """Forget all that was said of the replica: part of it may have changed unheard."""
+        ...
+
+
+class Completeness(Enum):
+    """What is known of a replica."""
+
+    NOTHING = "nothing"
+    """No event so far, or none since a loss."""
+    PART = "part"
+    """What is known is true, but blocks may be held that we never heard of."""
+    ALL = "all"
+    """Every event since the engine started, or since a snapshot."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was followed so far."""
+
+    batches: int = 0
+    duplicates: int = 0
+    replays: int = 0
+    epochs: int = 0
+    """Lives of the publisher after the first."""
+    losses: int = 0
+    undecodable: int = 0
+    unknown_events: int = 0
+
+
+class Question(NamedTuple):
+    """A replay to ask for."""
+
+    from_seq: int
+    checks: bool = False
+    """The first batch of the answer must be the last one applied."""
+
+
+class Follower:
+    """One publisher. Its owner delivers `live` batches; where `question` is set it asks that before any further one.
+
+    An answer is `asked`, `replayed` for each batch, then `replay_ended` or `replay_failed`; it may ask again.
+    """
+
+    def __init__(self, sink: Sink, can_replay: bool) -> None:
+        self._sink = sink
+        self._can_replay = can_replay
+        self.counts = Counts()
+        self.completeness = Completeness.NOTHING
+        self.next_seq: int | None = None
+        """The batch that should come next; None where whatever comes is taken."""
+        self.question: Question | None = Question(0) if can_replay else None
+        self._answering = Question(0)
+        self._num_answers = 0
+        self._is_other_life = False
+        self._has_asked_all = False
+        """In this life; where that was in vain, what comes is taken as it comes."""
+        self._asked_at: int | None = None
+        """`next_seq` when the replay began."""
+        self._highest = -1
+        """The highest number seen in this life."""
+        self._last_print: int | None = None
+        self._last_written_s = float("-inf")
+
+    def live(self, seq: int, payload: bytes) -> None:
+        """The publisher sent a batch."""
+        expected = self.next_seq
+        if expected is None and seq > 0 and self._can_replay and not self._has_asked_all:
+            self._has_asked_all = True
+            self._highest = seq
+            self.question = Question(0)
+        elif expected is None or seq == expected:
+            self._apply(seq, payload)
+        elif seq < expected and self._is_old(payload):
+            self.counts.duplicates += 1
+        elif self._can_replay:
+            self._highest = seq
+            self.question = Question(max(0, expected - 1), checks=expected > 0)
+        else:
+            self._lose(other_life=seq < expected)
+            self._apply(seq, payload)
+
+    def reconnected(self) -> None:
+        """The connection is a new one: the publisher may be too, and may even go on at the very number expected."""
+        if self.next_seq is None:
+            return
+        if self._can_replay:
+            self.question = Question(max(0, self.next_seq - 1), checks=self.next_seq > 0)
+        else:
+            self._lose(other_life=False)
+
+    def asked(self) -> Question:
+        """The question is on its way."""
+        assert self.question is not None
+        self._answering, self.question = self.question, None
+        self._num_answers, self._is_other_life = 0, False
+        self._asked_at = self.next_seq
+        self.counts.replays += 1
+        return self._answering
+
+    def replayed(self, seq: int, payload: bytes) -> None:
+        """One batch of the answer."""
+        self._num_answers += 1
+        if self._num_answers == 1 and self._answering.checks:
+            if seq != self._answering.from_seq:  # the publisher's memory does not go back so far
+                self._lose(other_life=False)
+            elif self._last_print is None or xxhash.xxh3_64_intdigest(payload) == self._last_print:
+                return
+            else:
+                self._lose(other_life=True)
+                self._is_other_life = True
+        self._highest = max(self._highest, seq)
+        if not self._is_other_life and self.next_seq in (None, seq):
+            self._apply(seq, payload)
+        # What else comes is known already, or stands behind a hole: a ROUTER that is full drops without a word.
+
+    def replay_ended(self) -> None:
+        """The publisher said that this was all."""
+        if self._answering.checks and self._num_answers == 0:  # it has not got so far yet: it counts anew
+            self._lose(other_life=True)
+            self._is_other_life = True
+        if self._is_other_life:
+            self._has_asked_all = True
+            self.question = Question(0)
+        elif self.next_seq is not None and self.next_seq <= self._highest:
+            if self.next_seq == self._asked_at:
+                self._lose(other_life=False)
+            else:
+                self.question = Question(max(0, self.next_seq - 1), checks=self.next_seq > 0)
+
+    def replay_failed(self) -> None:
+        """No answer, or not all of it, in time."""
+        if self.next_seq is not None:
+            self._lose(other_life=False)
+
+    def resynced(self, next_seq: int, written_s: float) -> None:
+        """The sink was given a snapshot, taken before batch `next_seq`, at `written_s` by the server's clock."""
+        self.next_seq, self.question = next_seq, None
+        self._last_print, self._last_written_s = None, written_s
+        self.completeness = Completeness.ALL
+
+    def _apply(self, seq: int, payload: bytes) -> None:
+        self.next_seq = seq + 1
+        self._highest = max(self._highest, seq)
+        self._last_print = xxhash.xxh3_64_intdigest(payload)
+        batch = self._decoded(payload)
+        if batch is None:  # it may have told of removals
+            self._sink.lost()
+            self.completeness = Completeness.PART
+            return
+        if self.completeness is Completeness.NOTHING:
+            self.completeness = Completeness.ALL if seq == 0 else Completeness.PART
+        self._last_written_s = batch.written_s
+        self.counts.batches += 1
+        self.counts.unknown_events += batch.num_unknown
+        self._sink.apply(batch.events)
+
+    def _is_old(self, payload: bytes) -> bool:
+        batch = self._decoded(payload)
+        return batch is None or batch.written_s <= self._last_written_s
+
+    def _decoded(self, payload: bytes) -> Batch | None:
+        try:
+            return decode(payload)
+        except WireError:
+            self.counts.undecodable += 1
+            return None
+
+    def _lose(self, other_life: bool) -> None:
+        self._sink.lost()
+        self.completeness = Completeness.NOTHING
+        self.next_seq, self._last_print = None, None
+        self._last_written_s = float("-inf")
+        if other_life:
+            self._highest, self._has_asked_all = -1, False
+            self.counts.epochs += 1
+        else:
+            self.counts.losses += 1

@@ -1,0 +1,190 @@
+"""Gaps, lives and replays, without sockets: what is believed must always be true."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from impala_vllm.fleet.events.follower import Completeness, Follower
+from tests.fleet.events.publishing import CLEARED, Copies, Publisher, batch, removed, stored
+
+
+def settle(follower: Follower, publisher: Publisher, dropped=frozenset(), is_up=True) -> None:
+    """Answer every question; `dropped` numbers get lost on the first replay."""
+    for _ in range(10):
+        if follower.question is None:
+            return
+        question = follower.asked()
+        if not is_up:
+            follower.replay_failed()
+            continue
+        for seq, payload in publisher.replay(question.from_seq):
+            if seq not in dropped:
+                follower.replayed(seq, payload)
+        dropped = frozenset()
+        follower.replay_ended()
+    raise AssertionError("it asks for ever")
+
+
+def start(memory=100, can_replay=True) -> tuple[Publisher, Copies, Follower]:
+    publisher, sink = Publisher(memory), Copies()
+    return publisher, sink, Follower(sink, can_replay)
+
+
+def test_history_is_read_before_the_first_live_batch():
+    publisher, sink, follower = start()
+    for block in range(5):
+        publisher.publish(stored(block))
+    settle(follower, publisher)
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.completeness is Completeness.ALL
+    follower.live(*publisher.publish(removed(3)))
+    assert sink.blocks == publisher.truth.blocks
+
+
+def test_a_gap_is_filled_by_a_replay_and_nothing_is_forgotten():
+    publisher, sink, follower = start()
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1)))
+    publisher.publish(removed(1))
+    follower.live(*publisher.publish(stored(2)))
+    settle(follower, publisher)
+    assert set(sink.blocks) == {2}
+    assert sink.num_lost == 0
+    assert follower.counts.replays == 2
+
+
+def test_a_gap_longer_than_the_memory_forgets_the_replica():
+    publisher, sink, follower = start(memory=3)
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1)))
+    publisher.publish(removed(1))
+    for block in range(10, 15):
+        last = publisher.publish(stored(block))
+    follower.live(*last)
+    settle(follower, publisher)
+    assert set(sink.blocks) == {12, 13, 14}
+    assert follower.completeness is Completeness.PART
+    assert follower.counts.losses == 1
+
+
+def test_without_a_replay_a_gap_forgets_the_replica():
+    publisher, sink, follower = start(can_replay=False)
+    follower.live(*publisher.publish(stored(1)))
+    publisher.publish(removed(1))
+    follower.live(*publisher.publish(stored(2)))
+    assert set(sink.blocks) == {2}
+    assert follower.completeness is Completeness.PART
+
+
+def test_a_new_life_is_told_from_a_duplicate():
+    publisher, sink, follower = start()
+    settle(follower, publisher)
+    first = publisher.publish(stored(1))
+    follower.live(*first)
+    follower.live(*publisher.publish(stored(2)))
+    follower.live(*first)
+    assert follower.question is None
+    assert follower.counts.duplicates == 1
+    assert set(sink.blocks) == {1, 2}
+    publisher.restart()
+    publisher.publish(stored(7))
+    follower.live(*publisher.publish(stored(8)))
+    settle(follower, publisher)
+    assert set(sink.blocks) == {7, 8}
+    assert follower.counts.epochs == 1
+    assert follower.completeness is Completeness.ALL
+
+
+def test_a_new_life_that_has_got_further_than_the_old_one_is_found_out():
+    publisher, sink, follower = start()
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1)))
+    publisher.restart()
+    for block in range(10, 15):
+        last = publisher.publish(stored(block))
+    follower.live(*last)
+    settle(follower, publisher)
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.counts.epochs == 1
+
+
+def test_a_hole_in_the_replay_is_asked_for_again():
+    publisher, sink, follower = start()
+    for block in range(6):
+        publisher.publish(stored(block))
+    settle(follower, publisher, dropped={2, 5})
+    assert sink.blocks == publisher.truth.blocks
+    assert sink.num_lost == 0
+
+
+def test_a_dead_replay_leaves_what_comes_live():
+    publisher, sink, follower = start()
+    settle(follower, publisher, is_up=False)
+    publisher.publish(stored(1))
+    follower.live(*publisher.publish(stored(2)))  # too late to be the first: its history is asked for
+    settle(follower, publisher, is_up=False)
+    follower.live(*publisher.publish(stored(3)))
+    assert follower.question is None
+    assert set(sink.blocks) == {3}
+    assert follower.completeness is Completeness.PART
+
+
+def test_a_poisoned_batch_costs_what_was_known_and_no_more():
+    publisher, sink, follower = start()
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1)))
+    follower.live(1, b"\xc1 nonsense")
+    assert not sink.blocks
+    assert follower.counts.undecodable == 1
+    follower.live(2, batch(publisher.now_s + 1, stored(2)))
+    assert set(sink.blocks) == {2}
+    assert follower.completeness is Completeness.PART
+
+
+def test_after_a_snapshot_older_batches_are_duplicates_and_the_next_one_goes_on():
+    publisher, sink, follower = start(memory=0)
+    publisher.publish(stored(1))
+    second = publisher.publish(stored(2))
+    follower.resynced(next_seq=2, written_s=publisher.now_s)
+    sink.blocks.update(publisher.truth.blocks)
+    follower.live(*second)
+    follower.live(*publisher.publish(stored(3)))
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.completeness is Completeness.ALL
+
+
+blocks = st.integers(0, 5)
+moves = st.one_of(
+    st.tuples(st.just("store"), blocks),
+    st.tuples(st.just("remove"), blocks),
+    st.tuples(st.just("clear"), st.none()),
+    st.tuples(st.just("restart"), st.none()),
+)
+fates = st.sampled_from(["heard", "heard", "lost", "twice", "late"])
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(moves, fates, st.sets(st.integers(0, 30), max_size=4), st.booleans())), st.integers(0, 8))
+def test_what_is_believed_is_true_whatever_gets_lost(steps, memory):
+    publisher, sink, follower = start(memory)
+    late: list[tuple[int, bytes]] = []
+    for (move, block), fate, dropped, is_up in steps:
+        if move == "restart":
+            publisher.restart()
+            follower.reconnected()
+            continue
+        if move == "remove" and not publisher.truth.blocks[block]:
+            continue
+        event = {"store": stored, "remove": removed}[move](block) if block is not None else CLEARED
+        sent = publisher.publish(event)
+        if fate == "late":
+            late.append(sent)
+        if fate not in ("heard", "twice"):
+            continue
+        settle(follower, publisher, dropped, is_up)
+        for one in [sent, *(late if fate == "twice" else [])]:
+            follower.live(*one)
+            settle(follower, publisher, dropped, is_up)
+        if follower.next_seq == len(publisher.sent):
+            assert sink.blocks <= publisher.truth.blocks
+            if follower.completeness is Completeness.ALL:
+                assert sink.blocks == publisher.truth.blocks
