@@ -17,6 +17,10 @@ NUM_BINS = 44  # 0.01 s * 2^(43/2) is some eight hours: past any lease
 EDGES_S = tuple(SHORTEST_S * 2 ** (i / 2) for i in range(NUM_BINS - 1))
 
 
+_CHILDREN, _DRAINED = "\0children", "\0drained"
+"""Signatures of a wait for children, and of the one behind the last of them. No tool is called so."""
+
+
 @dataclass(frozen=True, slots=True)
 class GapConfig:
     """Priors and memory of the gap forecast. Counts are in observed gaps."""
@@ -67,9 +71,22 @@ class GapForecast:
         index = _bin(length_s)
         self._population.add(index)
         if gap.signature is not None:
-            self._signature(gap.signature).add(index)
+            self._signature(gap.signature).add(_bin(max(0.0, now - gap.since_s)))
         self._traces.setdefault(trace_id, _Counts(self.config.memory)).add(index)
         return length_s
+
+    def delegate(self, trace_id: TraceId) -> None:
+        """A child of the silent trace has begun: it waits for children now, whatever it called."""
+        gap = self._gaps.get(trace_id)
+        if gap is not None and gap.signature != _CHILDREN:
+            gap.signature, gap.since_s, gap.curve = _CHILDREN, gap.started_s, None
+
+    def drain(self, trace_id: TraceId, now: float) -> None:
+        """The last child of the silent trace has ended: it speaks when that has reached it."""
+        gap = self._gaps.get(trace_id)
+        if gap is not None and gap.signature == _CHILDREN:
+            self._signature(_CHILDREN).add(_bin(max(0.0, now - gap.since_s)))
+            gap.signature, gap.since_s, gap.curve = _DRAINED, now, None
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace is gone from the table; its open gap counts as never resumed."""
@@ -102,7 +119,7 @@ class GapForecast:
         if gap is None:
             return None
         curve = self._fresh_curve(trace_id, gap, now)
-        idle_s = max(0.0, now - gap.started_s)
+        idle_s = max(0.0, now - gap.since_s)
         return max(0.0, _when(curve, _cumulative(curve, idle_s) - math.log1p(-chance)) - idle_s)
 
     def usual_s(self, trace_id: TraceId) -> float:
@@ -115,7 +132,7 @@ class GapForecast:
         if gap is None:
             return None
         curve = self._fresh_curve(trace_id, gap, now)
-        idle_s = max(0.0, now - gap.started_s)
+        idle_s = max(0.0, now - gap.since_s)
         return 1.0 - math.exp(_cumulative(curve, idle_s) - _cumulative(curve, idle_s + within_s))
 
     def silent_s(self, trace_id: TraceId, now: float) -> float | None:
@@ -146,10 +163,11 @@ class GapForecast:
 
 
 class _Gap:
-    __slots__ = ("curve", "drawn_s", "signature", "started_s")
+    __slots__ = ("curve", "drawn_s", "signature", "since_s", "started_s")
 
     def __init__(self, started_s: float, signature: str | None) -> None:
-        self.started_s = started_s
+        self.started_s = self.since_s = started_s
+        """`since_s`: from when its signature counts; later where children have ended meanwhile."""
         self.signature = signature
         self.curve: list[float] | None = None
         """Cumulative hazard at the lower edge of each bin; one longer than the bins. Drawn when asked for."""

@@ -87,9 +87,12 @@ class Trace:
         """Running, in a gap, or to all appearances ended."""
         if self.num_running:
             return State.RUNNING
-        if self.children or self.last_outcome not in (Outcome.STOP, Outcome.ERROR, Outcome.ABORT):
-            return State.GAP
-        return State.ENDED
+        return State.ENDED if self.is_done and not self.children else State.GAP
+
+    @property
+    def is_done(self) -> bool:
+        """Its own last output asked for nothing, whatever its children do."""
+        return not self.num_running and self.last_outcome in (Outcome.STOP, Outcome.ERROR, Outcome.ABORT)
 
 
 class TraceTable:
@@ -131,6 +134,14 @@ class TraceTable:
         if parent is not None:
             trace.parent_trace_id = parent.trace_id
             parent.children[trace.trace_id] = None
+
+    def drained_by(self, trace: Trace) -> TraceId | None:
+        """The silent parent that waits for no child any more, now that `trace` is done; else None. O(its children)."""
+        parent = self.get(trace.parent_trace_id)
+        if parent is None or parent.num_running or not trace.is_done:
+            return None
+        children = (self.get(child) for child in parent.children)
+        return parent.trace_id if all(child is None or child.is_done for child in children) else None
 
     def touch(self, trace: Trace, now: float) -> None:
         """Note activity, of the trace and of the ancestors that wait for it."""

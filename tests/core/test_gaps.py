@@ -165,3 +165,42 @@ def test_a_trace_with_habits_of_its_own_has_a_usual_gap_of_its_own() -> None:
         forecast.resume(A, 100.0 * i + 40.0)
     forecast.refresh(7000.0)
     assert forecast.usual_s(A) > 3 * forecast.usual_s(B)
+
+
+def family(forecast: GapForecast, number: int, now: float, work_s: float, back_s: float) -> None:
+    """A parent that waits `work_s` for its children and speaks `back_s` after the last of them."""
+    parent = TraceId(f"family{number}")
+    forecast.finish(parent, now, "task")
+    forecast.delegate(parent)
+    forecast.drain(parent, now + work_s)
+    assert forecast.resume(parent, now + work_s + back_s) == pytest.approx(work_s + back_s)
+
+
+def test_a_parent_is_expected_late_while_children_live_and_soon_once_they_have_ended() -> None:
+    forecast = learned([1.0] * 50)
+    for number in range(50):
+        family(forecast, number, 0.0, 60.0, 0.2)
+    forecast.refresh(0.0)
+    forecast.finish(A, 100.0)
+    alone = forecast.median_remaining_s(A, 100.0)
+    forecast.delegate(A)
+    waiting = forecast.median_remaining_s(A, 100.0)
+    forecast.drain(A, 130.0)
+    drained = forecast.median_remaining_s(A, 130.0)
+    assert alone is not None
+    assert waiting is not None
+    assert drained is not None
+    assert drained < 0.5 < alone < 10.0 < 30.0 < waiting < 90.0
+    assert forecast.silent_s(A, 131.0) == 31.0, "its silence is as long as it was"
+    assert forecast.resume(A, 131.0) == 31.0
+
+
+def test_children_of_a_trace_that_speaks_or_waits_for_none_change_nothing() -> None:
+    forecast = GapForecast()
+    forecast.delegate(A)
+    forecast.drain(A, 1.0)
+    assert forecast.median_remaining_s(A, 1.0) is None
+    forecast.finish(A, 10.0)
+    before = forecast.median_remaining_s(A, 15.0)
+    forecast.drain(A, 12.0)
+    assert forecast.median_remaining_s(A, 15.0) == before

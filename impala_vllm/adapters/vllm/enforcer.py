@@ -24,7 +24,7 @@ from impala_vllm.core.lengths import OutputLengths
 from impala_vllm.core.planner import NOTHING
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.signature import Signatures
-from impala_vllm.core.traces import Trace
+from impala_vllm.core.traces import Trace, TraceTable
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class Enforcer:
         self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), planner)
         if self.tiers is not None:
             self.tiers.manager.attach(self.idle, self.tiers.planner)
+        self.traces: TraceTable | None = None
+        """Who is whose child, where identity is on."""
         self.num_held = 0
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
@@ -104,8 +106,11 @@ class Enforcer:
             for count in (self._open_of, self._queued_of):
                 count[trace_id] = count.get(trace_id, 0) + 1
             self._tokens_of.setdefault(trace_id, request.num_tokens)
-            if self.free is not None:
-                self.free.changed[trace_id] = None
+            self._changed(trace_id)
+            parent = trace.parent_trace_id if trace is not None else None
+            if parent is not None:
+                self.gaps.delegate(parent)
+                self._changed(parent)
         if self.tiers is not None:
             self.tiers.arrive(request, trace, stem_blocks)
 
@@ -122,8 +127,11 @@ class Enforcer:
             if _less(self._open_of, trace_id):
                 self.gaps.finish(trace_id, now, self._signature(request))
             self._tokens_of[trace_id] = request.num_tokens
-            if self.free is not None:
-                self.free.changed[trace_id] = None
+            self._changed(trace_id)
+            parent = self.traces.drained_by(trace) if self.traces is not None and trace is not None else None
+            if parent is not None:
+                self.gaps.drain(parent, now)
+                self._changed(parent)
         if self.tiers is not None:
             outcome = facts.outcome(request, self._tool_call_tokens)
             self.tiers.finish(request, trace if trace_id is not None else None, seen.stem_blocks, outcome)
@@ -210,6 +218,11 @@ class Enforcer:
         if self.tiers is not None and moved is not None:
             self.tiers.moved(moved)
         self._timer.ended(output, now)
+
+    def _changed(self, trace_id: TraceId) -> None:
+        """What the trace's idle KV is worth has to be judged anew."""
+        if self.free is not None:
+            self.free.changed[trace_id] = None
 
     def _watch(self, output: "SchedulerOutput", now: float) -> None:
         scheduler = self._scheduler

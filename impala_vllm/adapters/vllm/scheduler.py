@@ -48,6 +48,7 @@ class Scheduler:
         if settings.config.mode is Mode.ENFORCE:
             scheduler = (EnforcedAsync if is_async else EnforcedSync)(vllm_config, *args, **kwargs)
             scheduler.enforcer = Enforcer(scheduler, settings.config, markers)
+            scheduler.enforcer.traces = identity.traces
             identity.on_forget = scheduler.enforcer.forget
         else:
             scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)

@@ -86,6 +86,9 @@ class Impala(Policy):
         self._tokens_of.setdefault(trace_id, turn.prompt_tokens)
         self.order.changed[trace_id] = None
         trace = self.identity.traces.get(trace_id)
+        if trace is not None and trace.parent_trace_id is not None:
+            self.gaps.delegate(trace.parent_trace_id)
+            self.order.changed[trace.parent_trace_id] = None
         if self.below is not None and trace is not None:
             self.below.arrive(request, trace, self.identity.shared_depth(name))
 
@@ -107,6 +110,11 @@ class Impala(Policy):
                 self.gaps.finish(trace_id, now, f"tool:{turn.tool}" if turn.tool else turn.outcome.value)
             self._tokens_of[trace_id] = turn.num_tokens
             self.order.changed[trace_id] = None
+            trace = self.identity.traces.get(trace_id)
+            parent = self.identity.traces.drained_by(trace) if trace is not None else None
+            if parent is not None:
+                self.gaps.drain(parent, now)
+                self.order.changed[parent] = None
         if self.below is not None:
             self.below.ended(request, self.identity.traces.get(trace_id), seen.stem, turn.outcome)
 

@@ -201,3 +201,61 @@ def test_gaps_are_learned_by_tool_from_token_ids(model):
         policy.finish(request, float(i))
     assert len(set(learned[-6:])) == 2
     assert all(signature.startswith("tool:60.") for signature in learned[-6:])
+
+
+def test_a_parent_is_expected_once_its_last_child_has_ended(model):
+    scheduler = build(model, mode="enforce", num_blocks=400)
+    policy, traces = scheduler.enforcer, scheduler.observer.identity.traces
+    told = []
+    policy.gaps.delegate = lambda trace_id: told.append(("delegate", trace_id))
+    policy.gaps.drain = lambda trace_id, now: told.append(("drain", trace_id))
+
+    def send(name, session, parent=None):
+        request = Request(name, [7] * 64, SamplingParams(max_tokens=4), None, 0, 0.0)
+        request.session_id = session
+        scheduler.add_request(request)
+        trace_id = policy.trace_of(request)
+        if parent is not None:
+            traces.adopt(traces.get(trace_id), traces.get(parent))
+        return trace_id
+
+    parent = send("p", "parent")
+    scheduler.finish_requests("p", RequestStatus.FINISHED_LENGTH_CAPPED)
+    children = [send(f"c{i}", f"child{i}", parent) for i in range(2)]
+    send("c0b", "child0")
+    assert told == [("delegate", parent)]
+    for name in ("c0", "c1"):
+        scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    assert told == [("delegate", parent)], "one child still has a turn open"
+    scheduler.finish_requests("c0b", RequestStatus.FINISHED_ABORTED)
+    assert told == [("delegate", parent), ("drain", parent)]
+    assert len(set(children)) == 2
+
+
+@BOTH
+def test_a_cold_stem_that_many_ask_for_at_once_is_computed_once(model, asynchronous):
+    stem, own, num_jobs = 384, 64, 8
+    scheduler = build(model, asynchronous, mode="enforce", num_blocks=400)
+    scheduler.max_num_scheduled_tokens = 96  # the stem takes several steps
+    batch = Batch(scheduler, 0, 0, 0, 400)
+    for job in range(num_jobs):
+        params = SamplingParams(max_tokens=1, ignore_eos=True)
+        prompt = [7] * stem + [100 + job] * own
+        scheduler.add_request(Request(f"j{job}", prompt, params, None, 0, 0.0, block_hasher=batch._hasher))
+    computed = 0
+    schedule = scheduler.schedule
+
+    def count(*args):
+        nonlocal computed
+        output = schedule(*args)
+        computed += output.total_num_scheduled_tokens
+        return output
+
+    scheduler.schedule = count
+    batch._end = lambda request_id, aborted=False: None
+    batch._open = {f"j{job}": job for job in range(num_jobs)}
+    batch._history = dict.fromkeys(range(num_jobs), [])
+    while scheduler.has_requests():
+        batch._step()
+        batch.now += STEP_S
+    assert computed == stem + num_jobs * own
