@@ -98,6 +98,12 @@ QUESTIONS = {
         "the time of a step is modelled. Ratios are to stock with the same sessions. impala-identity has every policy "
         "off but still evicts trace by trace.",
     ),
+    "sim/sustained": Question(
+        "How many sessions are sustained, open loop",
+        "The same in virtual time, with sessions that arrive at a Poisson rate whoever is still there. A load of n is "
+        "the rate at which n would be live if nobody were slowed; sustained is the highest whose p95 slowdown (stall "
+        "over stall alone) is at most 2.",
+    ),
     "sim/tiers": Question(
         "Tiers below HBM, over seeds",
         "The same with host memory and a disk behind HBM. vLLM's managers and ours decide, links are rates. Ratios are "

@@ -23,12 +23,13 @@ from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.virtual import clock
 from benchmarks.virtual.engine import TIMINGS, Timing, VirtualEngine
 from benchmarks.virtual.tiers import Tiers
-from impala_vllm.config import Settings, load
+from impala_vllm.config import Settings
+from impala_vllm.config import load as load_settings
 from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.arms import Arm, Room
 from impala_vllm.replay.comparison import ratio
-from impala_vllm.replay.load import Load, drive
+from impala_vllm.replay.load import Load, Run, drive
 from impala_vllm.replay.measures import Measures, measure, quantile
 from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.vocabulary import Vocabulary
@@ -50,9 +51,14 @@ class Bench:
     room: Room = field(default_factory=Room)
 
     def replay(self, plan: Plan, arm: Arm, num_blocks: int) -> Measures:
-        """One cold run of `plan` on `arm`."""
+        """One cold run of `plan` on `arm`, all of it at once."""
+        done, computed_tokens = self.run(plan, arm, num_blocks, Load())
+        return measure(done, computed_tokens=computed_tokens, new_tokens=plan.new_tokens(BLOCK_SIZE), cpu_s=0.0)
 
-        async def go() -> Measures:
+    def run(self, plan: Plan, arm: Arm, num_blocks: int, load: Load) -> tuple[Run, int]:
+        """One cold run of `plan` on `arm` as `load` says, and the prompt tokens computed."""
+
+        async def go() -> tuple[Run, int]:
             size = 4 * num_blocks + 4000 if arm.unbounded else num_blocks
             async with VirtualEngine(
                 self.model,
@@ -64,10 +70,7 @@ class Bench:
                 tiers=self._tiers(arm, num_blocks),
                 eos=self.vocabulary.eos,
             ) as engine:
-                done = await drive(plan, engine, Load())
-                return measure(
-                    done, computed_tokens=engine.computed_tokens, new_tokens=plan.new_tokens(BLOCK_SIZE), cpu_s=0.0
-                )
+                return await drive(plan, engine, load), engine.computed_tokens
 
         return clock.run(go())
 
@@ -95,7 +98,7 @@ def settings(arm: Arm) -> Settings | None:
         return None
     mode = arm.args[arm.args.index("--impala-mode") + 1]
     switches = {f"{name}.{key}": (arm.name, v) for name, pairs in arm.config.items() for key, v in pairs.items()}
-    return load(None, {"mode": (arm.name, mode), **switches})
+    return load_settings(None, {"mode": (arm.name, mode), **switches})
 
 
 @click.command()

@@ -9,9 +9,10 @@ pytest.importorskip("vllm")
 
 from click.testing import CliRunner
 
-from benchmarks.virtual import clock
+from benchmarks.virtual import clock, sustained
 from benchmarks.virtual.__main__ import Bench, main, settings
 from benchmarks.virtual.engine import TIMINGS
+from benchmarks.virtual.sustained import Search
 from impala_vllm.plugin import register
 from impala_vllm.replay import synthetic, tiny_model
 from impala_vllm.replay.arms import ARMS
@@ -65,6 +66,13 @@ def test_the_same_call_gives_the_same_figures(bench):
     assert runs[0].recomputed_tokens, "memory was never short: nothing was decided"
 
 
+def test_sessions_are_slowed_by_a_load_that_evicts_them_and_hardly_by_a_small_one(bench):
+    plan = synthetic.fan_out(bench.vocabulary, num_parents=12, num_forks=2, fork_turns=2)
+    search = Search(bench, plan, ARMS["stock"], 120, seed=0)
+    assert search.slowdown(1) < 4.0 < search.slowdown(24)
+    assert search.live[1] < 4.0 < search.live[24]
+
+
 def test_an_arms_switches_reach_the_scheduler():
     assert settings(ARMS["stock"]) is None
     found = settings(ARMS["impala-rank"])
@@ -73,7 +81,8 @@ def test_an_arms_switches_reach_the_scheduler():
 
 
 def test_bad_input_is_one_line_and_exit_2(tmp_path):
-    done = CliRunner().invoke(main, ["--traces", str(tmp_path / "none.jsonl"), "--no-record"])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
+    for command in (main, sustained.main):
+        done = CliRunner().invoke(command, ["--traces", str(tmp_path / "none.jsonl"), "--no-record"])
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
