@@ -128,12 +128,13 @@ def _bloat(report: Report, show_text: bool, say: Say) -> None:
     if systems:
         first = systems[0]
         say(f"The system prompt carried most: about {tokens(first.num_bytes):,} tokens in {first.requests:,} requests.")
-        if len(first.sections) > 1:
-            largest = sorted(first.sections, key=lambda s: -s.num_bytes)[:3]
+        sections = first.sections()
+        if len(sections) > 1:
+            largest = sorted(sections, key=lambda s: -s.num_bytes)[:3]
             named = [
                 f"{s.title if show_text else f'section {s.number}'} ({tokens(s.num_bytes):,} tokens)" for s in largest
             ]
-            say(f"- largest of its {len(first.sections)} sections: {', '.join(named)}")
+            say(f"- largest of its {len(sections)} sections: {', '.join(named)}")
     if bloat.repeated_bytes:
         say(
             f"Said twice in one prompt: about {tokens(bloat.repeated_bytes):,} tokens of messages, by the end of "

@@ -9,6 +9,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from impala_vllm.insight.audit.images import Image
@@ -42,13 +43,23 @@ class System:
     """One system prompt and who carried it."""
 
     num_bytes: int
-    sections: list[Section]
+    text: str
     requests: int = 0
+
+    def sections(self) -> list[Section]:
+        """Cut at headings, or at tags on lines of their own. O(text)."""
+        starts = [0, *(m.start() for m in _HEADING.finditer(self.text) if m.start())]
+        found: list[Section] = []
+        for number, (a, b) in enumerate(pairwise([*starts, len(self.text)]), 1):
+            size = len(self.text[a:b].encode(errors="surrogatepass"))
+            if size >= _SECTION_BYTES:
+                found.append(Section(number, self.text[a:b].strip().partition("\n")[0][:60], size))
+        return found
 
 
 @dataclass(slots=True)
 class Bloat:
-    """Sums over the log. Memory: the section sizes of at most `MAX_SYSTEMS` system prompts, and numbers."""
+    """Sums over the log. Memory: at most `MAX_SYSTEMS` system prompts, and numbers."""
 
     repeated_bytes: int = 0
     """In the last prompt of each session, what stood in it before."""
@@ -97,7 +108,7 @@ class Bloat:
     def _carried(self, segment: Segment) -> None:
         system = self._systems.get(segment.exact)
         if system is None:
-            system = self._systems[segment.exact] = System(segment.num_bytes, _sections(segment.text))
+            system = self._systems[segment.exact] = System(segment.num_bytes, segment.text)
             if len(self._systems) > MAX_SYSTEMS:
                 rarest = min(list(self._systems)[:-1], key=lambda key: self._systems[key].requests)
                 del self._systems[rarest]
@@ -143,17 +154,6 @@ def _looped(text: str) -> int:
                 total += len(line)
             seen.add(line)
     return total if 2 * total >= len(text) else 0
-
-
-def _sections(text: str) -> list[Section]:
-    """Cut at headings, or at tags on lines of their own."""
-    starts = [0, *(m.start() for m in _HEADING.finditer(text) if m.start())]
-    found: list[Section] = []
-    for number, (a, b) in enumerate(zip(starts, [*starts[1:], len(text)], strict=True), 1):
-        size = len(text[a:b].encode(errors="surrogatepass"))
-        if size >= _SECTION_BYTES:
-            found.append(Section(number, text[a:b].strip().partition("\n")[0][:60], size))
-    return found
 
 
 def _braces(text: str, start: int) -> int:

@@ -1,7 +1,8 @@
 """A prompt against the one before it: the first segment that differs, why, and what is computed again."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from impala_vllm.insight.audit import difference, volatile
 from impala_vllm.insight.audit.causes import Cause
@@ -32,6 +33,10 @@ class Prompt:
     """Of a rendered text: last segments (`exact`) of earlier prompts that it continues."""
     answer: Segment | None = None
     """As it should stand in the next prompt, where the log has it."""
+    num_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_bytes = num_bytes(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +76,21 @@ def again(before: Sequence[Segment], now: Sequence[Segment]) -> int:
     old = [s for s in before if s.exact not in there]
     if new and old:
         documents = {s.contents for s in old if s.contents and s.num_bytes >= _DOCUMENT_BYTES}
-        same += sum(s.num_bytes for s in new if (s.contents or 0) in documents or any(_is_variant(s, o) for o in old))
+        place = 0
+        for segment in new:
+            found = _variant_in(old, segment, place)
+            place = place if found is None else found + 1
+            if found is not None or (segment.contents or 0) in documents:
+                same += segment.num_bytes
     return same
+
+
+def _variant_in(old: Sequence[Segment], wanted: Segment, place: int) -> int | None:
+    """Where a variant of `wanted` is. From `place` on first: a history that was changed throughout is in order."""
+    for index in chain(range(place, len(old)), range(place)):
+        if _is_variant(wanted, old[index]):
+            return index
+    return None
 
 
 def _is_variant(a: Segment, b: Segment) -> bool:
@@ -81,7 +99,9 @@ def _is_variant(a: Segment, b: Segment) -> bool:
         return False
     if a.spaceless == b.spaceless or (a.body[:1] in "{[" and a.canonical == b.canonical):
         return True
-    return difference.ends_alike(a.body, b.body) and a.numberless == b.numberless
+    if a.role != b.role or not difference.ends_alike(a.body, b.body):
+        return False
+    return volatile.all_are(difference.runs(a.body, b.body))
 
 
 def compare(before: Prompt, now: Prompt) -> Divergence | None:

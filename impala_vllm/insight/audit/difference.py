@@ -35,7 +35,6 @@ class Run:
 
 def runs(old: str, new: str) -> Iterator[Run]:
     """Every place, first to last."""
-    tail = _common_suffix(old, new)
     i = j = 0
     for number in range(MAX_RUNS + 1):
         same = _common_prefix(old, new, i, j)
@@ -46,7 +45,7 @@ def runs(old: str, new: str) -> Iterator[Run]:
         i, j = i - back, j - back
         step = _step(old, new, i, j) if number < MAX_RUNS else None
         if step is None:  # they meet at the common end, from its first whole word on
-            end = min(tail, len(old) - i, len(new) - j)
+            end = min(_common_suffix(old, new), len(old) - i, len(new) - j)
             end -= min(_from_word(new, len(new) - end), end)
             step = len(old) - end, len(new) - end
             number = MAX_RUNS
@@ -65,8 +64,9 @@ def shared_chars(old: str, new: str) -> int:
 
 
 def ends_alike(old: str, new: str) -> bool:
-    """Whether start and end are the same for a quarter of the shorter one. Quick: no place between is looked for."""
-    return 4 * (_common_prefix(old, new, 0, 0) + _common_suffix(old, new)) >= min(len(old), len(new))
+    """Whether the start or the end is the same for an eighth of the shorter one. Quick: no place is looked for."""
+    eighth = max(min(len(old), len(new)) // 8, 1)
+    return old[:eighth] == new[:eighth] or old[-eighth:] == new[-eighth:]
 
 
 def _step(old: str, new: str, i: int, j: int) -> tuple[int, int] | None:
@@ -126,7 +126,13 @@ def _common_prefix(a: str, b: str, i: int, j: int) -> int:
 
 
 def _common_suffix(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
+    most = min(len(a), len(b))
+    low, width = 0, 64
+    while low < most and a[-low - width : len(a) - low] == b[-low - width : len(b) - low]:
+        low += width
+        width *= 2
+    high = min(low + width, most)
+    low = min(low, most)
     while low < high:
         middle = (low + high + 1) // 2
         if a[len(a) - middle : len(a) - low] == b[len(b) - middle : len(b) - low]:

@@ -78,7 +78,7 @@ def _bloat(bloat: Bloat, show_text: bool) -> dict[str, Any]:
                 "requests": system.requests,
                 "sections": [
                     {"number": s.number, "tokens": tokens(s.num_bytes), **({"title": s.title} if show_text else {})}
-                    for s in system.sections
+                    for s in system.sections()
                 ],
             }
             for system in bloat.systems()[:_SYSTEMS]

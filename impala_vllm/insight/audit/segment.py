@@ -5,7 +5,6 @@ somebody asks: a log that only grows never does. Hashes are Python's own and hol
 """
 
 import html
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any, cast
 
 import msgspec
 
-from impala_vllm.insight.audit import volatile
 from impala_vllm.insight.audit.images import Image
 from impala_vllm.insight.audit.images import read as read_image
 from impala_vllm.workload.source import BAD_JSON
@@ -24,7 +22,9 @@ STEM_ROLES = ("tools", "system", "developer")
 OVERHEAD_BYTES = 600
 """What a segment takes beside its text."""
 _WORD = re.compile(r"\w+")
-_NO_LETTERS = re.compile(r"[\W\d_]+")
+_NO_LETTERS = bytes(c for c in range(128) if not chr(c).isalpha())
+_LEAST_LETTERS = 16
+"""Fewer are said everywhere."""
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
 _UNICODE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _ESCAPED_SPACE = re.compile(r"\\+[nrt]")
@@ -88,8 +88,8 @@ class Segment:
     def canonical(self) -> int:
         """Equal but for the order of keys and the spaces of JSON."""
         if self.role == "tools":
-            return hash(tuple(_sorted(json.loads(tool)) for tool in self.text.split("\n")))
-        extra = json.loads(self.extra) if self.extra else None
+            return hash(self._schemas)
+        extra = msgspec.json.decode(self.extra) if self.extra else None
         return hash((self.role, _sorted(self.text), _sorted(extra), self._pictures))
 
     @cached_property
@@ -100,14 +100,17 @@ class Segment:
     @cached_property
     def members(self) -> tuple[int, ...]:
         """Of tools: each one, canonical, whatever their order."""
-        return tuple(sorted(hash(_sorted(json.loads(tool))) for tool in self.text.split("\n")))
+        return tuple(sorted(self._schemas))
+
+    @cached_property
+    def _schemas(self) -> tuple[int, ...]:
+        return tuple(hash(_keyed(msgspec.json.decode(tool))) for tool in self.text.split("\n"))
 
     @cached_property
     def bag(self) -> int:
         """Equal but for the order of words where it holds JSON: keys move inside of text too."""
-        words = _WORD.findall(self.body)
         holds_json = '":' in self.body or '\\":' in self.body
-        return hash((self.role, tuple(sorted(words)) if holds_json else self.body, self._pictures))
+        return hash((self.role, tuple(sorted(_WORD.findall(self.body))) if holds_json else self.body, self._pictures))
 
     @cached_property
     def rendering(self) -> int | None:
@@ -118,15 +121,10 @@ class Segment:
         return hash((text, self._pictures)) if text or self.images else None
 
     @cached_property
-    def numberless(self) -> int:
-        """Equal but for times, ids and numbers."""
-        return hash((self.role, volatile.masked(self.body), self._pictures))
-
-    @cached_property
     def letters(self) -> int | None:
         """Its letters alone: what finds a message again that was spaced, dated or numbered anew."""
-        letters = _NO_LETTERS.sub("", self.text)
-        return hash(letters) if len(letters) >= 16 else None
+        letters = self.text.encode(errors="surrogatepass").translate(None, _NO_LETTERS)
+        return hash(letters) if len(letters) >= _LEAST_LETTERS else None
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -153,13 +151,14 @@ def of_tools(tools: list[Any]) -> Segment:
 
 def json_bytes(value: Any) -> int:
     """Of a JSON value as a template writes it."""
-    return len(_dump(value).encode(errors="surrogatepass"))
+    return len(msgspec.json.encode(value))
 
 
 def similarity(a: Segment, b: Segment) -> float:
     """Share of words that both have, of those that either has."""
-    either = len(a.words | b.words)
-    return len(a.words & b.words) / either if either else 0.0
+    both = len(a.words & b.words)
+    either = len(a.words) + len(b.words) - both
+    return both / either if either else 0.0
 
 
 def _content(content: Any) -> tuple[str, list[Image]]:
@@ -182,12 +181,17 @@ def _content(content: Any) -> tuple[str, list[Image]]:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return msgspec.json.encode(value).decode()
 
 
-def _sorted(value: Any) -> str:
-    """The value with keys sorted, also in texts that are JSON themselves (a tool's arguments)."""
-    return json.dumps(_parsed(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def _keyed(value: Any) -> bytes:
+    """With keys sorted."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def _sorted(value: Any) -> bytes:
+    """With keys sorted, also in texts that are JSON themselves (a tool's arguments)."""
+    return _keyed(_parsed(value))
 
 
 def _parsed(value: Any) -> Any:

@@ -15,8 +15,6 @@ MAX_HEADS = 8
 """Prompts kept a session."""
 MAX_BYTES = 256 << 20
 """Of segments kept over all sessions; the least recently used sessions go first."""
-
-
 _APART_BYTES = 256
 """So much more than a prefix must another prompt have in common with a turn to be worth a comparison."""
 
@@ -53,17 +51,19 @@ class Session:
         best: tuple[tuple[bool, int, bool, int], Prompt] | None = None
         most: tuple[int, Prompt] | None = None
         cached = 0
-        for age, (head, _) in enumerate(self._heads):
+        for age, (head, _) in enumerate(reversed(self._heads)):
             at = shared(head, now)
             leading = num_bytes(now.segments[:at])
             same = (head.model, head.salt) == (now.model, now.salt)
-            whole = at in (len(head.segments), len(now.segments))
-            rest = 0 if whole else again(head.segments[at:], now.segments[at:])
             if same:
                 cached = max(cached, leading)
-                if most is None or leading + rest >= most[0]:
-                    most = leading + rest, head
-            score = (whole, leading + rest, same, age)
+            whole = at in (len(head.segments), len(now.segments))
+            if not whole and best is not None and head.num_bytes < best[0][1]:
+                continue  # it cannot hold more of the turn than the best so far
+            rest = 0 if whole else again(head.segments[at:], now.segments[at:])
+            if same and (most is None or leading + rest > most[0]):
+                most = leading + rest, head
+            score = (whole, leading + rest, same, -age)
             if leading + rest and (best is None or score > best[0]):
                 best = (score, head)
         if best is None:

@@ -1,6 +1,7 @@
 """First prompts of sessions against each other: what all sessions of a program could share, and why they do not."""
 
 from collections import OrderedDict
+from collections.abc import Reversible
 from dataclasses import dataclass
 
 from impala_vllm.insight.audit import difference, volatile
@@ -13,6 +14,8 @@ MAX_STEMS = 32
 MAX_PLACES = 256
 _ALIKE = 0.4
 """Share of common words from which two stems count as versions of one."""
+_SAME = 0.9
+"""From this share on no other is looked for."""
 _LEAST_BYTES = 256
 _LEAST_SHARE = 0.25
 """Less than this behind the first difference is not worth a line."""
@@ -46,9 +49,8 @@ class Starts:
         key = tuple(s.exact for s in stem)
         found = None
         if key not in stems:
-            before = max(stems.values(), key=lambda other: _alike(other, stem), default=None)
-            if before is not None and _alike(before, stem) >= _ALIKE:
-                found = _lost(before, stem)
+            before = _nearest(stems.values(), stem)
+            found = None if before is None else _lost(before, stem)
         stems[key] = stem
         stems.move_to_end(key)
         if len(stems) > MAX_STEMS:
@@ -65,6 +67,18 @@ def _stem(prompt: Prompt) -> tuple[Segment, ...]:
     if number:
         return prompt.segments[:number]
     return prompt.segments if prompt.tail_chars is not None else ()
+
+
+def _nearest(stems: Reversible[tuple[Segment, ...]], stem: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
+    """The latest that is the same but for little, else the one that is most alike; None where none is."""
+    best, most = None, _ALIKE
+    for other in reversed(stems):
+        alike = _alike(other, stem)
+        if alike > most:
+            best, most = other, alike
+        if alike > _SAME:
+            break
+    return best
 
 
 def _alike(a: tuple[Segment, ...], b: tuple[Segment, ...]) -> float:

@@ -66,7 +66,7 @@ class Texts:
     def _request(self, request: Request) -> None:
         session, now, raws = self._place(request)
         report = self._report
-        size = num_bytes(now.segments)
+        size = now.num_bytes
         self._scale = 1.0
         if request.prompt_tokens is not None and size:
             self._scale = request.prompt_tokens / tokens(size)

@@ -41,15 +41,15 @@ _AROUND = " \t\r\n[](){}<>'\"`,;"
 _DIGITS = re.compile(r"\d+")
 
 
-def masked(text: str) -> str:
-    """The text with times, ids and numbers blotted out."""
-    return _DIGITS.sub("\0", _ID.sub("\0", _TIME.sub("\0", text)))
-
-
 def cause(runs: Iterable[Run]) -> Cause | None:
     """What the first difference is: the one that ends the shared prefix. None where it is none of these."""
     first = next(iter(runs), None)
     return None if first is None else _kind(first)
+
+
+def all_are(runs: Iterable[Run]) -> bool:
+    """Whether nothing differs but times, ids and counts."""
+    return all(_kind(run) is not None for run in runs)
 
 
 def _kind(run: Run) -> Cause | None:
