@@ -33,6 +33,8 @@ class Prompt:
     """Of a rendered text: last segments (`exact`) of earlier prompts that it continues."""
     answer: Segment | None = None
     """As it should stand in the next prompt, where the log has it."""
+    is_changed: bool = False
+    """Whether a later prompt goes on from it with another history: what comes then is compared with that one."""
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:

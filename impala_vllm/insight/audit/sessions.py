@@ -61,7 +61,7 @@ class Session:
             if not whole and best is not None and head.num_bytes < best[0][1]:
                 continue  # it cannot hold more of the turn than the best so far
             rest = 0 if whole else again(head.segments[at:], now.segments[at:])
-            if same and (most is None or leading + rest > most[0]):
+            if same and not head.is_changed and (most is None or leading + rest > most[0]):
                 most = leading + rest, head
             score = (whole, leading + rest, same, -age)
             if leading + rest and (best is None or score > best[0]):

@@ -20,7 +20,7 @@ from impala_vllm.workload.source import BAD_JSON, WorkloadError
 _FRAGMENT = 60
 """Characters shown of each side of a difference."""
 _SAMPLED = (Cause.EDITED, Cause.TRIMMED, Cause.COUNTER, Cause.NONCE, Cause.TIMESTAMP, Cause.HEAD)
-"""What two answers to one prompt may look like: where sessions are guessed, that is two sessions."""
+"""What two answers to one prompt may look like."""
 
 
 class Texts:
@@ -109,8 +109,9 @@ class Texts:
         if found is None and before.other is not None:
             prompt = before.other
             found = compare(prompt, now)
-        if found is not None and request.session is None and found.cause in _SAMPLED and _is_answer(now, found):
+        if found is not None and request.session is None and _is_sampled(prompt, now, found):
             found = None
+        prompt.is_changed |= found is not None and found.cause is not Cause.HEAD
         if request.cached_tokens is not None:
             report.served += 1
             could = min(self._tokens(before.cached_bytes), self._tokens(size) - 1)
@@ -212,8 +213,13 @@ def shown_name(session: Session) -> str:
     return session.name.partition("\0")[2] or session.name
 
 
-def _is_answer(now: Prompt, found: Divergence) -> bool:
-    return found.segment is not None and now.segments[found.segment].role == "assistant"
+def _is_sampled(before: Prompt, now: Prompt, found: Divergence) -> bool:
+    """Whether these may be two answers to one prompt: where sessions are guessed, that is two sessions."""
+    at = found.segment
+    if at is None or found.cause not in _SAMPLED or now.segments[at].role != "assistant":
+        return False
+    answers_before = {s.exact for s in before.segments[at:] if s.role == "assistant"}
+    return not any(s.exact in answers_before for s in now.segments[at:])
 
 
 def _fragments(was: Segment, now: Segment) -> tuple[str, str]:

@@ -6,6 +6,8 @@ its session again by its bytes, or by its letters alone where all of a history w
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from impala_vllm.insight.audit.compare import Prompt
 from impala_vllm.insight.audit.requests import Request
@@ -14,6 +16,8 @@ from impala_vllm.insight.audit.sessions import Session, Sessions
 
 _LEAST_BYTES = 24
 """A shorter message is said everywhere."""
+_TRIED = 8
+"""Sessions looked at for one request."""
 
 
 class Threads:
@@ -21,26 +25,20 @@ class Threads:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._owners: dict[int, str] = {}
-        """Latest session that holds a message, by the hash of its bytes and of what it may not leave."""
-        self._letters: dict[int, str] = {}
-        self._held: dict[str, tuple[set[int], set[int]]] = {}
+        self._bytes = _Owners()
+        self._letters = _Owners()
         self._num_made = 0
 
     def by_bytes(self, request: Request) -> Session | None:
-        """The session all of which the request holds, or which shares messages with it that are half of either.
+        """The session whose messages the request holds: all of them, or half of the session's or of its own.
 
         First messages do not count: many sessions open alike.
         """
-        place = _place(request)
-        own = zip(request.messages[1:], request.keys[1:], strict=True)  # many sessions open alike
-        weights = {hash((place, key)): len(bytes(raw)) for raw, key in own}
-        return self._largest(self._owners, weights, 0)
+        return self._find(self._bytes, _raw(request))
 
     def by_letters(self, request: Request, segments: Sequence[Segment]) -> Session | None:
         """The same for prompts of which no byte is as it was."""
-        place = _place(request)
-        return self._largest(self._letters, {hash((place, k)): s.num_bytes for s, k in _lettered(segments)}, 1)
+        return self._find(self._letters, _lettered(request, segments))
 
     def new(self) -> str:
         """A name for a session that is none of those known."""
@@ -49,43 +47,102 @@ class Threads:
 
     def note(self, request: Request, session: Session, prompt: Prompt) -> None:
         """The request is the session's."""
-        place = _place(request)
-        raws = {hash((place, key)) for key in request.keys[1:]}
-        letters = {hash((place, key)) for _, key in _lettered(prompt.segments)}
-        before = self._held.get(session.name, (set(), set()))
-        self._drop(session.name, before[0] - raws, before[1] - letters)
-        for owners, keys in ((self._owners, raws), (self._letters, letters)):
-            owners.update(dict.fromkeys(keys, session.name))
-        self._held[session.name] = raws, letters
+        self._bytes.note(session.name, _raw(request))
+        self._letters.note(session.name, _lettered(request, prompt.segments))
 
     def forget(self, session: Session) -> None:
         """It is gone."""
-        self._drop(session.name, *self._held.pop(session.name, (set(), set())))
+        self._bytes.forget(session.name)
+        self._letters.forget(session.name)
 
-    def _drop(self, name: str, raws: Iterable[int], letters: Iterable[int]) -> None:
-        for owners, keys in ((self._owners, raws), (self._letters, letters)):
-            for key in keys:
-                if owners.get(key) == name:
-                    del owners[key]
+    def _find(self, owners: "_Owners", weights: dict[int, int]) -> Session | None:
+        name = owners.of(weights)
+        return None if name is None else self._sessions.find(name)
 
-    def _largest(self, owners: dict[int, str], weights: dict[int, int], which: int) -> Session | None:
+
+@dataclass(slots=True)
+class _Said:
+    """By one session."""
+
+    stem: frozenset[int]
+    """What it began with, but for the last of it that was new: other sessions may begin with that too."""
+    end: tuple[int, ...] | None
+    """How the prompt ends that it began with, while it has no other one."""
+    own: frozenset[int] = frozenset()
+    """What else is in its last prompt."""
+
+
+class _Owners:
+    """Which session said what last, by the hash of a message and of what it may not leave."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, str] = {}
+        self._said: dict[str, _Said] = {}
+
+    def of(self, weights: dict[int, int]) -> str | None:
+        """Who said most of these, if that is enough to tell."""
         votes: Counter[str] = Counter()
-        shared: Counter[str] = Counter()
         for key, weight in weights.items():
-            name = owners.get(key)
+            name = self._owners.get(key)
             if name is not None and weight >= _LEAST_BYTES:
                 votes[name] += weight
-                shared[name] += 1
-        if not votes:
-            return None
-        name, weight = max(votes.items(), key=lambda vote: vote[1])
-        held, number = len(self._held[name][which]), shared[name]
-        half = 2 * weight >= sum(weights.values()) or 2 * number >= held
-        return self._sessions.find(name) if number == held or (number >= 2 and half) else None
+        for name, weight in votes.most_common(_TRIED):
+            if self._is_enough(self._said[name], weight, weights):
+                return name
+        return None
+
+    def _is_enough(self, said: _Said, weight: int, weights: dict[int, int]) -> bool:
+        if said.end == _end(weights):
+            return False  # nothing was said since: another session that begins alike, or the same again
+        number = len(said.own & weights.keys())
+        if number == len(said.own):
+            return True
+        fresh = sum(weight for key, weight in weights.items() if key not in said.stem)
+        return number >= 2 and (2 * weight >= fresh or 2 * number >= len(said.own))
+
+    def note(self, name: str, weights: dict[int, int]) -> None:
+        """These are what the session says now."""
+        said = self._said.get(name)
+        if said is None:
+            long = [key for key in reversed(weights) if weights[key] >= _LEAST_BYTES]
+            last = next((key for key in long if key not in self._owners), long[0] if long else None)
+            said = self._said[name] = _Said(frozenset(weights.keys() - {last}), _end(weights))
+        else:
+            said.end = None
+        own = frozenset(weights.keys() - said.stem)
+        self._drop(name, said.own - own)
+        self._owners.update(dict.fromkeys(own, name))
+        said.own = own
+
+    def forget(self, name: str) -> None:
+        """It is gone."""
+        said = self._said.pop(name, None)
+        if said is not None:
+            self._drop(name, said.own)
+
+    def _drop(self, name: str, keys: Iterable[int]) -> None:
+        for key in keys:
+            if self._owners.get(key) == name:
+                del self._owners[key]
 
 
-def _lettered(segments: Sequence[Segment]) -> list[tuple[Segment, int]]:
-    return [(s, s.letters) for s in segments if s.role not in STEM_ROLES and s.letters is not None]
+def _end(weights: dict[int, int]) -> tuple[int, ...]:
+    return tuple(islice(reversed(weights), 2))
+
+
+def _raw(request: Request) -> dict[int, int]:
+    """Sizes of its messages but the first, by what finds them again byte for byte."""
+    place = _place(request)
+    own = zip(request.messages[1:], request.keys[1:], strict=True)
+    return {hash((place, key)): len(bytes(raw)) for raw, key in own}
+
+
+def _lettered(request: Request, segments: Sequence[Segment]) -> dict[int, int]:
+    """The same by their letters."""
+    place = _place(request)
+    return {
+        hash((place, s.letters)): s.num_bytes for s in segments if s.role not in STEM_ROLES and s.letters is not None
+    }
 
 
 def _place(request: Request) -> tuple[str, str, str]:
