@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.audit.mutations import Expected, mutate
@@ -35,29 +36,23 @@ class Tally:
         )
 
 
-def clean(sessions: list[Session], folder: Path) -> Tally:
+def clean(sessions: list[Session], folder: Path, with_ids: bool = True) -> Tally:
     """Of sessions as they are: all that is found is a false alarm."""
     log = folder / "clean.jsonl"
-    write(log, sessions)
+    write(log, sessions if with_ids else mingled(sessions))
     found: list[Finding] = []
     report = audit(log, on_finding=found.append)
     return Tally(len(sessions), clean=report.requests, alarms=len(found), mistaken=[_say(f) for f in found])
 
 
-def changed(kind: str, sessions: list[Session], seed: int, folder: Path) -> Tally:
+def changed(kind: str, sessions: list[Session], seed: int, folder: Path, with_ids: bool = True) -> Tally:
     """Of sessions with one kind of change in each."""
     tally = Tally()
-    wanted: dict[str, Expected] = {}
-    made: list[Session] = []
-    for session in sessions:
-        change = mutate(kind, session.requests, seed)
-        if change is not None:
-            made.append(Session(session.name, change[0]))
-            wanted[session.name] = change[1]
+    made, wanted = change(kind, sessions, seed)
     if not made:
         return tally
     log = folder / "changed.jsonl"
-    write(log, made)
+    write(log, made if with_ids else mingled(made))
     found: dict[str, Finding] = {}
     audit(log, on_finding=lambda f: found.__setitem__(f.request_id, f))
     for session in made:
@@ -78,18 +73,36 @@ def changed(kind: str, sessions: list[Session], seed: int, folder: Path) -> Tall
     return tally
 
 
-def speed(sessions: list[Session], folder: Path, with_ids: bool) -> float:
+def change(kind: str, sessions: list[Session], seed: int) -> tuple[list[Session], dict[str, Expected]]:
+    """Changed copies of those that the change fits, and what is to be found in each."""
+    wanted: dict[str, Expected] = {}
+    made: list[Session] = []
+    for session in sessions:
+        result = mutate(kind, session.requests, seed)
+        if result is not None:
+            made.append(Session(session.name, result[0]))
+            wanted[session.name] = result[1]
+    return made, wanted
+
+
+def mingled(sessions: list[Session], at_once: int = 8) -> list[Session]:
+    """Without ids, and so many sessions in turns: what a log without ids looks like."""
+    found: list[Session] = []
+    for start in range(0, len(sessions), at_once):
+        group = sessions[start : start + at_once]
+        rounds = zip_longest(*(session.requests for session in group))
+        requests = [request for requests in rounds for request in requests if request is not None]
+        found.append(Session("", [{k: v for k, v in r.items() if k != "session_id"} for r in requests]))
+    return found
+
+
+def speed(sessions: list[Session], folder: Path) -> float:
     """MB of log a second of one core's time, reading and all."""
     log = folder / "speed.jsonl"
-    kept = sessions if with_ids else [_anonymous(session) for session in sessions]
-    size = write(log, kept)
+    size = write(log, sessions)
     start = time.process_time()
     audit(log)
     return size / 1e6 / (time.process_time() - start)
-
-
-def _anonymous(session: Session) -> Session:
-    return Session(session.name, [{k: v for k, v in r.items() if k != "session_id"} for r in session.requests])
 
 
 def _is(finding: Finding, expected: Expected) -> bool:

@@ -91,6 +91,11 @@ def read(file: Path, kind: Kind, skip: OnError) -> Iterator[Request]:
             yield request
 
 
+def role(message: msgspec.Raw) -> str:
+    """Of a message. Raises DecodeError or ValidationError."""
+    return _ROLE.decode(message).role
+
+
 _CHAT = msgspec.json.Decoder(_Chat)
 _STEP = msgspec.json.Decoder(_Step)
 _ROLE = msgspec.json.Decoder(_Role)
@@ -135,7 +140,7 @@ def _trajectories(file: Path, skip: OnError) -> Iterator[Request]:
         keys = [hash(bytes(message)) for message in run.traj]
         for i, message in enumerate(run.traj):
             try:
-                assistant = _ROLE.decode(message).role == "assistant"
+                assistant = role(message) == "assistant"
             except BAD_JSON as e:
                 skip(WorkloadError(f"{file}: {session}, message {i + 1}: {e}; mend or remove that run"))
                 break

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from impala_vllm.insight.audit.compare import Prompt
-from impala_vllm.insight.audit.requests import Request
+from impala_vllm.insight.audit.requests import Request, role
 from impala_vllm.insight.audit.segment import STEM_ROLES, Segment
 from impala_vllm.insight.audit.sessions import Session, Sessions
 
@@ -32,7 +32,7 @@ class Threads:
     def by_bytes(self, request: Request) -> Session | None:
         """The session whose messages the request holds: all of them, or half of the session's or of its own.
 
-        First messages do not count: many sessions open alike.
+        What other sessions began with does not count.
         """
         return self._find(self._bytes, _raw(request))
 
@@ -77,6 +77,8 @@ class _Owners:
 
     def __init__(self) -> None:
         self._owners: dict[int, str] = {}
+        self._stems: Counter[int] = Counter()
+        """How many sessions began with a message."""
         self._said: dict[str, _Said] = {}
 
     def of(self, weights: dict[int, int]) -> str | None:
@@ -105,8 +107,10 @@ class _Owners:
         said = self._said.get(name)
         if said is None:
             long = [key for key in reversed(weights) if weights[key] >= _LEAST_BYTES]
-            last = next((key for key in long if key not in self._owners), long[0] if long else None)
+            new = (key for key in long if key not in self._owners and key not in self._stems)
+            last = next(new, long[0] if long else None)
             said = self._said[name] = _Said(frozenset(weights.keys() - {last}), _end(weights))
+            self._stems.update(said.stem)
         else:
             said.end = None
         own = frozenset(weights.keys() - said.stem)
@@ -119,6 +123,7 @@ class _Owners:
         said = self._said.pop(name, None)
         if said is not None:
             self._drop(name, said.own)
+            self._stems -= Counter(said.stem)
 
     def _drop(self, name: str, keys: Iterable[int]) -> None:
         for key in keys:
@@ -131,10 +136,12 @@ def _end(weights: dict[int, int]) -> tuple[int, ...]:
 
 
 def _raw(request: Request) -> dict[int, int]:
-    """Sizes of its messages but the first, by what finds them again byte for byte."""
+    """Sizes of its messages but a system prompt, by what finds them again byte for byte."""
     place = _place(request)
-    own = zip(request.messages[1:], request.keys[1:], strict=True)
-    return {hash((place, key)): len(bytes(raw)) for raw, key in own}
+    pairs = zip(request.messages, request.keys, strict=True)
+    if request.messages and role(request.messages[0]) in STEM_ROLES:
+        next(pairs)
+    return {hash((place, key)): len(bytes(raw)) for raw, key in pairs}
 
 
 def _lettered(request: Request, segments: Sequence[Segment]) -> dict[int, int]:
