@@ -81,6 +81,21 @@ class TiersConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerConfig:
+    """What each trace took, written beside the server."""
+
+    path: str | None = None
+    """JSONL file, one record a finished trace; None: no ledger. Data-parallel ranks above 0 have files of their own,
+    NAME.rankN.SUFFIX."""
+    max_mib: float = 100.0
+    """Size at which the file is rotated: a day of 100,000 traces."""
+    keep: int = 7
+    """Rotated files that stay, the oldest goes first."""
+    otlp_endpoint: str | None = None
+    """Collector that gets a span a finished trace, OTLP over HTTP: `http://HOST:4318/v1/traces`; None: no spans."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. `load()` builds one; every field works untuned."""
 
@@ -98,8 +113,7 @@ class Config:
     tiers: TiersConfig = field(default_factory=TiersConfig)
     registry: str | None = None
     """Fleet registry to announce this server to."""
-    ledger: str | None = None
-    """JSONL file, one record a finished trace."""
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,7 @@ _POSITIVE = (
     "identity.compaction_window_s",
     "health.stalled_after_s",
     "health.answer_within_s",
+    "ledger.max_mib",
 )
 
 
@@ -269,6 +284,12 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
     if config.tiers.nvme_path is not None and config.tiers.host_gib == 0:
         where = origins.get("tiers.host_gib", "default")
         raise ConfigError(f"{where}: tiers.host_gib 0 leaves NVMe nothing to be read into; give it 1 or more")
+    if config.ledger.keep < 0:
+        where = origins.get("ledger.keep", "default")
+        raise ConfigError(f"{where}: ledger.keep must be 0 or more, not {config.ledger.keep!r}")
+    if config.ledger.otlp_endpoint is not None and config.ledger.path is None:
+        where = origins.get("ledger.otlp_endpoint", "default")
+        raise ConfigError(f"{where}: ledger.otlp_endpoint has no ledger; add --impala-ledger FILE")
     for name in ("tiers.host_bytes_per_s", "tiers.nvme_read_bytes_per_s", "tiers.nvme_write_bytes_per_s"):
         if values[name] is not None and not 0 < values[name] < float("inf"):
             raise ConfigError(f"{origins.get(name, 'default')}: {name} must be above 0, not {values[name]!r}")

@@ -15,7 +15,7 @@ def test_flags_win_over_the_file_and_each_value_remembers_where_it_came_from(tmp
     assert settings.config.identity.max_traces == 7
     assert f"identity.max_traces = 7 ({file})" in settings.describe()
     assert "mode = off (--impala-mode)" in settings.describe()
-    assert "ledger = None (default)" in settings.describe()
+    assert "ledger.path = None (default)" in settings.describe()
 
 
 def test_settings_survive_the_way_to_another_process(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def test_filtered_plugins_are_fatal(run, monkeypatch):
 
 def test_what_is_accepted_but_not_active_is_said(run, tmp_path):
     file = tmp_path / "i.yaml"
-    file.write_text("mode: enforce\nledger: l.jsonl\n")
+    file.write_text("mode: enforce\nregistry: http://r\n")
     found = json.loads(run("--json", "--config", str(file)).stdout)
-    assert "ledger is not active" in found["active"]["ignored"]
+    assert "registry is not active" in found["active"]["ignored"]
     assert found["active"]["mode"].startswith("enforce: ")
 
 

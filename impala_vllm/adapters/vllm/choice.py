@@ -71,7 +71,6 @@ def not_active(config: Config) -> list[str]:
     """One line for each thing that was asked for and does not exist in this version."""
     missing = {
         "registry": config.registry is not None,
-        "ledger": config.ledger is not None,
     }
     return [f"{name} is not active in {__version__}: accepted and ignored" for name, asked in missing.items() if asked]
 

@@ -27,7 +27,7 @@ _FLAGS = {
     "--impala-nvme-path": ("tiers.nvme_path", "DIR", "directory for KV on NVMe"),
     "--impala-nvme-gib": ("tiers.nvme_gib", "G", "size of the NVMe tier, in GiB"),
     "--impala-registry": ("registry", "URL", "fleet registry to announce this server to"),
-    "--impala-ledger": ("ledger", "FILE", "JSONL file, one record a finished trace"),
+    "--impala-ledger": ("ledger.path", "FILE", "JSONL file, one record a finished trace"),
 }
 _NUMBERS = ("tiers.host_gib", "tiers.nvme_gib")
 
@@ -69,6 +69,7 @@ def finish(args: argparse.Namespace) -> None:
         compat.require()
         settings = _settings(args)
         _check_nvme(args, settings)
+        _check_ledger(settings)
     except ConfigError as e:
         _fail(str(e))
     _check_surroundings(args)
@@ -143,6 +144,22 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
             f"{settings.origins.get('tiers.nvme_gib', 'default')}: {directory} has {room_gib:.2f} GiB to spare, "
             f"not {tiers.nvme_gib:g}; lower tiers.nvme_gib, free some space or choose another directory"
         )
+
+
+def _check_ledger(settings: Settings) -> None:
+    """Raise ConfigError where no ledger can be written. Writes nothing."""
+    path = settings.config.ledger.path
+    if path is None or settings.config.mode is Mode.OFF:
+        return
+    file = Path(path).expanduser().absolute()
+    where = f"{settings.origins.get('ledger.path', 'default')}: {file}"
+    if file.is_dir() or (os.path.lexists(file) and not file.is_file()):
+        raise ConfigError(f"{where}: not a regular file; give the name of one")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{where}: there is no directory {file.parent}; make it, or choose another one")
+    locked = next((p for p in (file.parent, file) if p.exists() and not os.access(p, os.W_OK)), None)
+    if locked is not None:
+        raise ConfigError(f"{where}: this user may not write to {locked}; allow it or choose another file")
 
 
 def _is_path(model: str) -> bool:

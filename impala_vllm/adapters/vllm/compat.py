@@ -91,6 +91,18 @@ _SEAMS: list[tuple[str, str, tuple[str, ...] | None]] = [
         "heartbeat",
         ("self", "scheduler_output", "model_runner_output"),
     ),
+    (
+        "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
+        "ledger: preemptions",
+        ("self", "request", "timestamp"),
+    ),
+    ("vllm.v1.core.sched.scheduler:Scheduler.shutdown", "ledger: the last records", ("self",)),
+    ("vllm.v1.metrics.stats:PrefillStats.set", "ledger: tokens", ("self", "num_prompt_tokens")),
+    (
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1.get_external_cache_hit_sources",
+        "ledger: which tier tokens come from",
+        ("self", "request", "num_external_tokens"),
+    ),
     ("vllm.v1.core.sched.scheduler:Scheduler.schedule", "a plan before each step", ("self", "throttle_prefills")),
     ("vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks", "whose KV is idle", ("self", "request")),
     ("vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache", "whose KV is idle", ("self",)),

@@ -1,19 +1,24 @@
-"""The routes under /impala: health, traces, links. JSON, bounded, ids and hashes only."""
+"""The routes under /impala: health, traces, links, outcome. JSON, bounded, ids and hashes only."""
 
 import json
 import re
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qs
+
+import msgspec
 
 from impala_vllm.adapters.vllm import health
 from impala_vllm.adapters.vllm.engine import Engine
+from impala_vllm.adapters.vllm.facts import bounded_id
 from impala_vllm.adapters.vllm.snapshot import MAX_ROWS
 from impala_vllm.core.traces import State
 
 PREFIX = "/impala"
 OPEN_PATHS = ("/impala/health",)
 """Answered without an API key, like vLLM's own /health: they say nothing about clients."""
+OUTCOME_PATH = "/impala/outcome"
+MAX_OUTCOME_BYTES = 8192
 DEFAULT_ROWS = 100
 _CURSORS = {"traces": re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?:t[0-9]{1,18}"), "links": re.compile(r"[0-9]{1,18}")}
 
@@ -36,8 +41,26 @@ async def answer(engine: Engine, path: str, query: str) -> Answer:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(e)})
         return await _rows(engine, page)
     return _json(
-        HTTPStatus.NOT_FOUND, {"error": f"{path}: unknown; there are /impala/health, /impala/traces, /impala/links"}
+        HTTPStatus.NOT_FOUND,
+        {"error": f"{path}: unknown; there are /impala/health, /impala/traces, /impala/links, and POST {OUTCOME_PATH}"},
     )
+
+
+async def outcome(engine: Engine, tenant: str, body: bytes) -> Answer:
+    """The response to POST /impala/outcome: how a trace of `tenant` ended, for the ledger."""
+    try:
+        asked = _outcome(body)
+    except ValueError as e:
+        return _json(HTTPStatus.BAD_REQUEST, {"error": str(e)})
+    if engine.config.ledger.path is None:
+        return _json(HTTPStatus.CONFLICT, {"error": "this server keeps no ledger; start it with --impala-ledger FILE"})
+    found = await engine.outcome({**asked, "tenant": tenant})
+    if found is None:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
+    num = sum(n or 0 for n in found)
+    if not num:
+        return _json(HTTPStatus.NOT_FOUND, {"error": "no such trace of this caller is known; it may be over"})
+    return _json(HTTPStatus.OK, {"traces": num})
 
 
 async def _health(engine: Engine) -> Answer:
@@ -78,6 +101,28 @@ def _page(of: str, query: dict[str, list[str]]) -> dict[str, Any]:
     if after is not None and not _CURSORS[of].fullmatch(after):
         raise ValueError(f"after: must be the `next` of an earlier answer, not {after!r}")
     return {"of": of, "limit": int(limit), "state": state, "after": after}
+
+
+class _Outcome(msgspec.Struct, forbid_unknown_fields=True):
+    outcome: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_.-]{0,31}$")]
+    session_id: str | None = None
+    trace_id: str | None = None
+    request_id: str | None = None
+    score: float | None = None
+
+
+def _outcome(body: bytes) -> dict[str, Any]:
+    """The body as the engine is asked. Raises ValueError, in one line, for what makes no sense."""
+    try:
+        given = msgspec.json.decode(body, type=_Outcome)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        shape = '{"outcome": "success", "session_id" or "trace_id" or "request_id": "..."}'
+        raise ValueError(f"body: {' '.join(str(e).split())}; send {shape}") from None
+    names = {"session_id": given.session_id, "trace_id": given.trace_id, "request_id": given.request_id}
+    named = {name: bounded_id(value) for name, value in names.items() if value}
+    if len(named) != 1:
+        raise ValueError(f"body: names {len(named)} of session_id, trace_id and request_id; send exactly one")
+    return {"outcome": given.outcome, "score": given.score, **named}
 
 
 def _json(status: int, data: dict[str, Any]) -> Answer:

@@ -44,6 +44,8 @@ REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 STALLED_S = 10.0
 """Nothing runs, somebody waits and nothing was scheduled for this long: the plan is at fault, or might be."""
 
+_NOBODY: frozenset[str] = frozenset()
+
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
 
@@ -73,6 +75,10 @@ class Enforcer:
         self.traces: TraceTable | None = None
         """Who is whose child, where identity is on."""
         self.num_held = 0
+        self.held: frozenset[str] = _NOBODY
+        """Requests held back in this step's plan."""
+        self.fetching: frozenset[str] = _NOBODY
+        """Those not in it because their KV is being read from NVMe."""
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
         self._known: set[TraceId] = set()
@@ -198,6 +204,7 @@ class Enforcer:
         if len(running) > 1 and any(r.is_prefill_chunk for r in running):
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
         if not len(self.waiting):
+            self.held = self.fetching = _NOBODY
             self.num_held = self._num_ranked = 0
             self.waiting.admit(())
             return
@@ -279,12 +286,16 @@ class Enforcer:
 
     def _admit(self, now: float) -> None:
         passing, requests, asks = self._asks.ranked(self.waiting, now)
+        fetching: frozenset[str] = _NOBODY
         if self.free is None:
             admitted = requests
         else:
             num_free, num_running = self.free.num_free_blocks, len(self._scheduler.running)
             if self.tiers is not None:
-                asks = self.tiers.load(asks, now)
+                ready = self.tiers.load(asks, now)
+                if len(ready) < len(asks):
+                    fetching = frozenset(a.turn.request_id for a in asks).difference(a.turn.request_id for a in ready)
+                asks = ready
                 # Loads hold only what they load; the rest of their prompts is promised room.
                 num_free -= self._scheduler._inflight_prefill_reserved_blocks()
                 num_running += len(self._scheduler.kv_holding_waiting)
@@ -294,6 +305,10 @@ class Enforcer:
             admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
         self._num_ranked = len(requests)
         self.num_held = len(requests) - len(admitted)
+        self.fetching = fetching
+        self.held = _NOBODY
+        if self.num_held > len(fetching):
+            self.held = frozenset(r.request_id for r in requests).difference(fetching, [r.request_id for r in admitted])
         self.waiting.admit(passing + admitted)
         # Else data parallel takes a hold for a lack of capacity.
         deferred = self._scheduler.deferred_waiting

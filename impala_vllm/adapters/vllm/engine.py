@@ -52,10 +52,16 @@ class Engine:
             return None  # it does not answer the shorter question either
         return await self._bounded(self._ask(page))
 
+    async def outcome(self, asked: dict[str, Any]) -> list[int | None] | None:
+        """Tell every rank how a trace ended: how many traces each knows, None without a ledger. None: no answer."""
+        if self.silent_s > self.config.health.answer_within_s:
+            return None
+        return await self._bounded(self._client.engine_core.call_utility_all_async("impala_outcome", asked))
+
     async def _ask(self, page: dict[str, Any] | None) -> list[dict[str, Any]]:
         return await self._client.engine_core.call_utility_all_async("impala_snapshot", page)
 
-    async def _bounded(self, answer: Any) -> list[dict[str, Any]] | None:
+    async def _bounded(self, answer: Any) -> list[Any] | None:
         try:
             return await asyncio.wait_for(answer, self.config.health.answer_within_s)
         except Exception:  # a time-out, a dying engine, a refusal while shutting down: no answer

@@ -14,6 +14,8 @@ CALLER_KEY = "impala"
 """Where the middleware leaves the caller in `sampling_params.extra_args`: a dict, which no client can send there."""
 MAX_ID_CHARS = 256
 
+_RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+"""vLLM appends it to every request id; what is left is the id the client was given."""
 _CHILD = re.compile(r"\d+_(?=.)")
 _OUTCOMES = {
     "stop": Outcome.STOP,
@@ -27,6 +29,11 @@ _OUTCOMES = {
 def turn_id(request: "Request") -> RequestId:
     """The turn a request belongs to. `n > 1` makes children `0_ID`, `1_ID`...: one turn, one id."""
     return RequestId(_CHILD.sub("", request.request_id, count=1))
+
+
+def client_id(turn: RequestId) -> str:
+    """The id that the client was given."""
+    return _RANDOM_SUFFIX.sub("", turn)
 
 
 def arrival(request: "Request") -> Arrival:

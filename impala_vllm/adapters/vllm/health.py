@@ -71,6 +71,11 @@ def _judge_rank(health: Health, snapshot: dict[str, Any], config: HealthConfig) 
     tiers = (snapshot["policy"] or {}).get("tiers") or {}
     if not tiers.get("nvme_usable", 1.0):
         health.lower(Status.DEGRADED, f"{rank}: the NVMe tier is out of use, what lies there is computed (see the log)")
+    ledger = snapshot["ledger"]
+    if ledger is not None and not ledger["on"]:
+        health.lower(Status.DEGRADED, f"{rank}: the ledger is switched off ({ledger['error']}; see the log)")
+    elif ledger is not None and ledger["trouble"] is not None:
+        health.lower(Status.DEGRADED, f"{rank}: the ledger cannot be written ({ledger['trouble']}; see the log)")
     if not snapshot["identity"]["on"]:
         health.lower(
             Status.DEGRADED, f"{rank}: identity is switched off ({snapshot['identity']['error']}; see the log)"

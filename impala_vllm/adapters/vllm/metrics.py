@@ -26,6 +26,11 @@ def _policy(snapshot: dict[str, Any], name: str) -> float | None:
     return None if found is None else float(found)
 
 
+def _ledger(name: str, snapshot: dict[str, Any]) -> float | None:
+    ledger = snapshot["ledger"]
+    return None if ledger is None or not ledger["on"] else float(ledger[name])
+
+
 def _tier(name: str, snapshot: dict[str, Any]) -> float | None:
     tiers = (snapshot["policy"] or {}).get("tiers")
     return None if tiers is None else tiers.get(name)
@@ -107,6 +112,16 @@ _PER_ENGINE: list[tuple[str, type[_Family], str, _Value]] = [
     ),
 ]
 
+_LEDGER: list[tuple[str, str, str]] = [
+    ("records", "records", "Finished traces written to the ledger."),
+    ("bytes", "bytes", "Bytes appended to the ledger."),
+    ("dropped_records", "dropped", "Records lost: the disk refused, or the writer fell behind."),
+    ("bare_records", "bare", "Records written without a row a turn: their byte budget was spent."),
+    ("write_errors", "errors", "Attempts to write the ledger that failed."),
+    ("seconds", "spent_s", "Scheduler time spent on the ledger; part of impala_observer_seconds."),
+]
+"""impala_ledger_NAME in the exposition, and the name in `ledger` of the snapshot."""
+
 _TIERS: list[tuple[str, type[_Family], str]] = [
     ("host_size_bytes", GaugeMetricFamily, "Room for KV in host DRAM."),
     ("host_used_bytes", GaugeMetricFamily, "Of that, filled."),
@@ -183,7 +198,11 @@ class _Collector:
         """All families, for prometheus_client."""
         up = GaugeMetricFamily("impala_up", "1: the engines answered in time.", value=float(self._is_up))
         tiers = [(f"impala_kv_{name}", kind, text, partial(_tier, name)) for name, kind, text in _TIERS]
-        return [up, *map(self._per_engine, (*_PER_ENGINE, *tiers)), *map(self._per_value, _PER_VALUE)]
+        ledger = [
+            (f"impala_ledger_{name}", CounterMetricFamily, text, partial(_ledger, field))
+            for name, field, text in _LEDGER
+        ]
+        return [up, *map(self._per_engine, (*_PER_ENGINE, *tiers, *ledger)), *map(self._per_value, _PER_VALUE)]
 
     def _per_engine(self, row: tuple[str, type[_Family], str, _Value]) -> _Family:
         name, kind, text, value = row

@@ -41,7 +41,7 @@ class Middleware:
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path.startswith(endpoints.PREFIX + "/"):
-            await self._serve(engine, path, scope, send)
+            await self._serve(engine, path, scope, receive, send)
         elif path == "/metrics" and scope["method"] == "GET":
             await metrics.append(self._app, engine, scope, receive, send)
         elif scope["method"] == "POST":
@@ -62,11 +62,16 @@ class Middleware:
         finally:
             current_caller.reset(token)
 
-    async def _serve(self, engine: Engine, path: str, scope: Scope, send: Send) -> None:
-        if scope["method"] != "GET":
-            found = endpoints.Answer(405, b'{"error": "GET only"}')
+    async def _serve(self, engine: Engine, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "POST" if path == endpoints.OUTCOME_PATH else "GET"
+        if scope["method"] != method:
+            found = endpoints.Answer(405, b'{"error": "%s only"}' % method.encode())
         elif path not in endpoints.OPEN_PATHS and not self._may_enter(scope):
             found = endpoints.Answer(401, b'{"error": "Unauthorized"}')
+        elif method == "POST":
+            body = await _body(receive, endpoints.MAX_OUTCOME_BYTES)
+            tenant = callers.from_headers(_headers(scope), engine.config.metadata).tenant
+            found = await endpoints.outcome(engine, tenant, body)
         else:
             found = await endpoints.answer(engine, path, scope["query_string"].decode("latin-1"))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(found.body)).encode())]
@@ -102,6 +107,17 @@ def _authentication(args: Any) -> Any:
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+async def _body(receive: Receive, max_bytes: int) -> bytes:
+    """The request's body; cut where it is longer than anything sensible, so that it does not parse."""
+    body = b""
+    while len(body) <= max_bytes:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            break
+    return body[:max_bytes]
 
 
 def _reading_along(receive: Receive, caller: Caller, engine: Engine) -> Receive:

@@ -16,6 +16,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from impala_vllm.adapters.vllm import choice, facts, tool_markers
+from impala_vllm.adapters.vllm.bookkeeper import Bookkeeper
 from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.adapters.vllm.snapshot import install_snapshot
@@ -23,12 +24,14 @@ from impala_vllm.adapters.vllm.tiers.policy import tier_manager
 from impala_vllm.config import Mode
 from impala_vllm.core.identity import Identity
 from impala_vllm.core.traces import Trace
-from impala_vllm.core.types import TraceId
+from impala_vllm.core.types import Link, TraceId
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger("vllm.impala")
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 class Scheduler:
@@ -49,10 +52,11 @@ class Scheduler:
             scheduler = (EnforcedAsync if is_async else EnforcedSync)(vllm_config, *args, **kwargs)
             scheduler.enforcer = Enforcer(scheduler, settings.config, markers)
             scheduler.enforcer.traces = identity.traces
-            identity.on_forget = scheduler.enforcer.forget
         else:
             scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
         scheduler.observer = Observer(identity, markers)
+        scheduler.bookkeeper = Bookkeeper.of(scheduler, settings.config, lambda: scheduler.observer.clock())
+        identity.on_forget = scheduler.forget
         logger.info(
             "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
             "AsyncScheduler" if is_async else "Scheduler",
@@ -67,21 +71,80 @@ class _Observed(SyncScheduler):
     """The hooks. Each calls vLLM's own method unchanged."""
 
     observer: Observer
+    bookkeeper: Bookkeeper | None = None
+    bookkeeper_error: str | None = None
 
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:  # else the next input of a streaming session
-            self.observer.on_arrival(request)
+            self._arrived(request)
         super().add_request(request)
 
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        output = super().schedule(throttle_prefills)
+        if self.bookkeeper is not None:
+            held, fetching = self._kept_back()
+            self._note(lambda keeper: keeper.scheduled(output, held, fetching))
+        return output
+
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        if self.bookkeeper is not None:
+            self._note(lambda keeper: keeper.stepping(scheduler_output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.observer.on_step(scheduler_output.total_num_scheduled_tokens)
+        if self.bookkeeper is not None:
+            self._note(Bookkeeper.stepped)
         return outputs
+
+    def forget(self, trace_id: TraceId) -> None:
+        """The trace left the table."""
+        if self.bookkeeper is not None:
+            self._note(lambda keeper: keeper.forget(trace_id))
+
+    def shutdown(self) -> None:
+        if self.bookkeeper is not None:
+            self._note(Bookkeeper.close)
+        super().shutdown()
+
+    def _preempt_request(self, request: Request, timestamp: float, *args: Any, **kwargs: Any) -> None:
+        if self.bookkeeper is not None:
+            self._note(lambda keeper: keeper.preempting(request))
+        super()._preempt_request(request, timestamp, *args, **kwargs)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         freed = super()._free_request(request, delay_free_blocks)
         self.observer.on_finish(request)
+        if self.bookkeeper is not None:
+            self._note(lambda keeper: keeper.finish(request))
         return freed
+
+    def _arrived(self, request: Request) -> Link | None:
+        link = self.observer.on_arrival(request)
+        if self.bookkeeper is not None:
+            trace = self._trace(link.trace_id) if link is not None else None
+            self._note(lambda keeper: keeper.arrive(request, link, trace))
+        return link
+
+    def _trace(self, trace_id: TraceId | None) -> Trace | None:
+        identity = self.observer.identity
+        return identity.traces.get(trace_id) if identity is not None else None
+
+    def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Requests that policy holds, and those that wait for KV from NVMe."""
+        return _NOBODY, _NOBODY
+
+    def _note(self, verb: Callable[[Bookkeeper], None]) -> None:
+        """Keep the ledger; where that fails, it ends here."""
+        if (keeper := self.bookkeeper) is None:
+            return
+        started_ns = time.perf_counter_ns()
+        try:
+            verb(keeper)
+        except Exception as e:
+            self.bookkeeper, self.bookkeeper_error = None, type(e).__name__
+            logger.exception("impala: the ledger failed and is switched off, serving continues")
+        spent_ns = time.perf_counter_ns() - started_ns
+        keeper.spent_ns += spent_ns
+        self.observer.spent_ns += spent_ns
 
 
 class _Enforced(_Observed):
@@ -91,7 +154,7 @@ class _Enforced(_Observed):
 
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
-            link = self.observer.on_arrival(request)
+            link = self._arrived(request)
             trace_id = link.trace_id if link is not None else None
             stem, trace = self._stem_blocks(request), self._trace(trace_id)
             self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem, trace))
@@ -131,9 +194,13 @@ class _Enforced(_Observed):
         self._steer(lambda policy: policy.finish(request, self.observer.clock(), self._trace(policy.trace_of(request))))
         return freed
 
-    def _trace(self, trace_id: TraceId | None) -> Trace | None:
-        identity = self.observer.identity
-        return identity.traces.get(trace_id) if identity is not None else None
+    def forget(self, trace_id: TraceId) -> None:
+        super().forget(trace_id)
+        if self.enforcer is not None:
+            self.enforcer.forget(trace_id)
+
+    def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
+        return (self.enforcer.held, self.enforcer.fetching) if self.enforcer is not None else super()._kept_back()
 
     def _stem_blocks(self, request: Request) -> int:
         identity = self.observer.identity
@@ -150,8 +217,6 @@ class _Enforced(_Observed):
             logger.exception("impala: policy failed and falls back to stock order, serving continues")
             self.enforcer.retire()
             self.enforcer = None
-            if self.observer.identity is not None:
-                self.observer.identity.on_forget = None
         self.observer.spent_ns += time.perf_counter_ns() - started_ns
 
 

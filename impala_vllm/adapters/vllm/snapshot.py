@@ -5,29 +5,39 @@ Ages instead of times, because clocks differ between processes.
 """
 
 import heapq
-import re
 from typing import Any
 
+from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.core.traces import Trace
 
 MAX_ROWS = 1000
 """Most traces or links in one page: a millisecond of the engine loop."""
 
-_RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
-"""vLLM appends it to every request id; what is left is the id the client was given."""
-
 
 def install_snapshot() -> None:
-    """Give EngineCore the utility method `impala_snapshot`. Idempotent."""
+    """Give EngineCore the utility methods `impala_snapshot` and `impala_outcome`. Idempotent."""
     from vllm.v1.engine.core import EngineCore
 
     cls: Any = EngineCore
     cls.impala_snapshot = _impala_snapshot
+    cls.impala_outcome = _impala_outcome
 
 
 def _impala_snapshot(self: Any, page: dict[str, Any] | None = None) -> dict[str, Any]:
     return take(self.scheduler, self.vllm_config.parallel_config.data_parallel_index, page)
+
+
+def _impala_outcome(self: Any, asked: dict[str, Any]) -> int | None:
+    return note_outcome(self.scheduler, asked)
+
+
+def note_outcome(scheduler: Any, asked: dict[str, Any]) -> int | None:
+    """How many traces of the caller's got the outcome; None where this engine keeps no ledger."""
+    keeper, observer = getattr(scheduler, "bookkeeper", None), getattr(scheduler, "observer", None)
+    if keeper is None or observer is None or observer.identity is None:
+        return None
+    return keeper.report(observer.identity.traces, asked)
 
 
 def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -57,6 +67,7 @@ def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[
         "finished": dict(observer.finished),
         "identity": _identity(observer),
         "policy": _policy(scheduler),
+        "ledger": _ledger(scheduler),
         "page": _page(observer, page, now) if page is not None else None,
     }
 
@@ -97,6 +108,15 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
     }
 
 
+def _ledger(scheduler: Any) -> dict[str, Any] | None:
+    """What the ledger does; None where none was asked for."""
+    keeper = getattr(scheduler, "bookkeeper", None)
+    if keeper is not None:
+        return keeper.stats()
+    error = getattr(scheduler, "bookkeeper_error", None)
+    return {"on": False, "error": error} if error is not None else None
+
+
 def _page(observer: Observer, page: dict[str, Any], now: float) -> dict[str, Any]:
     limit = max(1, min(int(page.get("limit") or MAX_ROWS), MAX_ROWS))
     if page.get("of") == "links":
@@ -110,7 +130,7 @@ def _links(observer: Observer, after: int, limit: int) -> dict[str, Any]:
     rows = [
         {
             "number": number,
-            "request_id": _RANDOM_SUFFIX.sub("", turn),
+            "request_id": facts.client_id(turn),
             "trace_id": link.trace_id,
             "parent_trace_id": link.parent_trace_id,
             "source": link.source.value,
@@ -151,7 +171,7 @@ def _row(trace: Trace, now: float) -> dict[str, Any]:
         "age_s": now - trace.started_s,
         "silent_s": now - trace.last_event_s,
         "last_outcome": trace.last_outcome.value if trace.last_outcome is not None else None,
-        "last_request_id": _RANDOM_SUFFIX.sub("", trace.last_request_id),
+        "last_request_id": facts.client_id(trace.last_request_id),
     }
 
 

@@ -43,16 +43,17 @@ class FakeCore:
         self.snapshots = snapshots or []
         self.pages: list[Any] = []
         self.added: list[Any] = []
+        self.outcomes: list[Any] = [1]
         self.answers = True
 
-    async def call_utility_all_async(self, method: str, page: Any) -> list[dict[str, Any]]:
+    async def call_utility_all_async(self, method: str, page: Any) -> list[Any]:
         import asyncio
 
-        assert method == "impala_snapshot"
+        assert method in ("impala_snapshot", "impala_outcome")
         self.pages.append(page)
         if not self.answers:
             await asyncio.Event().wait()
-        return self.snapshots
+        return self.snapshots if method == "impala_snapshot" else self.outcomes
 
     async def add_request_async(self, request: Any) -> None:
         self.added.append(request)
@@ -98,6 +99,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
             "splits": 0,
         },
         "policy": None,
+        "ledger": None,
         "page": {"rows": [], "next": None, "total": 0},
     }
     return {**healthy, **changes}

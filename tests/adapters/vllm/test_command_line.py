@@ -238,3 +238,23 @@ def test_a_model_the_hub_does_not_have_is_one_line(capsys):
         command_line.fail_to_load("no/such", OSError("We couldn't connect\nto the hub"))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("none/l.jsonl", "there is no directory"),
+        (".", "not a regular file"),
+    ],
+)
+def test_a_ledger_that_cannot_be_written_is_refused_before_anything_starts(refused, tmp_path, name, says):
+    line = refused("--scheduler", "impala", "--impala-ledger", str(tmp_path / name))
+    assert line.startswith("impala: --impala-ledger: ")
+    assert says in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ledger_reaches_the_settings(parse, tmp_path):
+    args = parse("--scheduler", "impala", "--impala-ledger", str(tmp_path / "l.jsonl"))
+    assert restore(args.scheduler_cls.impala_settings).config.ledger.path == str(tmp_path / "l.jsonl")
+    assert not list(tmp_path.iterdir())
