@@ -1,0 +1,118 @@
+"""Chats as vLLM shapes them: the same text in front of the tokenizer, field for field."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+
+from impala_vllm.fleet.hashing import chat
+
+TOOL = {
+    "function": {
+        "parameters": {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}},
+        "name": "run",
+        "strict": True,
+    },
+    "type": "function",
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "run", "arguments": '{"b": "ls -l", "a": 2}'}}
+TALKS = {
+    "plain": [{"role": "user", "content": "hi"}],
+    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+    "parts": [
+        {"role": "system", "content": [{"type": "text", "text": "x-anthropic-billing-header: cch=1\nYou are."}]},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+    ],
+    "billing alone": [
+        {"role": "system", "content": [{"type": "text", "text": "x-anthropic-billing-header: cch=1"}]},
+        {"role": "user", "content": "hi"},
+    ],
+    "a tool call": [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {
+            "role": "tool",
+            "tool_call_id": "c1",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
+        {"role": "user", "content": "and?"},
+    ],
+    "broken arguments": [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "run", "arguments": "{broken"}}]},
+        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "run", "arguments": "[1]"}}]},
+        {"role": "assistant", "tool_calls": [], "content": "no"},
+    ],
+    "reasoning": [
+        {"role": "user", "content": "think"},
+        {"role": "assistant", "content": "done", "reasoning": "hm"},
+        {"role": "user", "content": "and?", "name": "Ann"},
+    ],
+    "developer": [
+        {"role": "system", "content": "One."},
+        {"role": "user", "content": "hi"},
+        {"role": "developer", "content": "Two."},
+    ],
+}
+NO_DEVELOPER = """{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\n' -}}
+{%- if message.content is string -%}{{- message.content -}}
+{%- else -%}{%- for part in message.content -%}{{- '[' + part.text + ']' -}}{%- endfor -%}{%- endif -%}
+{{- (message.reasoning_content or '') + (message.name or '') + '<|im_end|>\n' -}}
+{%- endfor -%}{{- (tools or []) | tojson -}}{{- reasoning_effort | default('none') -}}
+{{- enable_thinking | default('?') -}}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+
+def theirs(tokenizer, body, template):
+    """The text as vLLM renders it, from the body as its API receives it."""
+    hf = pytest.importorskip("vllm.renderers.hf")
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.renderers.chat_utils import parse_chat_messages
+
+    request = ChatCompletionRequest(**copy.deepcopy(body))
+    config = SimpleNamespace(multimodal_config=None, is_multimodal_model=False, enable_prompt_embeds=False)
+    params = request.build_chat_params(template, "auto")
+    conversation, _, _ = parse_chat_messages(
+        request.messages,
+        config,  # type: ignore[arg-type]
+        hf._detect_content_format(template, default="string"),
+    )
+    tools = [tool.model_dump() for tool in request.tools] if request.tools else None
+    return hf.safe_apply_chat_template(
+        config, tokenizer._whole, conversation, tools=tools, chat_template=template, tokenize=False,
+        **{k: v for k, v in params.chat_template_kwargs.items() if k != "documents"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("more", [{}, {"tools": [TOOL]}, {"reasoning_effort": "low"}], ids=["alone", "tools", "effort"])
+@pytest.mark.parametrize("which", ["bundled", "by part"])
+def test_the_text_is_the_one_vllm_renders(tokenizer, monkeypatch, talk, more, which):
+    template = tokenizer.template if which == "bundled" else NO_DEVELOPER
+    monkeypatch.setattr(tokenizer._whole, "chat_template", template)
+    body = {"model": "m", "messages": TALKS[talk], **more}
+    expected = theirs(tokenizer, body, template)
+    before = copy.deepcopy(body)
+    messages = chat.messages_of(body, template)
+    assert messages is not None
+    assert tokenizer.render(messages, chat.tools_of(body), chat.variables_of(body)) == expected
+    assert body == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": 7}]},
+        {"messages": [{"role": 1, "content": "x"}]},
+        {"messages": ["x"]},
+        {"messages": "x"},
+        {"messages": [{"role": "user", "content": "x"}], "chat_template": "{{ 1 }}"},
+        {"messages": [{"role": "user", "content": "x"}], "documents": [{"text": "d"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
+        {},
+    ],
+)
+def test_what_is_not_mirrored_is_left_alone(body):
+    assert chat.messages_of(body, "") is None
