@@ -1,4 +1,4 @@
-"""The routes under /impala: health, traces, links, outcome. JSON, bounded, ids and hashes only."""
+"""The routes under /impala: health, traces, links, hello, outcome. JSON, bounded, ids and hashes only."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from impala_vllm.adapters.vllm import health
+from impala_vllm.adapters.vllm import health, hello
 from impala_vllm.adapters.vllm.engine import Engine
 from impala_vllm.adapters.vllm.facts import bounded_id
 from impala_vllm.adapters.vllm.snapshot import MAX_ROWS
@@ -40,10 +40,10 @@ async def answer(engine: Engine, path: str, query: str) -> Answer:
         except ValueError as e:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(e)})
         return await _rows(engine, page)
-    return _json(
-        HTTPStatus.NOT_FOUND,
-        {"error": f"{path}: unknown; there are /impala/health, /impala/traces, /impala/links, and POST {OUTCOME_PATH}"},
-    )
+    if path == "/impala/hello":
+        return await _hello(engine)
+    known = ", ".join(f"{PREFIX}/{name}" for name in ("health", "traces", "links", "hello"))
+    return _json(HTTPStatus.NOT_FOUND, {"error": f"{path}: unknown; there are {known}, and POST {OUTCOME_PATH}"})
 
 
 async def outcome(engine: Engine, tenant: str, body: bytes) -> Answer:
@@ -83,6 +83,13 @@ async def _rows(engine: Engine, page: dict[str, Any]) -> Answer:
         return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
     ranks = [{"rank": s["rank"], **s["page"]} for s in snapshots if s["observed"]]
     return _json(HTTPStatus.OK, {"ranks": ranks})
+
+
+async def _hello(engine: Engine) -> Answer:
+    answers = await engine.page({"of": "hello"})
+    if answers is None:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
+    return _json(HTTPStatus.OK, hello.describe(engine.vllm_config, [answer["hello"] for answer in answers]))
 
 
 def _page(of: str, query: dict[str, list[str]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Engine:
     """The engine client of this process, and what is known of its engines."""
 
     def __init__(self, client: Any) -> None:
+        self.vllm_config = client.vllm_config
         self.settings = choice.of(client.vllm_config)
         self.config = self.settings.config
         self._client = client

@@ -7,7 +7,7 @@ Ages instead of times, because clocks differ between processes.
 import heapq
 from typing import Any
 
-from impala_vllm.adapters.vllm import facts
+from impala_vllm.adapters.vllm import facts, hello
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.core.traces import Trace
 
@@ -41,7 +41,12 @@ def note_outcome(scheduler: Any, asked: dict[str, Any]) -> int | None:
 
 
 def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The state of one engine. `page` asks for rows too: `of` (traces or links), `limit`, `state`, `after`."""
+    """The state of one engine. `page` asks for rows too: `of` (traces or links), `limit`, `state`, `after`.
+
+    With `of` hello it asks for the handshake instead.
+    """
+    if page is not None and page.get("of") == "hello":
+        return {"rank": rank, "hello": hello.rank(scheduler, rank)}
     observer: Observer | None = getattr(scheduler, "observer", None)
     if observer is None:
         return {"rank": rank, "observed": False}

@@ -1,0 +1,67 @@
+"""What an engine says of its block hashes and KV events, for routers (see `fleet.hashing.handshake`).
+
+The part that only the engine process knows comes from `rank`; the API process adds the model in `describe`.
+"""
+
+import uuid
+from typing import Any
+
+from impala_vllm.adapters.vllm import compat
+from impala_vllm.fleet.hashing.handshake import PROBE_SALT, VERSION
+
+_epoch: str | None = None
+"""Names this life of the engine process; made on the first question."""
+
+
+def rank(scheduler: Any, dp_rank: int) -> dict[str, Any]:
+    """One `handshake.Rank`. Run in the engine process, between two steps; microseconds."""
+    from vllm import envs
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.kv_cache_interface import get_kv_cache_spec_kind
+
+    global _epoch
+    _epoch = _epoch or uuid.uuid4().hex
+    algorithm = scheduler.vllm_config.cache_config.prefix_caching_hash_algo
+    size = scheduler.hash_block_size
+    hashes = kv_cache_utils.hash_block_tokens
+    made = get_hash_fn_by_name(algorithm)
+    first = hashes(made, None, range(size), (("cache_salt", PROBE_SALT),))
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    return {
+        "dp_rank": dp_rank,
+        "epoch": _epoch,
+        "algorithm": algorithm,
+        "none_hash": kv_cache_utils.NONE_HASH.hex(),
+        "block_tokens": size,
+        "groups": [
+            {"block_tokens": group.kv_cache_spec.block_size, "kind": get_kv_cache_spec_kind(group.kv_cache_spec).value}
+            for group in groups
+        ],
+        "probe": [first.hex(), hashes(made, first, range(size, 2 * size), None).hex()],
+        "events": _events(scheduler),
+        "integer_hashes": bool(envs.VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES),
+    }
+
+
+def describe(vllm_config: Any, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The `handshake.Hello` of a server whose engines gave `ranks`."""
+    model = vllm_config.model_config
+    return {
+        "version": VERSION,
+        "vllm_version": compat.version() or "unknown",
+        "model": model.model,
+        "revision": model.revision,
+        "tokenizer": model.tokenizer,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "max_model_len": model.max_model_len,
+        "has_prefix_caching": bool(vllm_config.cache_config.enable_prefix_caching),
+        "ranks": ranks,
+    }
+
+
+def _events(scheduler: Any) -> dict[str, Any] | None:
+    config = scheduler.get_kv_event_publisher_config()
+    if config is None or not config.enable_kv_cache_events or config.publisher != "zmq":
+        return None
+    return {"endpoint": config.endpoint, "replay_endpoint": config.replay_endpoint, "topic": config.topic}

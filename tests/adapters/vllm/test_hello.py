@@ -1,0 +1,76 @@
+"""The handshake of an engine, believed by the router's own rules."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.distributed.kv_events import KVEventsConfig
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+
+from impala_vllm.adapters.vllm import snapshot
+from impala_vllm.fleet.hashing import handshake
+from tests.adapters.vllm.test_middleware import Site
+
+SPEC = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=32, dtype=torch.float32)
+
+
+def scheduler(algorithm: str, events: KVEventsConfig | None = None) -> Any:
+    """The attributes of vLLM's scheduler that a handshake reads."""
+    kv_cache_utils.init_none_hash(get_hash_fn_by_name(algorithm))
+    return SimpleNamespace(
+        vllm_config=SimpleNamespace(cache_config=SimpleNamespace(prefix_caching_hash_algo=algorithm)),
+        hash_block_size=16,
+        kv_cache_config=SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["layer"], SPEC)]),
+        get_kv_event_publisher_config=lambda: events,
+    )
+
+
+def model_config() -> Any:
+    model = {"model": "m", "revision": None, "tokenizer": "m", "dtype": torch.bfloat16, "max_model_len": 4096}
+    return SimpleNamespace(**model)
+
+
+async def ask(site: Site, scheduler: Any) -> tuple[int, bytes]:
+    site.core.snapshots = [snapshot.take(scheduler, 0, {"of": "hello"})]
+    site.client.vllm_config.model_config = model_config()
+    site.client.vllm_config.cache_config = SimpleNamespace(enable_prefix_caching=True)
+    status, _, body = await site.request("GET", "/impala/hello")
+    return status, body
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"])
+async def test_what_an_engine_says_is_proved_by_its_example(algorithm):
+    events = KVEventsConfig(enable_kv_cache_events=True, endpoint="tcp://*:5557", replay_endpoint="tcp://*:6557")
+    status, body = await ask(Site(), scheduler(algorithm, events))
+    assert status == 200
+    hello = handshake.read(body)
+    assert handshake.scheme_of(hello).none_hash == kv_cache_utils.NONE_HASH
+    assert handshake.group_of(hello) == 0
+    assert hello.dtype == "bfloat16"
+    assert hello.ranks[0].events == handshake.EventsAt("tcp://*:5557", "tcp://*:6557")
+
+
+async def test_events_that_are_off_are_said_to_be():
+    for config in (None, KVEventsConfig(enable_kv_cache_events=False)):
+        _, body = await ask(Site(), scheduler("sha256", config))
+        assert handshake.read(body).ranks[0].events is None
+
+
+async def test_the_handshake_needs_the_key_that_the_server_needs():
+    status, _, _ = await Site(api_keys=["secret"]).request("GET", "/impala/hello")
+    assert status == 401
+
+
+async def test_an_engine_that_does_not_answer_is_said_so():
+    site = Site(flags={"health.answer_within_s": ("--t", 0.05)})
+    site.core.answers = False
+    status, _, body = await site.request("GET", "/impala/hello")
+    assert status == 503
+    assert "does not answer" in json.loads(body)["error"]
