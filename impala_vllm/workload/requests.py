@@ -76,6 +76,8 @@ def read(file: Path, on_error: OnError) -> Iterator[Turn]:
 def _problem(record: _Record, latest: float, seen: set[str]) -> str | None:
     if record.block_size < 1:
         return f"block_size is {record.block_size}; write the tokens a block holds"
+    if record.input_tokens < 0:
+        return f"input_tokens is {record.input_tokens}; write the tokens of the prompt"
     if len(set(record.block_ids)) != len(record.block_ids):
         return "an id comes twice in block_ids; write ids that stand for a block and all before it"
     if record.arrival_s < latest:

@@ -34,22 +34,26 @@ def fail(error: WorkloadError) -> None:
     raise error
 
 
-def files(path: Path) -> list[Path]:
-    """The file itself, or what a directory holds, by name."""
+def files(path: Path, on_error: OnError = fail) -> list[Path]:
+    """The file itself, or what a directory holds, by name; a file that cannot be opened goes to `on_error`."""
     try:
         found = (
             sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")) if path.is_dir() else [path]
         )
-        if not found:
-            raise WorkloadError(f"{path}: the directory holds no file; give a log or a directory of logs")
-        for file in found:
-            if file.exists() and not file.is_file():
-                raise WorkloadError(f"{file}: no regular file, and a log is read twice; save it to a file first")
-            with file.open("rb"):
-                pass
     except OSError as e:
-        raise WorkloadError(f"{path}: cannot read it ({e.strerror}); give a log or a directory of logs") from e
-    return found
+        raise _unreadable(path, e) from e
+    if not found:
+        raise WorkloadError(f"{path}: the directory holds no file; give a log or a directory of logs")
+    usable: list[Path] = []
+    for file in found:
+        if file.exists() and not file.is_file():
+            raise WorkloadError(f"{file}: no regular file, and a log is read twice; save it to a file first")
+        try:
+            with file.open("rb"):
+                usable.append(file)
+        except OSError as e:
+            on_error(_unreadable(file, e))
+    return usable
 
 
 def lines(file: Path) -> Iterator[Line]:
@@ -85,6 +89,10 @@ def bad_line(where: str, error: Exception) -> WorkloadError:
     """The one line for a record that is not what its format asks for."""
     what = str(error) if isinstance(error, msgspec.ValidationError) else f"not valid JSON ({error})"
     return WorkloadError(f"{where}: {what}; mend or remove that line, or name another --format")
+
+
+def _unreadable(path: Path, error: OSError) -> WorkloadError:
+    return WorkloadError(f"{path}: cannot read it ({error.strerror}); give a log or a directory of logs")
 
 
 def _open(file: Path) -> IO[bytes]:

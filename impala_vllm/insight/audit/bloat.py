@@ -4,7 +4,6 @@ Nothing here breaks a prefix. It is prefilled once a session at best, fills the 
 session lives, and is read by attention in every step.
 """
 
-import json
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -12,9 +11,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from impala_vllm.insight.audit.images import Image
 from impala_vllm.insight.audit.requests import Request
 from impala_vllm.insight.audit.segment import STEM_ROLES, Segment
+from impala_vllm.workload.source import BAD_JSON
 
 MAX_SYSTEMS = 64
 _REPEATED_BYTES = 256
@@ -171,6 +173,6 @@ def _is_json(output: Any) -> bool:
         return False
     text = text.strip().removeprefix("```json").removesuffix("```").strip()
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
+        return isinstance(msgspec.json.decode(text.encode(errors="surrogatepass")), dict)
+    except BAD_JSON:
         return False

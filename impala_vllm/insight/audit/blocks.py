@@ -2,6 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from impala_vllm.core.identity import Identity, IdentityConfig
 from impala_vllm.insight.audit import served
 from impala_vllm.insight.audit.causes import Cause
 from impala_vllm.insight.audit.kinds import Kind
-from impala_vllm.insight.audit.report import Finding, Report
+from impala_vllm.insight.audit.report import Finding, Report, Worst
 from impala_vllm.workload import Turn, links, mooncake, requests, weka
 from impala_vllm.workload.source import BAD_JSON, WorkloadError, lines
 
@@ -21,8 +23,16 @@ MAX_HEADS = 8
 
 
 class _Served(msgspec.Struct):
-    request_id: str = ""
-    cached_tokens: int | None = None
+    request_id: str
+    cached_tokens: int
+
+
+@dataclass(slots=True)
+class _Session:
+    num_turns: int = 0
+    num_findings: int = 0
+    lost_tokens: int = 0
+    heads: list[tuple[int, ...]] = field(default_factory=list)
 
 
 def audit(
@@ -31,64 +41,65 @@ def audit(
     note: Callable[[Finding], None],
     on_request: Callable[[], None],
 ) -> None:
-    """Fill the report. Memory: a line or a recorded session, and the last prompts of the sessions last seen.
+    """Fill the report. Memory: a recorded session, the last prompts of the sessions last seen, a count a request.
 
     A log that names its traces is taken at its word; else they are recognised, in the order of the log.
     """
-    heads: OrderedDict[str, list[tuple[int, ...]]] = OrderedDict()
-    numbers: OrderedDict[str, int] = OrderedDict()
+    sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    def forget() -> None:
+        name, old = sessions.popitem(last=False)
+        report.end(Worst(name, old.num_turns, old.num_findings, old.lost_tokens))
+
     for file, kind in files:
-        cached: dict[str, int | None] = {}
         try:
-            for turn, name in _named(_turns(file, kind, report, cached)):
+            cached = _served(file, kind)
+            for turn, name in _named(_turns(file, kind, report), f"{file.name} " if len(files) > 1 else ""):
                 report.requests += 1
                 report.prompt_tokens += turn.input_tokens
-                report.sessions += name not in numbers
-                numbers[name] = numbers.get(name, 0) + 1
-                known = heads.setdefault(name, [])
-                heads.move_to_end(name)
-                _turn(turn, name, numbers[name], known, cached.pop(turn.request_id, None), report, note)
-                known[:] = [*(h for h in known if turn.blocks[: len(h)] != h), turn.blocks][-MAX_HEADS:]
-                if len(heads) > MAX_SESSIONS:
-                    old, _ = heads.popitem(last=False)
-                    del numbers[old]
+                report.sessions += name not in sessions
+                session = sessions.setdefault(name, _Session())
+                sessions.move_to_end(name)
+                session.num_turns += 1
+                finding = _turn(turn, name, session, cached.get(turn.request_id), report)
+                if finding is not None:
+                    session.num_findings += 1
+                    session.lost_tokens += finding.lost_tokens
+                    note(finding)
+                kept = [head for head in session.heads if turn.blocks[: len(head)] != head]
+                session.heads = [*kept, turn.blocks][-MAX_HEADS:]
+                if len(sessions) > MAX_SESSIONS:
+                    forget()
                     report.sessions_forgotten += 1
                 on_request()
-        except WorkloadError as e:  # ids that are no chain: what came before stands
+        except WorkloadError as e:  # ids that are no chain, or a damaged file: what came before stands
             report.skip(e)
+    while sessions:
+        forget()
 
 
-def _turn(
-    turn: Turn,
-    name: str,
-    number: int,
-    known: list[tuple[int, ...]],
-    cached_tokens: int | None,
-    report: Report,
-    note: Callable[[Finding], None],
-) -> None:
-    before = max(known, key=lambda head: _shared(head, turn.blocks), default=None)
-    if before is None:
-        return
-    at = _shared(before, turn.blocks)
-    report.resumed += at > 0
+def _turn(turn: Turn, name: str, session: _Session, cached_tokens: int | None, report: Report) -> Finding | None:
+    shared = max((_shared(head, turn.blocks) for head in session.heads), default=0)
+    if not shared:
+        return None
+    report.resumed += 1
     size = turn.block_size
-    if not at:
-        return
-    missing = None
     if cached_tokens is not None:
         report.served += 1
-        missing = served.exact(at * size, turn.input_tokens, cached_tokens, size)
-    if missing is not None:
-        block = cached_tokens // size + 1 if cached_tokens else 1
-        note(Finding(name, turn.request_id, number, f"block {block}", missing[0], missing[1], block))
-        return
-    behind = min(len(before), len(turn.blocks)) - at
-    if behind:
-        note(Finding(name, turn.request_id, number, f"block {at + 1}", Cause.BLOCKS, behind * size, at + 1))
+        missing = served.exact(shared * size, turn.input_tokens, cached_tokens, size)
+        if missing is not None:
+            block = cached_tokens // size + 1
+            return Finding(name, turn.request_id, session.num_turns, f"block {block}", *missing, block)
+    longest = max(len(head) for head in session.heads if _shared(head, turn.blocks) == shared)
+    behind = min(longest, len(turn.blocks)) - shared
+    if not behind:
+        return None
+    block = shared + 1
+    return Finding(name, turn.request_id, session.num_turns, f"block {block}", Cause.BLOCKS, behind * size, block)
 
 
-def _named(turns: Iterator[Turn]) -> Iterator[tuple[Turn, str]]:
+def _named(turns: Iterator[Turn], prefix: str) -> Iterator[tuple[Turn, str]]:
+    """Turns and the names of their sessions, with a prefix where those are our own."""
     first = next(turns, None)
     if first is None:
         return
@@ -98,30 +109,28 @@ def _named(turns: Iterator[Turn]) -> Iterator[tuple[Turn, str]]:
             yield turn, turn.session_id or turn.trace_id or turn.request_id
     else:
         for turn, link in links(everything, Identity(IdentityConfig())):
-            yield turn, turn.session_id or link.trace_id
+            yield turn, turn.session_id or f"{prefix}{link.trace_id}"
 
 
-def _turns(file: Path, kind: Kind, report: Report, cached: dict[str, int | None]) -> Iterator[Turn]:
+def _turns(file: Path, kind: Kind, report: Report) -> Iterator[Turn]:
     if kind is Kind.WEKA:
-        yield from weka.read([file], report.skip)
-    elif kind is Kind.MOONCAKE:
-        yield from mooncake.read(file, report.skip)
-    else:
-        counts = _served(file)
-        for turn in requests.read(file, report.skip):
-            record = next((r for r in counts if r.request_id == turn.request_id), None)
-            cached[turn.request_id] = None if record is None else record.cached_tokens
-            yield turn
+        return weka.read([file], report.skip)
+    if kind is Kind.MOONCAKE:
+        return mooncake.read(file, report.skip)
+    return requests.read(file, report.skip)
 
 
-def _served(file: Path) -> Iterator[_Served]:
-    """What the lines of a request log say was cached: a `Turn` does not carry it, it is no load."""
-    decoder = msgspec.json.Decoder(_Served)
-    for line in lines(file):
-        try:
-            yield decoder.decode(line.data)
-        except BAD_JSON:
-            continue
+def _served(file: Path, kind: Kind) -> dict[str, int]:
+    """Tokens that were cached, by request, where a log says so: a `Turn` does not carry it, it is no load."""
+    found: dict[str, int] = {}
+    if kind is Kind.REQUESTS:
+        decoder = msgspec.json.Decoder(_Served)
+        with suppress(WorkloadError):  # said when the turns are read
+            for line in lines(file):
+                with suppress(*BAD_JSON):
+                    record = decoder.decode(line.data)
+                    found.setdefault(record.request_id, max(record.cached_tokens, 0))
+    return found
 
 
 def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:

@@ -8,9 +8,6 @@ import msgspec
 
 from impala_vllm.workload.source import BAD_JSON, OnError, WorkloadError, files, lines, whole
 
-_LOOKED_AT = 100
-"""So many first lines may be corrupt until a log counts as none."""
-
 
 class Kind(Enum):
     """The keys that every record of a kind has."""
@@ -31,25 +28,27 @@ class Kind(Enum):
 def kinds(path: Path, skip: OnError) -> list[tuple[Path, Kind]]:
     """The files of a log and what they hold; a file that holds none of it goes to `skip`."""
     found: list[tuple[Path, Kind]] = []
-    for file in files(path):
-        kind = _kind(file)
-        if kind is not None:
-            found.append((file, kind))
-        elif next(lines(file), None) is None:
-            skip(WorkloadError(f"{file}: the file is empty; give a log with at least one request"))
-        else:
-            skip(WorkloadError(f"{file}: no known log format; give a log of messages or of block ids"))
+    for file in files(path, skip):
+        try:
+            found.append((file, _kind(file)))
+        except WorkloadError as e:
+            skip(e)
     return found
 
 
-def _kind(file: Path) -> Kind | None:
-    for number, line in enumerate(lines(file)):
+def _kind(file: Path) -> Kind:
+    """Of the first line that says so. Raises WorkloadError where none does. O(lines that are corrupt)."""
+    is_empty = True
+    for line in lines(file):
         kind = _of(line.data)
-        if kind is None and number == 0 and line.data[:1] in (b"[", b"{"):  # one document over many lines?
+        if kind is None and is_empty and line.data[:1] in (b"[", b"{"):  # one document over many lines?
             kind = _of(whole(file))
-        if kind is not None or number >= _LOOKED_AT:
+        if kind is not None:
             return kind
-    return None
+        is_empty = False
+    if is_empty:
+        raise WorkloadError(f"{file}: the file is empty; give a log with at least one request")
+    raise WorkloadError(f"{file}: no known log format; give a log of messages or of block ids, a request a line")
 
 
 def _of(data: bytes) -> Kind | None:

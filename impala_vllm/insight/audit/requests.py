@@ -46,7 +46,7 @@ class _Chat(msgspec.Struct):
     response_format: msgspec.Raw = msgspec.Raw()
     output: Any = None
     cache_salt: str | None = None
-    cached_tokens: int | None = None
+    cached_tokens: Any = None
     usage: Any = None
 
 
@@ -117,7 +117,7 @@ def _chat(data: bytes, where: str, _file: Path) -> Request:
         tenant=chat.tenant or "",
         salt=chat.cache_salt or "",
         prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens if chat.cached_tokens is None else chat.cached_tokens,
+        cached_tokens=cached_tokens if chat.cached_tokens is None else _count(chat.cached_tokens),
     )
 
 
@@ -156,5 +156,8 @@ def _usage(usage: Any) -> tuple[int | None, int | None]:
     details = fields.get("prompt_tokens_details")
     inner = cast("dict[str, Any]", details) if isinstance(details, dict) else {}
     cached = inner.get("cached_tokens", fields.get("cache_read_input_tokens"))
-    prompt = fields.get("prompt_tokens")
-    return prompt if isinstance(prompt, int) else None, cached if isinstance(cached, int) else None
+    return _count(fields.get("prompt_tokens")), _count(cached)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

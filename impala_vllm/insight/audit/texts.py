@@ -51,17 +51,23 @@ class Texts:
     def run(self, files: list[tuple[Path, Kind]]) -> None:
         """Read them all."""
         for file, kind in files:
-            for request in read(file, kind, self._report.skip):
-                try:
-                    self._request(request)
-                except BAD_JSON as e:
-                    self._report.skip(WorkloadError(f"{request.request_id}: not a chat request ({e}); mend that line"))
-                self._on_request()
+            try:
+                for request in read(file, kind, self._report.skip):
+                    self._try(request)
+            except WorkloadError as e:  # the rest of that file is damaged: what came before stands
+                self._report.skip(e)
         self._sessions.close()
         report = self._report
         report.sessions, report.sessions_forgotten = self._sessions.num_seen, self._sessions.num_forgotten
         report.tools = self._schemas.tools()
         report.estimated = report.counted < report.requests
+
+    def _try(self, request: Request) -> None:
+        try:
+            self._request(request)
+        except BAD_JSON as e:
+            self._report.skip(WorkloadError(f"{request.request_id}: not a chat request ({e}); mend that line"))
+        self._on_request()
 
     def _request(self, request: Request) -> None:
         session, now, raws = self._place(request)
