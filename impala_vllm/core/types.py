@@ -45,6 +45,8 @@ class Arrival:
     session_id: str | None = None
     """What the client says the trace is called; unique within the namespace only."""
     parent_session_id: str | None = None
+    ending: int = 0
+    """Digest of the prompt's last tokens, which full blocks may not cover; 0: unknown."""
 
 
 class Outcome(Enum):

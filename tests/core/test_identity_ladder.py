@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +77,39 @@ def test_the_same_prompt_again_while_the_first_is_open_is_a_retry() -> None:
     first = client.arrive("sysask")
     again = client.arrive("sysask")
     assert (again.source, again.trace_id, again.previous_request_id) == (Source.RETRY, first.trace_id, "r1")
+
+
+def items(lengths: list[int], concurrency: int, own_blocks: int, ending: bool = True) -> int:
+    """Traces found in one-turn jobs of so many tokens behind the same long instructions."""
+    identity = Identity(IdentityConfig())
+    found: set[str] = set()
+    live: list[tuple[RequestId, list[bytes], int]] = []
+    for number, length in enumerate(lengths):
+        blocks = chained("instructions")
+        blocks += [blocks[-1] + f"{number}.{i}".encode() for i in range(own_blocks)]
+        request = RequestId(f"job{number}")
+        digest = number + 1 if ending else 0
+        found.add(identity.arrive(Arrival(request, blocks, length, ending=digest), float(number)).trace_id)
+        live.append((request, blocks, length))
+        if len(live) == concurrency:
+            done, blocks, length = live.pop(0)
+            identity.finish(Finish(done, blocks, length + 4, Outcome.STOP), number + 0.5)
+    identity.check_invariants()
+    return len(found)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 16])
+@pytest.mark.parametrize("own_blocks", [0, 1, 2])
+def test_items_behind_the_same_instructions_are_no_conversation(concurrency: int, own_blocks: int) -> None:
+    size = (len("instructions") + own_blocks) * BLOCK + 5
+    assert items([size] * 50, concurrency, own_blocks) == 50
+    lengths = [size + 7 * i % 11 for i in range(50)]
+    # The first few may be taken for each other's next turn, until the instructions are known for what they are.
+    assert items(lengths, concurrency, own_blocks) >= 47
+
+
+def test_items_that_full_blocks_cannot_tell_apart_pass_for_retries_where_the_ending_is_unknown() -> None:
+    assert items([len("instructions") * BLOCK + 5] * 9, 3, own_blocks=0, ending=False) == 1
 
 
 def test_an_open_request_id_gets_its_first_answer_again() -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 CALLER_KEY = "impala"
 """Where the middleware leaves the caller in `sampling_params.extra_args`: a dict, which no client can send there."""
+ENDING_TOKENS = 64
+"""Of a prompt, digested to tell prompts apart that differ behind their last full block."""
 MAX_ID_CHARS = 256
 
 _RANDOM_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
@@ -50,6 +52,7 @@ def arrival(request: "Request") -> Arrival:
         ),
         session_id=bounded_id(caller.get("session") or request.session_id),
         parent_session_id=bounded_id(caller.get("parent")),
+        ending=hash(tuple(request.prompt_token_ids[-ENDING_TOKENS:])) if request.prompt_token_ids else 0,
     )
 
 

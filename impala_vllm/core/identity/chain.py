@@ -9,6 +9,7 @@ class Chain:
     """A line of prompts each of which extends the one before. Written by `core.identity` alone."""
 
     __slots__ = (
+        "ending",
         "era",
         "last_s",
         "opening",
@@ -30,7 +31,8 @@ class Chain:
         """Blocks of its first prompt: whoever shares less may merely share an opening."""
         self.prompt_depth = opening
         """Blocks of its last prompt."""
-        self.prompt_tokens = 0
+        self.prompt_tokens = self.ending = 0
+        """Length of its last prompt, and the digest of its last tokens."""
         self.tokens = 0
         """Tokens of its last prompt, and of the output once finished."""
         self.request_id: RequestId | None = None

@@ -84,7 +84,7 @@ class Identity:
         chain = self._chain(rung, trace, len(arrival.blocks))
         self._move(chain, arrival.blocks)
         chain.prompt_depth, chain.prompt_tokens = len(arrival.blocks), arrival.num_tokens
-        chain.tokens = arrival.num_tokens
+        chain.tokens, chain.ending = arrival.num_tokens, arrival.ending
         chain.request_id, chain.running, chain.last_s = arrival.request_id, True, now
         trace.last_request_id = arrival.request_id
         trace.num_running += 1

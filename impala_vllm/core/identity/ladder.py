@@ -75,19 +75,34 @@ def _says_so(arrival: Arrival, name: str, found: Match[Chain], sessions: Mapping
 
 
 def _goes_on(arrival: Arrival, found: Match[Chain], near: list[Shared[Chain]]) -> Rung | None:
-    """Retry and continuation: the whole of a chain's last prompt, but for its last block, comes again."""
-    best: Chain | None = None
+    """Retry and continuation: the whole of a chain's last prompt, but for its last block, comes again.
+
+    What shares only a first prompt with a chain may be the next item for the same instructions: it goes on with it
+    where it is longer, and the chain has been answered.
+    """
+    best: Shared[Chain] | None = None
     for shared in near:
         chain = shared.tip.owner
         if shared.depth < chain.prompt_depth - 1:
             continue
-        if best is None or (chain.prompt_depth, chain.last_s) > (best.prompt_depth, best.last_s):
-            best = chain
+        is_first = chain.prompt_depth <= chain.opening
+        if is_first and (chain.running or arrival.num_tokens <= chain.prompt_tokens) and not _again(arrival, shared):
+            continue
+        if best is None or (chain.prompt_depth, chain.last_s) > (best.tip.owner.prompt_depth, best.tip.owner.last_s):
+            best = shared
     if best is None:
         return None
-    if best.running and best.prompt_depth == len(arrival.blocks) and best.prompt_tokens == arrival.num_tokens:
-        return Rung(Source.RETRY, 0.9, found, best.trace, best, extends=True)
-    return Rung(Source.CONTINUATION, 0.9, found, best.trace, best, extends=True)
+    chain = best.tip.owner
+    source = Source.RETRY if chain.running and _again(arrival, best) else Source.CONTINUATION
+    return Rung(source, 0.9, found, chain.trace, chain, extends=True)
+
+
+def _again(arrival: Arrival, shared: Shared[Chain]) -> bool:
+    """Is it the chain's last prompt, token for token as far as can be told?"""
+    chain = shared.tip.owner
+    same_length = chain.prompt_depth == len(arrival.blocks) and chain.prompt_tokens == arrival.num_tokens
+    same_end = arrival.ending == chain.ending or not arrival.ending or not chain.ending
+    return same_length and same_end and shared.depth >= chain.prompt_depth
 
 
 def _departs(arrival: Arrival, now: float, found: Match[Chain], near: list[Shared[Chain]], stem: int) -> Rung | None:

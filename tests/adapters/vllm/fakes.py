@@ -23,6 +23,7 @@ class FakeRequest(_Anything):
     request_id: str
     block_hashes: list[Any] = field(default_factory=list)
     num_prompt_tokens: int = 100
+    prompt_token_ids: list[int] | None = field(default_factory=lambda: [7] * 100)
     num_tokens: int = 100
     output_token_ids: list[int] = field(default_factory=list)
     session_id: str | None = None

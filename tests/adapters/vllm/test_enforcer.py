@@ -254,7 +254,7 @@ def test_a_cold_stem_that_many_ask_for_at_once_is_computed_once(model, asynchron
     scheduler.schedule = count
     batch._end = lambda request_id, aborted=False: None
     batch._open = {f"j{job}": job for job in range(num_jobs)}
-    batch._history = dict.fromkeys(range(num_jobs), [])
+    batch._history = {job: [] for job in range(num_jobs)}
     while scheduler.has_requests():
         batch._step()
         batch.now += STEP_S

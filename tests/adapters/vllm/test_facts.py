@@ -19,6 +19,13 @@ def test_an_arrival_carries_hashes_namespace_and_session():
     assert (arrival.session_id, arrival.parent_session_id) == ("s", "p")
 
 
+def test_prompts_that_end_differently_have_different_endings():
+    endings = {facts.arrival(FakeRequest("r", prompt_token_ids=[7] * 99 + [end])).ending for end in (1, 2, 2)}
+    assert len(endings) == 2
+    assert 0 not in endings
+    assert facts.arrival(FakeRequest("r", prompt_token_ids=None)).ending == 0, "embeddings have no tokens"
+
+
 def test_the_arrival_keeps_its_hashes_while_vllm_appends():
     request = FakeRequest("r", [b"x"])
     arrival = facts.arrival(request)
