@@ -19,7 +19,7 @@ from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.sim import validation
 from benchmarks.sim.validation import Pair
-from benchmarks.virtual.__main__ import Bench
+from benchmarks.virtual.bench import Bench
 from benchmarks.virtual.engine import TIMINGS
 from impala_vllm.plugin import register
 from impala_vllm.replay import recording, tiny_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.sim.lowered import workload
-from benchmarks.virtual.__main__ import BLOCK_SIZE, Bench
+from benchmarks.virtual.bench import BLOCK_SIZE, Bench
 from impala_vllm.replay.arms import ARMS, Room
 from impala_vllm.replay.measures import mean
 from impala_vllm.replay.plan import Plan

@@ -21,7 +21,7 @@ from benchmarks.serving import figures, plans
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import LEAST_STALL_S, LIMIT, most, steady
-from benchmarks.virtual.__main__ import BLOCK_SIZE, Bench
+from benchmarks.virtual.bench import BLOCK_SIZE, Bench
 from benchmarks.virtual.engine import TIMINGS
 from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
@@ -32,34 +32,42 @@ from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.vocabulary import Vocabulary
 from impala_vllm.workload import WorkloadError
 
+PARTS = 4
+"""Loads are tried in quarters of a session."""
+
 
 @dataclass
 class Search:
-    """One arm, one choice of sessions. `slowdown(n)` offers the load of n sessions that nobody slows down."""
+    """One arm, one choice of sessions. A load of n is the rate at which n would be live if nobody were slowed."""
 
     bench: Bench
     plan: Plan
     arm: Arm
     num_blocks: int
     seed: int
-    live: dict[int, float] = field(default_factory=dict[int, float])
-    """Sessions there at a time in the steady state, by offered load."""
-    tried: dict[int, float] = field(default_factory=dict[int, float])
+    live: dict[float, float] = field(default_factory=dict[float, float])
+    """Sessions there at a time in the steady state, by load."""
+    tried: dict[float, float] = field(default_factory=dict[float, float])
+    """p95 slowdown by load."""
 
     def __post_init__(self) -> None:
         alone = tasks(self._run(Load(Arrivals.STEADY, concurrency=1)))
         self._alone_s = {t.session_id: max(t.stall_s, LEAST_STALL_S) for t in alone}
         self._mean_jct_s = sum(t.jct_s for t in alone) / len(alone)
 
-    def slowdown(self, num_sessions: int) -> float:
+    def sustained(self) -> float:
+        """The highest load with a p95 slowdown within the limit, in quarters of a session."""
+        return most(lambda parts: self.slowdown(parts / PARTS), PARTS * len(self.plan.roots())) / PARTS
+
+    def slowdown(self, load: float) -> float:
         """p95 over the sessions of the steady state."""
-        rate = num_sessions / self._mean_jct_s
+        rate = load / self._mean_jct_s
         done = self._run(Load(Arrivals.POISSON, rate_per_s=rate, seed=self.seed))
         inside = steady(done)
         counted = [t for t in tasks(done) if t.session_id in inside]
-        self.live[num_sessions] = rate * sum(t.jct_s for t in counted) / len(counted)  # Little's law
-        self.tried[num_sessions] = quantile([t.stall_s / self._alone_s[t.session_id] for t in counted], 0.95)
-        return self.tried[num_sessions]
+        self.live[load] = rate * sum(t.jct_s for t in counted) / len(counted)  # Little's law
+        self.tried[load] = quantile([t.stall_s / self._alone_s[t.session_id] for t in counted], 0.95)
+        return self.tried[load]
 
     def _run(self, load: Load) -> Run:
         return self.bench.run(self.plan, self.arm, self.num_blocks, load)[0]
@@ -87,15 +95,15 @@ def main(traces: Path | None, arm_names: str, no_record: bool, **options: Any) -
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    found: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in chosen}
+    found: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in chosen}
     for seed, plan in enumerate(by_seed):
         for arm in chosen:
             with console.status(f"seed {seed}: {arm.name}"):
                 search = Search(bench, plan, arm, max(2, options["hbm_tokens"] // BLOCK_SIZE), seed)
-                offered = most(search.slowdown, len(plan.roots()))
-            tried = ", ".join(f"{n}: {s:.2f}" for n, s in sorted(search.tried.items()))
-            console.print(f"seed {seed}, {arm.name}: sustains {offered} ({tried})", highlight=False)
-            found[arm.name].append((offered, search.live.get(offered, 1.0)))
+                load = search.sustained()
+            tried = ", ".join(f"{n:g}: {s:.2f}" for n, s in sorted(search.tried.items()))
+            console.print(f"seed {seed}, {arm.name}: sustains {load:g} ({tried})", highlight=False)
+            found[arm.name].append((load, search.live.get(load, load)))
     records = _records(found, bench, options)
     figures.show(records, Console())
     if not no_record:
@@ -109,7 +117,7 @@ def _plan(bench: Bench, traces: Path, options: dict[str, Any], seed: int) -> Pla
     return plans.agent_sessions(source, dataclasses.replace(experiment, scale=scale))
 
 
-def _records(found: dict[str, list[tuple[int, float]]], bench: Bench, options: dict[str, Any]) -> list[Record]:
+def _records(found: dict[str, list[tuple[float, float]]], bench: Bench, options: dict[str, Any]) -> list[Record]:
     origin = record.origin()
     params = {
         "sessions": options["sessions"],
@@ -129,7 +137,7 @@ def _records(found: dict[str, list[tuple[int, float]]], bench: Bench, options: d
     made: list[Record] = []
     base = next(iter(found))
     for arm, rows in found.items():
-        made.append(of(arm, "sustained load", "sessions", [float(n) for n, _ in rows]))
+        made.append(of(arm, "sustained load", "sessions", [n for n, _ in rows]))
         made.append(of(arm, "sessions live at it", "sessions", [live for _, live in rows]))
         if arm != base:
             ratios = [n / b for (n, _), (b, _) in zip(rows, found[base], strict=True)]

@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from benchmarks.sim import lowered, validation
 from benchmarks.sim.validation import Pair
-from benchmarks.virtual.__main__ import BLOCK_SIZE, Bench
+from benchmarks.virtual.bench import BLOCK_SIZE, Bench
 from benchmarks.virtual.engine import TIMINGS
 from impala_vllm.core.types import Outcome
 from impala_vllm.plugin import register

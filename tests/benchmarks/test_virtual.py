@@ -10,7 +10,8 @@ pytest.importorskip("vllm")
 from click.testing import CliRunner
 
 from benchmarks.virtual import clock, sustained
-from benchmarks.virtual.__main__ import Bench, main, settings
+from benchmarks.virtual.__main__ import main
+from benchmarks.virtual.bench import Bench, settings
 from benchmarks.virtual.engine import TIMINGS
 from benchmarks.virtual.sustained import Search
 from impala_vllm.plugin import register
