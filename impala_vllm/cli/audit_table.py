@@ -7,10 +7,18 @@ from rich.table import Table
 from rich.text import Text
 
 from impala_vllm.insight.audit import FIXES, Report
-from impala_vllm.insight.audit.images import MAX_TOKENS
+from impala_vllm.insight.audit.bloat import FIXES as BLOAT_FIXES
+from impala_vllm.insight.audit.bloat import Bloat
 from impala_vllm.insight.audit.report import Finding, Total, Worst, dearest, tokens
 
 _SHOWN = 5
+_COUNTED = {
+    Bloat.IDLE_TOOLS: "tools",
+    Bloat.REPEATED: "sessions",
+    Bloat.LOOPED: "texts",
+    Bloat.LARGE_IMAGES: "images",
+    Bloat.PROSE_SCHEMA: "requests",
+}
 
 Say = Callable[[str], None]
 
@@ -46,7 +54,7 @@ def show(report: Report, price: float | None, show_text: bool, console: Console)
         if totals:
             console.print(_causes(title, dearest(totals.values()), price))
             _fixes([t for t in dearest(totals.values()) if t.cause not in report.totals], say)
-    _rest(report, show_text, say)
+    _rest(report, show_text, say, console)
 
 
 def _causes(title: str, totals: Iterable[Total], price: float | None) -> Table:
@@ -90,15 +98,16 @@ def _worst(findings: list[Finding]) -> Table:
     return table
 
 
-def _rest(report: Report, show_text: bool, say: Say) -> None:
+def _rest(report: Report, show_text: bool, say: Say, console: Console) -> None:
     """What is carried without need, and what the figures stand on."""
     if report.missing_answers:
         say(
             f"{report.missing_answers:,} of {report.answered:,} answers are not in the prompt that follows: either the "
             "log leaves them out, or the agent does and forgets what it said."
         )
-    _tools(report, say)
-    _bloat(report, show_text, say)
+    _tools(report, say, console)
+    _systems(report, show_text, say)
+    _bloat(report, say, console)
     if report.estimated:
         counted = f" where it has no count of them ({report.counted:,} have)" if report.counted else ""
         say(f"Tokens are estimated{counted}: four bytes of text count as one, an image by its size.")
@@ -110,48 +119,46 @@ def _rest(report: Report, show_text: bool, say: Say) -> None:
         say(f"{report.skipped:,} lines or files were skipped; the first: {report.first_error}")
 
 
-def _tools(report: Report, say: Say) -> None:
+def _tools(report: Report, say: Say, console: Console) -> None:
     if not report.tools:
         return
     total = sum(tokens(tool.schema_bytes) for tool in report.tools)
+    table = Table(title=f"Tools: {len(report.tools)}, about {total:,} tokens of schemas", title_justify="left")
+    table.add_column("tool", overflow="ellipsis", no_wrap=True, max_width=32)
+    for heading in ("tokens", "requests", "calls"):
+        table.add_column(heading, justify="right", no_wrap=True)
     idle = report.never_called()
-    say(f"{len(report.tools)} tools, about {total:,} tokens of schemas; {len(idle)} never called{':' if idle else '.'}")
-    for tool in idle[:_SHOWN]:
-        say(f"- {tool.name}: about {tokens(tool.schema_bytes):,} tokens in each of {tool.num_requests:,} requests")
-    if len(idle) > _SHOWN:
-        say(f"- and {len(idle) - _SHOWN} more (--json has all)")
+    shown = [*idle[:_SHOWN], *(tool for tool in report.tools if tool.num_calls)][: 2 * _SHOWN]
+    for tool in shown:
+        calls = f"{tool.num_calls:,}" if tool.num_calls else "never"
+        table.add_row(Text(tool.name), f"{tokens(tool.schema_bytes):,}", f"{tool.num_requests:,}", calls)
+    console.print(table)
+    if len(shown) < len(report.tools):
+        say(f"- and {len(report.tools) - len(shown)} more, {len(idle[_SHOWN:])} of them never called (--json has all)")
 
 
-def _bloat(report: Report, show_text: bool, say: Say) -> None:
-    bloat = report.bloat
-    systems = bloat.systems()
-    if systems:
-        first = systems[0]
-        say(f"The system prompt carried most: about {tokens(first.num_bytes):,} tokens in {first.requests:,} requests.")
-        sections = first.sections()
+def _systems(report: Report, show_text: bool, say: Say) -> None:
+    for system in report.carried.systems.by_weight()[:1]:
+        size = tokens(system.num_bytes)
+        say(f"The system prompt carried most: about {size:,} tokens in {system.requests:,} requests.")
+        sections = system.sections()
         if len(sections) > 1:
             largest = sorted(sections, key=lambda s: -s.num_bytes)[:3]
             named = [
                 f"{s.title if show_text else f'section {s.number}'} ({tokens(s.num_bytes):,} tokens)" for s in largest
             ]
             say(f"- largest of its {len(sections)} sections: {', '.join(named)}")
-    if bloat.repeated_bytes:
-        say(
-            f"Said twice in one prompt: about {tokens(bloat.repeated_bytes):,} tokens of messages, by the end of "
-            f"{bloat.repeating_sessions:,} sessions. Refer to the first, or drop it at a compaction."
-        )
-    if bloat.looped:
-        say(
-            f"{bloat.looped:,} texts are half made of lines said before in them, about {tokens(bloat.looped_bytes):,} "
-            "tokens: a model caught in a loop. Cut such an answer before it goes into a prompt."
-        )
-    if bloat.images:
-        say(
-            f"{bloat.images:,} images, about {bloat.image_tokens:,} tokens; {bloat.large_images:,} larger than what "
-            f"{MAX_TOKENS:,} tokens show: scale them before they are sent."
-        )
-    if bloat.prose_schemas:
-        say(
-            f"{bloat.prose_schemas:,} requests describe the JSON they want in words (about "
-            f"{tokens(bloat.prose_bytes):,} tokens) and got JSON: `response_format` with a schema would do."
-        )
+
+
+def _bloat(report: Report, say: Say, console: Console) -> None:
+    wastes = report.wastes()
+    if not wastes:
+        return
+    table = Table("what", title="Carried without need, each counted once", title_justify="left")
+    for heading in ("number", "of", "tokens"):
+        table.add_column(heading, justify="left" if heading == "of" else "right", no_wrap=True)
+    for waste in wastes:
+        table.add_row(waste.kind.value, f"{waste.number:,}", _COUNTED[waste.kind], f"{tokens(waste.num_bytes):,}")
+    console.print(table)
+    for waste in wastes:
+        say(f"- {waste.kind.value}: {BLOAT_FIXES[waste.kind]}")

@@ -8,61 +8,61 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from enum import Enum
 from typing import Any
 
 import msgspec
 
-from impala_vllm.insight.audit.images import Image
+from impala_vllm.insight.audit.images import MAX_TOKENS, Image
 from impala_vllm.insight.audit.requests import Request
-from impala_vllm.insight.audit.segment import STEM_ROLES, Segment
+from impala_vllm.insight.audit.segment import Segment
+from impala_vllm.insight.audit.systems import Systems
 from impala_vllm.workload.source import BAD_JSON
 
-MAX_SYSTEMS = 64
 _REPEATED_BYTES = 256
 """A shorter text may well be said twice."""
 _LOOP_CHARS = 2048
 _LINE_CHARS = 40
 _LATEST = 3
 """Messages from the end in which an agent is told how to answer."""
-_HEADING = re.compile(r"^(?:#{1,3} .+|<([A-Za-z][\w-]*)>)$", re.MULTILINE)
-_SECTION_BYTES = 64
 _ASKS = re.compile(r"\bJSON\b[^{]{0,400}(?P<shape>\{\s*\"\w+\"\s*:\s*(?:string|boolean|number|integer|\{|\"<|<))")
 
 
+class Bloat(Enum):
+    """What a prompt carries without need."""
+
+    IDLE_TOOLS = "tools never called"
+    REPEATED = "said twice"
+    LOOPED = "caught in a loop"
+    LARGE_IMAGES = "images too large"
+    PROSE_SCHEMA = "schema in words"
+
+
+FIXES = {
+    Bloat.IDLE_TOOLS: "Leave them out, or offer them through one tool that finds tools.",
+    Bloat.REPEATED: "Refer to the first, or drop it when the history is compacted anyway.",
+    Bloat.LOOPED: "Cut such an answer before it goes into a prompt; set max_tokens or a repetition penalty.",
+    Bloat.LARGE_IMAGES: f"Scale them down to what {MAX_TOKENS:,} tokens show before they are sent.",
+    Bloat.PROSE_SCHEMA: "Give the schema in `response_format`: fewer tokens, and the answer is sure to parse.",
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a system prompt."""
+class Waste:
+    """One kind of bloat over the log."""
 
+    kind: Bloat
     number: int
-    title: str
-    """Prompt text: shown only where that is asked for."""
+    """Of tools, sessions, texts, images, requests."""
     num_bytes: int
+    """Once each: not times the requests that carried it."""
 
 
 @dataclass(slots=True)
-class System:
-    """One system prompt and who carried it."""
+class Carried:
+    """Sums over the log. Memory: what `Systems` keeps."""
 
-    num_bytes: int
-    text: str
-    requests: int = 0
-
-    def sections(self) -> list[Section]:
-        """Cut at headings, or at tags on lines of their own. O(text)."""
-        starts = [0, *(m.start() for m in _HEADING.finditer(self.text) if m.start())]
-        found: list[Section] = []
-        for number, (a, b) in enumerate(pairwise([*starts, len(self.text)]), 1):
-            size = len(self.text[a:b].encode(errors="surrogatepass"))
-            if size >= _SECTION_BYTES:
-                found.append(Section(number, self.text[a:b].strip().partition("\n")[0][:60], size))
-        return found
-
-
-@dataclass(slots=True)
-class Bloat:
-    """Sums over the log. Memory: at most `MAX_SYSTEMS` system prompts, and numbers."""
-
+    systems: Systems = field(default_factory=Systems)
     repeated_bytes: int = 0
     """In the last prompt of each session, what stood in it before."""
     repeating_sessions: int = 0
@@ -72,19 +72,16 @@ class Bloat:
     images: int = 0
     image_tokens: int = 0
     large_images: int = 0
+    large_bytes: int = 0
+    """Of the text that would fill as many tokens as the large ones."""
     prose_schemas: int = 0
     """Requests that describe the JSON they want in words, with no `response_format`, and got JSON."""
     prose_bytes: int = 0
-    _systems: OrderedDict[int, System] = field(default_factory=OrderedDict)
     _asking: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
     def note(self, request: Request, segments: Sequence[Segment], fresh: Sequence[Segment]) -> None:
         """One request; `fresh` are the segments that its session had not had."""
-        for segment in segments:
-            if segment.role not in STEM_ROLES:
-                break
-            if segment.role != "tools":
-                self._carried(segment)
+        self.systems.carried(segments)
         for segment in fresh:
             self._pictures(segment.images)
             size = _looped(segment.text)
@@ -103,23 +100,22 @@ class Bloat:
         self.repeated_bytes += num_bytes
         self.repeating_sessions += num_bytes > 0
 
-    def systems(self) -> list[System]:
-        """Those carried most, by bytes times requests."""
-        return sorted(self._systems.values(), key=lambda s: -s.num_bytes * s.requests)
-
-    def _carried(self, segment: Segment) -> None:
-        system = self._systems.get(segment.exact)
-        if system is None:
-            system = self._systems[segment.exact] = System(segment.num_bytes, segment.text)
-            if len(self._systems) > MAX_SYSTEMS:
-                rarest = min(list(self._systems)[:-1], key=lambda key: self._systems[key].requests)
-                del self._systems[rarest]
-        system.requests += 1
+    def wastes(self) -> list[Waste]:
+        """What there is of each kind but idle tools, which `Schemas` knows."""
+        found = [
+            Waste(Bloat.REPEATED, self.repeating_sessions, self.repeated_bytes),
+            Waste(Bloat.LOOPED, self.looped, self.looped_bytes),
+            Waste(Bloat.LARGE_IMAGES, self.large_images, self.large_bytes),
+            Waste(Bloat.PROSE_SCHEMA, self.prose_schemas, self.prose_bytes),
+        ]
+        return [waste for waste in found if waste.number]
 
     def _pictures(self, images: Sequence[Image]) -> None:
         self.images += len(images)
         self.image_tokens += sum(image.tokens for image in images)
-        self.large_images += sum(image.is_too_large for image in images)
+        large = [image for image in images if image.is_too_large]
+        self.large_images += len(large)
+        self.large_bytes += sum(image.num_bytes for image in large)
 
     def _asks(self, segment: Segment) -> int:
         """Bytes of the shape of an answer that a segment describes in words."""

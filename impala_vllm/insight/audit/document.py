@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from impala_vllm.insight.audit.bloat import Bloat
+from impala_vllm.insight.audit.bloat import FIXES as BLOAT_FIXES
 from impala_vllm.insight.audit.causes import FIXES
 from impala_vllm.insight.audit.report import Report, Total, dearest, tokens
+from impala_vllm.insight.audit.systems import Systems
 
 _SYSTEMS = 5
 
@@ -47,7 +48,9 @@ def document(report: Report, price_per_mtok: float | None, show_text: bool = Fal
             }
             for tool in report.tools
         ],
-        "bloat": _bloat(report.bloat, show_text),
+        "systems": _systems(report.carried.systems, show_text),
+        "images": {"number": report.carried.images, "tokens": report.carried.image_tokens},
+        "bloat": _bloat(report),
     }
 
 
@@ -63,27 +66,25 @@ def _total(total: Total, price_per_mtok: float | None) -> dict[str, Any]:
     }
 
 
-def _bloat(bloat: Bloat, show_text: bool) -> dict[str, Any]:
-    return {
-        "repeated_tokens": tokens(bloat.repeated_bytes),
-        "sessions_with_repeats": bloat.repeating_sessions,
-        "images": bloat.images,
-        "image_tokens": bloat.image_tokens,
-        "images_larger_than_used": bloat.large_images,
-        "requests_with_schema_in_prose": bloat.prose_schemas,
-        "schema_in_prose_tokens": tokens(bloat.prose_bytes),
-        "systems": [
-            {
-                "tokens": tokens(system.num_bytes),
-                "requests": system.requests,
-                "sections": [
-                    {"number": s.number, "tokens": tokens(s.num_bytes), **({"title": s.title} if show_text else {})}
-                    for s in system.sections()
-                ],
-            }
-            for system in bloat.systems()[:_SYSTEMS]
-        ],
-    }
+def _bloat(report: Report) -> list[dict[str, Any]]:
+    return [
+        {"kind": w.kind.value, "number": w.number, "tokens": tokens(w.num_bytes), "fix": BLOAT_FIXES[w.kind]}
+        for w in report.wastes()
+    ]
+
+
+def _systems(systems: Systems, show_text: bool) -> list[dict[str, Any]]:
+    return [
+        {
+            "tokens": tokens(system.num_bytes),
+            "requests": system.requests,
+            "sections": [
+                {"number": s.number, "tokens": tokens(s.num_bytes), **({"title": s.title} if show_text else {})}
+                for s in system.sections()
+            ],
+        }
+        for system in systems.by_weight()[:_SYSTEMS]
+    ]
 
 
 def _cost(num: int, price_per_mtok: float | None) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from impala_vllm.insight.audit.bloat import Bloat
+from impala_vllm.insight.audit.bloat import Bloat, Carried, Waste
 from impala_vllm.insight.audit.causes import Cause
 from impala_vllm.insight.audit.schemas import Tool
 from impala_vllm.workload.text_blocks import BYTES_A_TOKEN
@@ -105,7 +105,7 @@ class Report:
     worst: list[Finding] = field(default_factory=list)
     worst_sessions: list[Worst] = field(default_factory=list)
     tools: list[Tool] = field(default_factory=list)
-    bloat: Bloat = field(default_factory=Bloat)
+    carried: Carried = field(default_factory=Carried)
 
     def skip(self, error: Exception) -> None:
         """Count what could not be read."""
@@ -144,6 +144,12 @@ class Report:
     def never_called(self) -> list[Tool]:
         """Tools that were carried and not called once."""
         return [tool for tool in self.tools if not tool.num_calls]
+
+    def wastes(self) -> list[Waste]:
+        """What prompts carry without need, heaviest first."""
+        idle = self.never_called()
+        found = [Waste(Bloat.IDLE_TOOLS, len(idle), sum(tool.schema_bytes for tool in idle))] if idle else []
+        return sorted([*found, *self.carried.wastes()], key=lambda w: -w.num_bytes)
 
 
 def dearest(totals: Iterable[Total]) -> list[Total]:

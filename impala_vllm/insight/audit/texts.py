@@ -80,7 +80,7 @@ class Texts:
         report.requests += 1
         report.prompt_tokens += self._tokens(size)
         fresh = [s for h, s in raws.items() if h not in session.known]
-        report.bloat.note(request, now.segments, fresh)
+        report.carried.note(request, now.segments, fresh)
         before = session.before(now)
         if before is not None:
             report.resumed += 1
@@ -196,7 +196,7 @@ class Texts:
 
     def _end(self, session: Session) -> None:
         self._threads.forget(session)
-        self._report.bloat.repeats(session.repeated_bytes)
+        self._report.carried.repeats(session.repeated_bytes)
         self._report.end(Worst(shown_name(session), session.num_turns, session.num_findings, session.lost_tokens))
 
     def _tokens(self, num: int) -> int:
