@@ -1,10 +1,12 @@
 """What the audit says of small sessions in which one thing changes."""
 
 import json
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 
 from impala_vllm.insight.audit import Cause, Finding, audit
 from impala_vllm.insight.audit.prompts import parts
@@ -113,6 +115,21 @@ def test_history_that_is_trimmed_summed_up_edited_or_added_to_is_told_apart(tmp_
     assert only(findings(tmp_path, with_last(add))) == ("message 5", Cause.INSERTED)
 
 
+def test_a_cut_is_one_finding_though_a_later_result_is_read_again(tmp_path):
+    requests = session(5)
+    result = "a line of the file that was read\n" * 40
+    read = {"role": "user", "content": result}
+    for request in requests[2:]:
+        request["messages"][3]["content"] = result[::-1]
+        request["messages"][6] = read
+    for request in requests[3:]:
+        request["messages"][3]["content"] = result[:-80:-1]
+    requests[4]["messages"].append(read)
+    found = findings(tmp_path, requests[2:])
+    assert only(found) == ("message 4", Cause.TRIMMED)
+    assert found[0].turn == 2
+
+
 def test_an_image_that_changed_is_told_from_text_that_did(tmp_path):
     requests = session(2)
     for request, data in zip(requests, ("AAAA", "BBBB"), strict=True):
@@ -174,6 +191,37 @@ def test_corrupt_lines_are_skipped_and_counted(tmp_path):
     assert (report.requests, report.skipped, report.totals) == (3, 3, {})
     assert report.first_error is not None
     assert "log.jsonl:1:" in report.first_error
+
+
+def test_a_damaged_file_is_skipped_and_what_stands_before_the_damage_counts(tmp_path):
+    lines = "".join(json.dumps(r) + "\n" for r in session(40)).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.zst").write_bytes(b"no archive at all")
+    (tmp_path / "c.bin").write_bytes(Random(2).randbytes(4000))
+    (tmp_path / "d.jsonl").write_bytes(b"")
+    whole = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+    whole[-2] ^= 255  # the checksum: what was decompressed is there, and then it fails
+    (tmp_path / "e.jsonl.zst").write_bytes(whole)
+    report = audit(tmp_path)
+    assert report.requests >= 40
+    assert (report.skipped, report.totals) == (4, {})
+
+
+def test_nesting_without_end_is_a_corrupt_line(tmp_path):
+    deep = "[" * 100_000 + "]" * 100_000
+    good = [json.dumps(r) for r in session(2)]
+    bad = [deep, f'{{"messages": [{{"role": "user", "content": {deep}}}]}}', f'{{"messages": [], "tools": {deep}}}']
+    (tmp_path / "log.jsonl").write_text("\n".join([bad[0], good[0], *bad[1:], good[1]]))
+    report = audit(tmp_path / "log.jsonl")
+    assert (report.requests, report.skipped, report.totals) == (2, 3, {})
+
+
+def test_a_log_whose_writer_changed_is_read_on(tmp_path):
+    step = {"timestamp": 1, "input": "user: What is there to see in Paris, and when?", "session_id": "t"}
+    lines = [json.dumps(r) for r in (*session(2), step, {"version": 3, "prompt": "hi"}, *session(4)[2:])]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    report = audit(tmp_path / "log.jsonl")
+    assert (report.requests, report.sessions, report.skipped, report.totals) == (5, 2, 1, {})
 
 
 @pytest.mark.parametrize("content", ["", "{\n", '{"what": 1}\n', "[]"])
