@@ -38,7 +38,18 @@ def test_the_table_names_cause_fix_money_and_idle_tools_within_80_columns(log, c
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
-    for words in ("timestamp", "system", "Move the clock", "cost", "Tools: 2", "never", "tools never called", "[b]", "[s]", "estimated"):
+    for words in (
+        "timestamp",
+        "system",
+        "Move the clock",
+        "cost",
+        "Tools: 2",
+        "never",
+        "tools never called",
+        "[b]",
+        "[s]",
+        "estimated",
+    ):
         assert words in out
     assert "2026-11-24" not in out
 
