@@ -19,6 +19,7 @@ from impala_vllm.workload.source import WorkloadError
 COMMANDS = {
     "identify": "recognise the traces in a log",
     "audit": "say why prefixes miss, and what it costs",
+    "report": "say what a ledger's traces took, and what they waited for",
     "simulate": "replay a log in virtual time under several policies",
     "doctor": "say what works here and what is missing",
     "demo": "run stock vLLM and impala on a small recorded load",
