@@ -73,7 +73,7 @@ class _Said:
 
 
 class _Owners:
-    """Which session said what last, by the hash of a message and of what it may not leave."""
+    """Which session said what last, by the hash of a message and its tenant."""
 
     def __init__(self) -> None:
         self._owners: dict[int, str] = {}
@@ -137,20 +137,16 @@ def _end(weights: dict[int, int]) -> tuple[int, ...]:
 
 def _raw(request: Request) -> dict[int, int]:
     """Sizes of its messages but a system prompt, by what finds them again byte for byte."""
-    place = _place(request)
     pairs = zip(request.messages, request.keys, strict=True)
     if request.messages and role(request.messages[0]) in STEM_ROLES:
         next(pairs)
-    return {hash((place, key)): len(bytes(raw)) for raw, key in pairs}
+    return {hash((request.tenant, key)): len(bytes(raw)) for raw, key in pairs}
 
 
 def _lettered(request: Request, segments: Sequence[Segment]) -> dict[int, int]:
     """The same by their letters."""
-    place = _place(request)
     return {
-        hash((place, s.letters)): s.num_bytes for s in segments if s.role not in STEM_ROLES and s.letters is not None
+        hash((request.tenant, s.letters)): s.num_bytes
+        for s in segments
+        if s.role not in STEM_ROLES and s.letters is not None
     }
-
-
-def _place(request: Request) -> tuple[str, str, str]:
-    return request.tenant, request.model, request.salt

@@ -69,3 +69,14 @@ def test_tenants_never_share_a_session(tmp_path):
     for i, request in enumerate(requests):
         request["tenant"] = "ab"[i % 2]
     assert report_of(tmp_path, requests).sessions == 2
+
+
+def test_one_task_on_two_models_is_two_sessions_and_a_session_that_changes_its_model_is_one(tmp_path):
+    one, other = sessions(2)
+    for a, b in zip(one, other, strict=True):
+        b["messages"][:2] = a["messages"][:2]
+        a["model"], b["model"] = "small", "large"
+    assert report_of(tmp_path, [*one, *other]).totals == {}
+    for request in one[2:]:
+        request["model"] = "large"
+    assert only(findings(tmp_path, one)) == ("whole prompt", Cause.MODEL)
