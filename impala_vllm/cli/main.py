@@ -20,6 +20,7 @@ COMMANDS = {
     "identify": "recognise the traces in a log",
     "audit": "say why prefixes miss, and what it costs",
     "report": "say what a ledger's traces took, and what they waited for",
+    "top": "watch a live server",
     "simulate": "replay a log in virtual time under several policies",
     "doctor": "say what works here and what is missing",
     "demo": "run stock vLLM and impala on a small recorded load",

@@ -90,7 +90,7 @@ def _simulate(totals: Totals, engine: timing.Timing, progress: Progress) -> Coun
     headers = {name: run.header for name, run in totals.runs.items() if run.header is not None}
     task = progress.add_task("simulating", total=None)
     try:
-        return counterfactual.simulate(list(totals.whole), headers, engine, lambda _: progress.advance(task))
+        return counterfactual.simulate(totals.whole(), headers, engine, lambda _: progress.advance(task))
     except Impossible as e:
         return str(e)
     finally:

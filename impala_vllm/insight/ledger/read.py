@@ -5,11 +5,12 @@ What cannot be read is counted and named once, never raised: torn lines, other v
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from impala_vllm.insight.ledger.record import VERSION, Line, Record
+from impala_vllm.insight.ledger.record import VERSION, Line
 
 MAX_LINE_BYTES = 1 << 20
 """Longer lines are none of ours: the longest record has a thousand rows of 50 bytes."""
@@ -68,11 +69,12 @@ def _read(file: Path, reading: Reading, on_bytes: Callable[[int], None] | None) 
     with file.open("rb", buffering=_BUFFER_BYTES) as lines:
         reading.files.append(file)
         number = size = 0
-        while line := lines.readline(MAX_LINE_BYTES):
+        for line in iter(partial(lines.readline, MAX_LINE_BYTES), b""):
             number += 1
             size += len(line)
-            if on_bytes is not None and size >= _BUFFER_BYTES:
-                on_bytes(size)
+            if size >= _BUFFER_BYTES:
+                if on_bytes is not None:
+                    on_bytes(size)
                 size = 0
             if line == b"\n":
                 continue
@@ -102,8 +104,3 @@ def _skip(line: bytes, where: str, error: Exception, reading: Reading) -> None:
     else:
         reading.corrupt += 1
         reading.problem(f"{where}: {' '.join(str(error).split())[:160]}")
-
-
-def run_of(line: Line) -> str:
-    """Which start of which engine a line is of."""
-    return line.trace.partition("/")[0] if isinstance(line, Record) else line.run

@@ -49,7 +49,7 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", 
     nvme: int = 0
 
 
-class Tokens(msgspec.Struct, omit_defaults=True):
+class Tokens(msgspec.Struct, omit_defaults=True, gc=False):
     """Tokens of the finished turns, children of `n > 1` requests each counted, as vLLM counts them.
 
     computed + hbm + host + nvme + other = prompt tokens.
@@ -69,7 +69,7 @@ class Tokens(msgspec.Struct, omit_defaults=True):
         return self.computed + self.hbm + self.host + self.nvme + self.other
 
 
-class Again(msgspec.Struct, omit_defaults=True):
+class Again(msgspec.Struct, omit_defaults=True, gc=False):
     """Tokens computed although they had been before, by cause."""
 
     evicted: int = 0
@@ -82,7 +82,7 @@ class Again(msgspec.Struct, omit_defaults=True):
     """Computed before the turn was preempted. vLLM's counters do not have them, nor has `Tokens.computed`."""
 
 
-class Stall(msgspec.Struct, omit_defaults=True):
+class Stall(msgspec.Struct, omit_defaults=True, gc=False):
     """Seconds in which at least one turn was open, by what the furthest one was doing."""
 
     hold: float = 0.0
@@ -95,6 +95,9 @@ class Stall(msgspec.Struct, omit_defaults=True):
     def total(self) -> float:
         """What a server can change of the completion time."""
         return self.hold + self.queue + self.load + self.prefill + self.decode
+
+
+Row = tuple[int, int, int, int, int, int]
 
 
 class Record(msgspec.Struct, omit_defaults=True, tag_field="kind", tag="trace"):
@@ -137,7 +140,7 @@ class Record(msgspec.Struct, omit_defaults=True, tag_field="kind", tag="trace"):
     """Turns that ended in an error or by the client going away."""
     stem: str | None = None
     """Digest of the shared prefix it opened with."""
-    log: tuple[tuple[int, int, int, int, int, int], ...] = ()
+    log: tuple[Row, ...] = ()
     """A row a turn: arrival and length in ms (from the start), prompt, output, known prefix in tokens, and how many
     rows back the turn it follows is (0: none). Left out beyond a bound and where the file's byte budget is spent."""
 
@@ -158,7 +161,23 @@ class Unlinked(msgspec.Struct, omit_defaults=True, tag_field="kind", tag="unlink
     gpu_s: float = 0.0
 
 
-Line = Header | Record | Unlinked
+class Stored(Record, tag="trace", gc=False):
+    """A record as it is read, a million in seconds: what has parts is left as it is until `whole` is asked for."""
+
+    sources: msgspec.Raw = msgspec.Raw(b"{}")  # type: ignore[assignment]
+    log: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+
+    def whole(self) -> Record:
+        """With its parts. Raises msgspec.DecodeError where they are none."""
+        fields = {name: getattr(self, name) for name in Record.__struct_fields__}
+        return Record(**fields | {"sources": _decode_sources(self.sources), "log": _decode_rows(self.log)})
+
+
+_decode_sources = msgspec.json.Decoder(dict[str, int]).decode
+_decode_rows = msgspec.json.Decoder(tuple[Row, ...]).decode
+
+Line = Header | Stored | Unlinked
+"""What a reader finds."""
 
 
 def digest(kind: str, name: str) -> str:

@@ -140,6 +140,7 @@ class Figures:
 
 def figures(totals: Totals) -> Figures:
     """Of at least one trace. O(n log n)."""
+    totals.settle()
     c = totals.columns
     is_task = [bool(v) for v in c["is_task"]]
     num_tasks = sum(is_task)

@@ -8,7 +8,9 @@ from array import array
 from collections import deque
 from dataclasses import dataclass
 
-from impala_vllm.insight.ledger.record import Header, Line, Record, Tokens, Unlinked
+import msgspec
+
+from impala_vllm.insight.ledger.record import Header, Line, Record, Stored, Tokens, Unlinked
 
 OPEN = frozenset({"running", "silent"})
 """Inferred outcomes of traces that may well go on."""
@@ -17,6 +19,9 @@ SOURCES = ("computed", "hbm", "host", "nvme", "other")
 CAUSES = ("evicted", "rewritten", "bypassed", "preempted")
 MAX_WHOLE_TURNS = 4000
 """Rows of turns kept for the simulator: half a minute of it."""
+
+_ROWS_AT_ONCE = 4096
+_NO_ROWS = b"[]"
 
 _COLUMNS = ("start", "end", "gap_s", "gpu_s", "turns", "output", *PHASES, *SOURCES, *CAUSES, "failures", "is_task")
 
@@ -48,9 +53,11 @@ class Totals:
         self.reported = bytearray()
         """1: the client said how the trace ended."""
         self.superseded = 0
-        self.whole: deque[Record] = deque()
-        """The newest traces whose rows are there."""
-        self._whole_turns = 0
+        self._newest: deque[Stored] = deque()
+        """Traces whose rows are there."""
+        self._newest_turns = 0
+        self._rows: list[tuple[float, ...]] = []
+        """Not in the columns yet: they grow by many at a time."""
         self._index: dict[str, int] = {}
         self._labels: dict[str, str] = {}
 
@@ -63,7 +70,7 @@ class Totals:
 
     def add(self, line: Line) -> None:
         """Take in a line."""
-        if isinstance(line, Record):
+        if isinstance(line, Stored):
             self._add(line)
         elif isinstance(line, Header):
             run = self._run(line.run)
@@ -78,32 +85,56 @@ class Totals:
         found = [u.tokens for u in self.unlinked.values()]
         return Tokens(*(sum(getattr(t, name) for t in found) for name in Tokens.__struct_fields__))
 
-    def _add(self, record: Record) -> None:
-        run = self._run(record.trace.partition("/")[0])
-        run.start, run.end = min(run.start, record.start), max(run.end, record.end)
+    def settle(self) -> None:
+        """Bring the columns up to date; `add` leaves some lines for later."""
+        if self._rows:
+            for column, values in zip(self.columns.values(), zip(*self._rows, strict=True), strict=True):
+                column.extend(values)
+            self._rows.clear()
+
+    def whole(self) -> list[Record]:
+        """The newest traces whose rows are there, with them."""
+        found: list[Record] = []
+        for record in self._newest:
+            try:
+                found.append(record.whole())
+            except msgspec.DecodeError:  # rows of somebody else's: the figures stand
+                continue
+        return found
+
+    def _add(self, record: Stored) -> None:
+        name = record.trace
+        run = self._run(name[: name.find("/")])
+        start, end = record.start, record.end
+        if start < run.start:
+            run.start = start
+        if end > run.end:
+            run.end = end
         outcome = self._labels.setdefault(record.outcome, record.outcome)
         tokens, again, stall = record.tokens, record.again, record.stall
         is_task = record.parent is None and outcome not in OPEN and record.turns > 0
         row = (
-            record.start, record.end, record.gap_s, record.gpu_s, record.turns, tokens.output,
+            start, end, record.gap_s, record.gpu_s, record.turns, tokens.output,
             stall.hold, stall.queue, stall.load, stall.prefill, stall.decode,
             tokens.computed, tokens.hbm, tokens.host, tokens.nvme, tokens.other,
             again.evicted, again.rewritten, again.bypassed, again.preempted, record.failures, is_task,
         )  # fmt: skip
-        index = self._index.get(record.trace)
-        if index is None:
-            self._index[record.trace] = len(self._index)
+        number = len(self._index)
+        index = self._index.setdefault(name, number)
+        if index == number:
             run.traces += 1
-            for column, value in zip(self.columns.values(), row, strict=True):
-                column.append(value)
+            self._rows.append(row)
+            if len(self._rows) >= _ROWS_AT_ONCE:
+                self.settle()
             self.outcomes.append(outcome)
             self.reported.append(record.reported)
         else:
             self.superseded += 1
+            self.settle()
             for column, value in zip(self.columns.values(), row, strict=True):
                 column[index] = value
             self.outcomes[index], self.reported[index] = outcome, record.reported
-        if record.log:
+        if len(record.log) > len(_NO_ROWS):
             self._keep(record)
 
     def _run(self, name: str) -> Run:
@@ -112,8 +143,8 @@ class Totals:
             run = self.runs[name] = Run()
         return run
 
-    def _keep(self, record: Record) -> None:
-        self.whole.append(record)
-        self._whole_turns += len(record.log)
-        while self._whole_turns > MAX_WHOLE_TURNS and len(self.whole) > 1:
-            self._whole_turns -= len(self.whole.popleft().log)
+    def _keep(self, record: Stored) -> None:
+        self._newest.append(record)
+        self._newest_turns += record.turns
+        while self._newest_turns > MAX_WHOLE_TURNS and len(self._newest) > 1:
+            self._newest_turns -= self._newest.popleft().turns

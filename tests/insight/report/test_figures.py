@@ -1,8 +1,9 @@
 """A ledger's figures: of the newest record of each trace, adding up, and advice that fits them."""
 
+import msgspec
 import pytest
 
-from impala_vllm.insight.ledger.record import Again, Header, Record, Stall, Tokens, Unlinked
+from impala_vllm.insight.ledger.record import Again, Header, Line, Record, Stall, Tokens, Unlinked
 from impala_vllm.insight.report import Totals, advise, figures
 from impala_vllm.insight.report.page import Page, Simulated
 
@@ -17,7 +18,7 @@ def record(name, **fields):
 def gathered(*lines):
     totals = Totals()
     for line in lines:
-        totals.add(line)
+        totals.add(msgspec.json.decode(msgspec.json.encode(line), type=Line))
     return totals
 
 
