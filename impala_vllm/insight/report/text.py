@@ -22,7 +22,7 @@ MEANINGS = {
     "load": "KV on its way from host memory or NVMe",
     "prefill": "the prompt being computed",
     "decode": "the answer being written",
-    "computed": "computed",
+    "computed": "found nowhere",
     "hbm": "found on the device",
     "host": "loaded from host memory",
     "nvme": "loaded from NVMe",
@@ -31,8 +31,8 @@ MEANINGS = {
     "rewritten": "the client changed what it had sent before",
     "bypassed": "the request wanted no cache",
     "preempted": "computed before the turn lost its place",
-    "prompts": "prompts, for the first time",
-    "outputs": "answers",
+    "prompts": "for the first time",
+    "outputs": "decoding them",
     "idle": "nothing to do",
 }
 
