@@ -23,6 +23,7 @@ FORMATS = [f.value for f in Format if f is not Format.AZURE]
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 @click.option("--each", is_flag=True, help="Print one JSON line for each turn that lost its prefix, and nothing else.")
 @click.option("--show-text", is_flag=True, help="Show fragments of prompts where they differ.")
+@click.option("--normalise", is_flag=True, help="Audit as if clocks and ids in system prompts stood still.")
 @click.option(
     "--block-tokens",
     type=click.IntRange(min=1),
@@ -57,6 +58,7 @@ def audit(
     as_json: bool,
     each: bool,
     show_text: bool,
+    normalise: bool,
     block_tokens: int,
     price: float | None,
     gpu_price: float | None,
@@ -77,6 +79,7 @@ def audit(
             Format(form),
             block_tokens=block_tokens,
             show_text=show_text,
+            normalised=normalise,
             on_request=lambda: progress.advance(task),
             on_finding=_echo if each else None,
         )

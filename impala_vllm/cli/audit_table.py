@@ -108,6 +108,8 @@ def _rest(report: Report, show_text: bool, say: Say, console: Console) -> None:
     _tools(report, say, console)
     _systems(report, show_text, say)
     _bloat(report, say, console)
+    if report.normalised:
+        say(f"{report.normalised:,} prompts count as if their system prompt had kept its first clock and ids.")
     if report.estimated:
         counted = f" where it has no count of them ({report.counted:,} have)" if report.counted else ""
         say(f"Tokens are estimated{counted}: four bytes of text count as one, an image by its size.")

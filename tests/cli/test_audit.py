@@ -54,6 +54,13 @@ def test_the_table_names_cause_fix_money_and_idle_tools_within_80_columns(log, c
     assert "2026-11-24" not in out
 
 
+def test_nonces_are_held_only_where_asked_for(log, capsys):
+    assert run(log, "--normalise") == 0
+    out = capsys.readouterr().out
+    assert "timestamp" not in out
+    assert "5 prompts count as if" in out
+
+
 def test_fragments_are_shown_only_where_asked_for(log, capsys):
     assert run(log, "--show-text") == 0
     assert "is 2026-11-24 10:0" in capsys.readouterr().out

@@ -19,6 +19,7 @@ def audit(
     *,
     block_tokens: int = BLOCK_TOKENS,
     show_text: bool = False,
+    normalised: bool = False,
     on_request: Callable[[], None] = lambda: None,
     on_finding: OnFinding | None = None,
 ) -> Report:
@@ -26,7 +27,8 @@ def audit(
 
     Memory is bounded: the last prompts of the sessions last seen, a quarter of a GiB in all. Text of
     prompts reaches the report only with `show_text`. `on_finding` gets every finding; `block_tokens` is
-    the block of the server behind a log of text, logs of block ids know their own.
+    the block of the server behind a log of text, logs of block ids know their own. With `normalised`, known nonces in
+    system prompts count as held fast (`normalise`).
     """
     report = Report(estimated=True)
     found = kinds(path, report.skip)
@@ -40,7 +42,9 @@ def audit(
         for file, kind in found:
             if not kind.is_text:
                 report.skip(WorkloadError(f"{file}: block ids beside messages; audit them apart"))
-        Texts(report, note, on_request, block_tokens=block_tokens, show_text=show_text).run(texts)
+        Texts(report, note, on_request, block_tokens=block_tokens, show_text=show_text, normalised=normalised).run(
+            texts
+        )
     elif found:
         report.estimated = False
         blocks.audit(found, report, note, on_request)

@@ -21,6 +21,7 @@ def document(report: Report, price_per_mtok: float | None, show_text: bool = Fal
         "sessions": report.sessions,
         "sessions_forgotten": report.sessions_forgotten,
         "resumed": report.resumed,
+        "normalised": report.normalised,
         "skipped": report.skipped,
         "first_error": report.first_error,
         "tokens_are_estimated": report.estimated,

@@ -90,6 +90,8 @@ class Report:
     """Requests whose prompt tokens the log knows."""
     served: int = 0
     """Turns of which the log says what was cached."""
+    normalised: int = 0
+    """Prompts in which known nonces were held fast."""
     skipped: int = 0
     first_error: str | None = None
     prompt_tokens: int = 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from impala_vllm.insight.audit import answers, bloat, difference, served
+from impala_vllm.insight.audit import answers, bloat, difference, normalise, served
 from impala_vllm.insight.audit.causes import Cause
 from impala_vllm.insight.audit.compare import Divergence, Prompt, compare, num_bytes, shared
 from impala_vllm.insight.audit.kinds import Kind
@@ -34,12 +34,14 @@ class Texts:
         *,
         block_tokens: int,
         show_text: bool,
+        normalised: bool,
     ) -> None:
         self._report = report
         self._note = note
         self._on_request = on_request
         self._block_tokens = block_tokens
         self._show_text = show_text
+        self._normalise = normalised
         self._schemas = Schemas()
         self._prompts = Prompts(self._schemas)
         self._sessions = Sessions(self._end)
@@ -82,6 +84,10 @@ class Texts:
         fresh = [s for h, s in raws.items() if h not in session.known]
         report.carried.note(request, now.segments, fresh)
         before = session.before(now)
+        held = normalise.prompt(before.prompt, now) if self._normalise and before is not None else None
+        if held is not None:
+            report.normalised += 1
+            now, before = held, session.before(held)
         if before is not None:
             report.resumed += 1
             self._turn(request, session, before, now, size)
