@@ -217,8 +217,12 @@ class Writer:
             left = self.live_path.read_bytes()
         except FileNotFoundError:
             return
-        ours = f'"{self._header.run}/'.encode()
-        lines = [line for line in left.splitlines(keepends=True) if ours not in line and line.endswith(b"\n")]
+        ours = tuple(f'"{self._header.run}{end}'.encode() for end in ("/", '"'))
+        lines = [
+            line
+            for line in left.splitlines(keepends=True)
+            if line.endswith(b"\n") and not any(name in line for name in ours)
+        ]
         data = b"".join(lines)
         if data:
             _write(file, data)

@@ -69,7 +69,7 @@ class Totals:
         return list(self._index)
 
     def add(self, line: Line) -> None:
-        """Take in a line."""
+        """Take in a line. Of two records of a trace the one that ends later counts."""
         if isinstance(line, Stored):
             self._add(line)
         elif isinstance(line, Header):
@@ -131,6 +131,9 @@ class Totals:
         else:
             self.superseded += 1
             self.settle()
+            newest = self.columns["end"][index]
+            if end < newest or (end == newest and record.live):
+                return  # FILE.live is a little behind
             for column, value in zip(self.columns.values(), row, strict=True):
                 column[index] = value
             self.outcomes[index], self.reported[index] = outcome, record.reported

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from impala_vllm.insight.ledger import writer as writing
-from impala_vllm.insight.ledger.record import Header, Record, Tokens
+from impala_vllm.insight.ledger.record import Header, Record, Tokens, Unlinked
 from impala_vllm.insight.ledger.writer import Writer
 
 ROW = (0, 10, 1000, 20, 900, 1)
@@ -84,6 +84,18 @@ def test_what_a_dead_server_left_of_live_traces_is_kept(start, tmp_path):
     second.close()
     assert names(tmp_path / "l.jsonl") == ["aa/t1"]
     assert names(tmp_path / "l.jsonl.live") == ["bb/t2"]
+
+
+def test_a_file_made_anew_leaves_live_traces_where_they_are(start, tmp_path):
+    writer = start()
+    writer.put(record("t1", live=True))
+    writer.put(Unlinked("aa", 1.0, turns=1))
+    _until(lambda: (tmp_path / "l.jsonl.live").exists())
+    (tmp_path / "l.jsonl").rename(tmp_path / "archived.jsonl")
+    writer.put(record("t2"))
+    _until(lambda: writer.counts.records == 1)
+    assert [line["kind"] for line in lines(tmp_path / "l.jsonl")] == ["server", "trace"]
+    assert names(tmp_path / "l.jsonl.live") == ["aa/t1"]
 
 
 def test_the_file_is_rotated_by_size_and_the_oldest_goes(start, tmp_path):

@@ -23,9 +23,10 @@ def gathered(*lines):
 
 
 def test_of_two_records_of_a_trace_the_later_one_counts():
-    totals = gathered(record("t1", outcome="silent", turns=1, live=True), record("t1", turns=3), record("t2"))
+    first = record("t1", outcome="silent", turns=1, live=True, end=5.0)
+    totals = gathered(first, record("t1", turns=3), first, record("t1", outcome="silent", live=True), record("t2"))
     found = figures(totals)
-    assert (found.traces, found.tasks, found.turns, totals.superseded) == (2, 2, 5, 1)
+    assert (found.traces, found.tasks, found.turns, totals.superseded) == (2, 2, 5, 3)
 
 
 def test_tasks_are_traces_without_a_parent_that_have_ended():
