@@ -44,7 +44,9 @@ def show(report: Report, price: float | None, show_text: bool, console: Console)
         console.print(_worst(report.worst[:_SHOWN]))
         for finding in report.worst[:_SHOWN]:
             if finding.now is not None:
-                say(f"- {finding.request_id}, {finding.segment}:\n    was {finding.was!r}\n    now {finding.now!r}")
+                say(
+                    f"- {finding.session}, turn {finding.turn}, {finding.segment}:\n    was {finding.was!r}\n    now {finding.now!r}"
+                )
     else:
         say("Every prompt begins with the one before it.")
     for title, totals in (

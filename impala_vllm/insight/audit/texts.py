@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from impala_vllm.insight.audit import answers, bloat, difference, normalise, served
+from impala_vllm.insight.audit import answers, bloat, normalise, served
 from impala_vllm.insight.audit.causes import Cause
 from impala_vllm.insight.audit.compare import Divergence, Prompt, compare, num_bytes, shared
 from impala_vllm.insight.audit.kinds import Kind
+from impala_vllm.insight.audit.naming import fragments, label, shown_name
 from impala_vllm.insight.audit.prompts import Prompts
 from impala_vllm.insight.audit.report import Finding, Report, Worst, tokens
 from impala_vllm.insight.audit.requests import Request, read
 from impala_vllm.insight.audit.schemas import Schemas
-from impala_vllm.insight.audit.segment import STEM_ROLES, Segment
+from impala_vllm.insight.audit.segment import Segment
 from impala_vllm.insight.audit.sessions import Before, Session, Sessions
 from impala_vllm.insight.audit.starts import Starts
 from impala_vllm.insight.audit.threads import Threads
 from impala_vllm.workload.source import BAD_JSON, WorkloadError
 
-_FRAGMENT = 60
-"""Characters shown of each side of a difference."""
 _SAMPLED = (Cause.EDITED, Cause.TRIMMED, Cause.COUNTER, Cause.NONCE, Cause.TIMESTAMP, Cause.HEAD)
 """What two answers to one prompt may look like."""
 
@@ -135,12 +134,11 @@ class Texts:
             ahead = num_bytes(now.segments[: found.segment]) if found.segment is not None else 0
             lost = found.lost_bytes - max(before.cached_bytes - ahead, 0)
             if lost > 0 or found.cause is Cause.COMPACTED:
-                was = shown = None
-                if found.segment is not None and self._show_text:
-                    was, shown = _fragments(prompt.segments[found.segment], now.segments[found.segment])
-                at = self._tokens(found.shared_bytes)
-                where = label(now, found.segment)
-                self._add(request, session, where, found.cause, self._tokens(max(lost, 0)), at, was, shown)
+                sides = None
+                if found.segment is not None:
+                    sides = prompt.segments[found.segment], now.segments[found.segment]
+                at, lost_tokens = self._tokens(found.shared_bytes), self._tokens(max(lost, 0))
+                self._add(request, session, label(now, found.segment), found.cause, lost_tokens, at, sides)
         elif before.cached_bytes and self._tokens(size) < self._block_tokens:
             self._add(request, session, "whole prompt", Cause.SHORT, self._tokens(before.cached_bytes), 0)
         self._answer(request, session, before.prompt, now)
@@ -158,47 +156,48 @@ class Texts:
             return
         found = answers.difference(before.answer, now.segments[at])
         if found is not None:
-            block = self._tokens(num_bytes(before.segments)) // self._block_tokens + 1
-            self._report.note_answer(
-                Finding(
-                    shown_name(session), request.request_id, session.num_turns + 1, label(now, at),
-                    found[0], self._tokens(found[1]), block,
-                )
-            )  # fmt: skip
+            ahead = self._tokens(num_bytes(before.segments))
+            cause, lost = found[0], self._tokens(found[1])
+            self._report.note_answer(self._finding(request, session, label(now, at), cause, lost, ahead))
 
     def _start(self, request: Request, session: Session, now: Prompt) -> None:
         """A first prompt, against those of other sessions."""
         found = self._starts.first(request.tenant, now)
         if found is None:
             return
-        was, shown = _fragments(found.was, found.now) if self._show_text else (None, None)
-        at = self._tokens(num_bytes(now.segments[: found.segment]))
-        self._report.note_start(
-            Finding(
-                shown_name(session), request.request_id, 1, label(now, found.segment), found.cause,
-                self._tokens(found.lost_bytes), at // self._block_tokens + 1, was, shown,
-            )
-        )  # fmt: skip
+        where, ahead = label(now, found.segment), self._tokens(num_bytes(now.segments[: found.segment]))
+        lost, sides = self._tokens(found.lost_bytes), (found.was, found.now)
+        self._report.note_start(self._finding(request, session, where, found.cause, lost, ahead, sides))
 
     def _add(
         self,
         request: Request,
         session: Session,
-        segment: str,
+        where: str,
         cause: Cause,
         lost: int,
         at: int,
-        was: str | None = None,
-        shown: str | None = None,
+        sides: tuple[Segment, Segment] | None = None,
     ) -> None:
         session.lost_tokens += lost
         session.num_findings += 1
-        self._note(
-            Finding(
-                shown_name(session), request.request_id, session.num_turns + 1, segment, cause, lost,
-                at // self._block_tokens + 1, was, shown,
-            )
-        )  # fmt: skip
+        self._note(self._finding(request, session, where, cause, lost, at, sides))
+
+    def _finding(
+        self,
+        request: Request,
+        session: Session,
+        where: str,
+        cause: Cause,
+        lost: int,
+        at: int,
+        sides: tuple[Segment, Segment] | None = None,
+    ) -> Finding:
+        """Of `lost` tokens behind `at` tokens. Text of the two sides is taken only where that is asked for."""
+        was, now = fragments(*sides) if sides is not None and self._show_text else (None, None)
+        block = at // self._block_tokens + 1
+        turn = session.num_turns + 1
+        return Finding(shown_name(session), request.request_id, turn, where, cause, lost, block, was, now)
 
     def _end(self, session: Session) -> None:
         self._threads.forget(session)
@@ -209,22 +208,6 @@ class Texts:
         return round(tokens(num) * self._scale)
 
 
-def label(prompt: Prompt, segment: int | None) -> str:
-    """`tools`, `system`, `message n` or `paragraph n`; messages are counted from 1, tools left out."""
-    if segment is None:
-        return "whole prompt"
-    role = prompt.segments[segment].role
-    if role in STEM_ROLES and all(s.role in STEM_ROLES for s in prompt.segments[:segment]):
-        return "tools" if role == "tools" else "system"
-    number = segment + 1 - sum(s.role == "tools" for s in prompt.segments[:segment])
-    return f"paragraph {number}" if role == "paragraph" else f"message {number}"
-
-
-def shown_name(session: Session) -> str:
-    """Without the tenant."""
-    return session.name.partition("\0")[2] or session.name
-
-
 def _is_sampled(before: Prompt, now: Prompt, found: Divergence) -> bool:
     """Whether these may be two answers to one prompt: where sessions are guessed, that is two sessions."""
     at = found.segment
@@ -232,8 +215,3 @@ def _is_sampled(before: Prompt, now: Prompt, found: Divergence) -> bool:
         return False
     answers_before = {s.exact for s in before.segments[at:] if s.role == "assistant"}
     return not any(s.exact in answers_before for s in now.segments[at:])
-
-
-def _fragments(was: Segment, now: Segment) -> tuple[str, str]:
-    at = max(difference.shared_chars(was.body, now.body) - _FRAGMENT // 3, 0)
-    return was.body[at : at + _FRAGMENT], now.body[at : at + _FRAGMENT]
