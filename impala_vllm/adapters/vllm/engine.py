@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from impala_vllm.adapters.vllm import choice
-from impala_vllm.adapters.vllm.caller import Caller
 from impala_vllm.adapters.vllm.facts import CALLER_KEY
+from impala_vllm.caller import Caller
 
 current_caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("impala_caller", default=None)
 """Who sent the HTTP request that this task serves. Set by the middleware, read when the engine is called."""

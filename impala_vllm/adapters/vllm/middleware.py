@@ -8,10 +8,10 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from impala_vllm.adapters.vllm import caller as callers
+from impala_vllm import caller as callers
 from impala_vllm.adapters.vllm import endpoints, metrics
-from impala_vllm.adapters.vllm.caller import Caller
 from impala_vllm.adapters.vllm.engine import Engine, current_caller
+from impala_vllm.caller import Caller
 
 logger = logging.getLogger("vllm.impala")
 

@@ -3,7 +3,7 @@
     prefill   what is not in reach, at the measured rate
     transfer  what lies in host, on NVMe or beyond, where loading it is cheaper than computing it
     queue     prefill sent there before that has not answered, and a little for each request that runs
-    harm      KV that must make room for the new blocks and will be wanted again
+    harm      what computing it there costs others: they wait, and KV that will be wanted again makes room
     credit    of a stem that many traces share and too few replicas hold, to those that would be one more
 
 A trace stays where it is unless that is clearly dearer: costs that are alike must not make it wander. The terms follow
@@ -36,6 +36,9 @@ class ScoringConfig:
     """A trace moves only where the price of staying is above that of going by this factor,"""
     stay_s: float = 0.1
     """and by this much."""
+    delays_others: float = 0.5
+    """Of each second of prefill: those who come after wait for it too. Makes waiting for a stem that is being computed
+    cheaper than computing it again elsewhere."""
     safe_pressure: float = 0.5
     """Live KV as a share of HBM up to which new blocks evict only dead ones."""
 
@@ -115,7 +118,7 @@ class Policy:
         depths = question.depths or {}
         credit_s = self._credit(question, loads)
         nowhere_s = self.cost.prefill_s(question.num_tokens)
-        running_s, safe = self.config.running_s, self.config.safe_pressure
+        running_s = self.config.running_s
         best: Replica | None = None
         best_s, home_s = float("inf"), None
         for replica, load in candidates:
@@ -125,9 +128,7 @@ class Policy:
             else:
                 fresh_s, transfer_s = self._reach(question, depth)
                 price_s = fresh_s + transfer_s
-            price_s += load.pending_s + load.num_running * running_s
-            if load.capacity_tokens and load.live_tokens > safe * load.capacity_tokens:
-                price_s += self._harm_s(load, fresh_s)
+            price_s += load.pending_s + load.num_running * running_s + self._harm_s(load, fresh_s)
             if price_s < best_s or (
                 price_s == best_s and best is not None and self._goes_first(load, loads[best], lot)
             ):
@@ -183,12 +184,14 @@ class Policy:
         return best
 
     def _harm_s(self, load: Load, fresh_s: float) -> float:
-        """What the evicted will cost: as much as was computed where live KV fills HBM, nothing below a safe share."""
-        if not load.capacity_tokens:
-            return 0.0
-        safe = self.config.safe_pressure
-        pressure = load.live_tokens / load.capacity_tokens
-        return fresh_s * min(1.0, max(0.0, (pressure - safe) / (1.0 - safe)))
+        """Others wait, and what is evicted costs as much as was computed, where live KV fills HBM."""
+        share = self.config.delays_others
+        if load.capacity_tokens:
+            safe = self.config.safe_pressure
+            pressure = load.live_tokens / load.capacity_tokens
+            if pressure > safe:
+                share += min(1.0, (pressure - safe) / (1.0 - safe))
+        return fresh_s * share
 
     def _credit(self, question: Question, loads: Mapping[Replica, Load]) -> float:
         """What replicas without the opening are credited.
@@ -202,7 +205,8 @@ class Policy:
         if len(depths) >= wanted:
             return 0.0
         shared = max(depth.remote for depth in depths.values()) * question.block_tokens
-        return self.cost.prefill_s(min(shared, question.num_tokens)) * (1.0 - len(depths) / wanted)
+        saved_s = self.cost.prefill_s(min(shared, question.num_tokens)) * (1.0 + self.config.delays_others)
+        return saved_s * (1.0 - len(depths) / wanted)
 
     def _blind(self, candidates: list[tuple[Replica, Load]], lot: Random) -> Decision:
         """Two choices: nearly as even as asking all, and routers that know as little do not herd."""

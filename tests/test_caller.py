@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from impala_vllm.adapters.vllm.caller import Caller, add_body, from_headers
+from impala_vllm.caller import Caller, add_body, from_headers
 from impala_vllm.config import MetadataConfig
 
 CONFIG = MetadataConfig()
