@@ -23,6 +23,7 @@ COMMANDS = {
     "top": "watch a live server",
     "simulate": "replay a log in virtual time under several policies",
     "doctor": "say what works here and what is missing",
+    "router": "serve a fleet of vLLM servers behind one address",
     "demo": "run stock vLLM and impala on a small recorded load",
 }
 """Name and one-line help of each command; `impala_vllm.cli.NAME` holds it as `NAME`."""

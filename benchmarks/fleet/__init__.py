@@ -1,0 +1,1 @@
+"""The router: what a decision, a block and a stream cost, and fleets of emulated servers."""

@@ -1,0 +1,239 @@
+"""A server without a model: OpenAI's API, real KV events, an engine's timing.
+
+Prefill is one queue at the timing's rates, decode steps run side by side, KV is a pool of blocks with LRU eviction from
+the tail of chains, as vLLM's. Answers are words of no meaning. Tokens and hashes are `fleet.hashing`'s.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from benchmarks.fleet.publisher import Publisher
+from impala_vllm.fleet.hashing import Prompt, Prompts, Scheme, Tokenizer, handshake
+from impala_vllm.fleet.hashing.scheme import function
+from impala_vllm.fleet.places import BlockKey
+from impala_vllm.sim.timing import DEFAULT, Timing, load
+
+SEED = "vllm-none-hash"
+
+
+class Pool:
+    """Blocks by key, least recently used first."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._blocks: OrderedDict[BlockKey, None] = OrderedDict()
+
+    def num_held(self, keys: Sequence[BlockKey]) -> int:
+        """Leading blocks that are there."""
+        return next((i for i, key in enumerate(keys) if key not in self._blocks), len(keys))
+
+    def use(self, keys: Sequence[BlockKey]) -> tuple[list[BlockKey], list[BlockKey]]:
+        """Hold these from now on; what is new, and what had to go."""
+        new = [key for key in keys if key not in self._blocks]
+        for key in reversed(keys):  # the tail is evicted before the root
+            self._blocks[key] = None
+            self._blocks.move_to_end(key)
+        gone: list[BlockKey] = []
+        while len(self._blocks) > self._num_blocks:
+            gone.append(self._blocks.popitem(last=False)[0])
+        return new, gone
+
+
+@dataclass(slots=True)
+class Served:
+    """What a server did."""
+
+    requests: int = 0
+    aborted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class EmulatedServer:
+    """Use as an async context manager; `url` is where it listens."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        timing: Timing,
+        *,
+        speed: float = 1.0,
+        block_tokens: int = 16,
+        hbm_tokens: int | None = None,
+        has_events: bool = True,
+        algorithm: str = "sha256",
+        port: int = 0,
+    ) -> None:
+        """`speed`: how much faster than the timing says."""
+        self.served = Served()
+        self.scheme = Scheme(algorithm, function(algorithm)(SEED), block_tokens)
+        self.prompts = Prompts(self.scheme, tokenizer)
+        self.last_headers: dict[str, str] = {}
+        self.refuses_with: int | None = None
+        """A status to answer every request with."""
+        self.breaks_after: int | None = None
+        """Tokens after which an answer is cut off."""
+        self._timing = timing
+        self._speed = speed
+        self._pool = Pool((hbm_tokens or timing.hbm_tokens) // block_tokens)
+        self._prefill = asyncio.Lock()
+        self._num_decoding = 0
+        self._has_events = has_events
+        self._port = port
+        self._epoch = uuid.uuid4().hex
+        self.publisher: Publisher | None = None
+        self.url = ""
+
+    async def __aenter__(self) -> "EmulatedServer":
+        self.publisher = Publisher() if self._has_events else None
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/impala/hello", self._hello)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/v1/embeddings", self._embed)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+        if self.publisher is not None:
+            await self.publisher.close()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "emulated", "object": "model", "parent": None}]})
+
+    async def _hello(self, _: web.Request) -> web.Response:
+        publisher = self.publisher
+        events = publisher and {"endpoint": publisher.endpoint, "replay_endpoint": publisher.replay_endpoint}
+        rank = {
+            "dp_rank": 0,
+            "epoch": self._epoch,
+            "algorithm": self.scheme.algorithm,
+            "none_hash": self.scheme.none_hash.hex(),
+            "block_tokens": self.scheme.block_tokens,
+            "groups": [{"block_tokens": self.scheme.block_tokens, "kind": "full_attention"}],
+            "probe": handshake.probe(self.scheme),
+            "events": events,
+        }
+        return web.json_response(
+            {
+                "version": handshake.VERSION,
+                "vllm_version": "emulated",
+                "model": "emulated",
+                "tokenizer": "emulated",
+                "dtype": "none",
+                "max_model_len": 1_000_000,
+                "ranks": [rank],
+            }
+        )
+
+    async def _embed(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if self.refuses_with is not None:
+            return web.json_response({"error": "as told"}, status=self.refuses_with)
+        self.last_headers = {name.lower(): value for name, value in request.headers.items()}
+        body = await request.json()
+        find = self.prompts.of_chat if request.path.endswith("chat/completions") else self.prompts.of_completion
+        prompt = await asyncio.to_thread(find, body)
+        if prompt is None:
+            return web.json_response({"error": "not text"}, status=400)
+        self.served.requests += 1
+        try:
+            cached = await self._compute(prompt)
+            return await self._answer(request, body, prompt, cached)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.served.aborted += 1
+            raise
+
+    async def _compute(self, prompt: Prompt) -> int:
+        """Prefill; the tokens that were there already."""
+        async with self._prefill:
+            cached = min(self._pool.num_held(prompt.keys) * self.scheme.block_tokens, prompt.num_tokens - 1)
+            self.served.prompt_tokens += prompt.num_tokens
+            self.served.cached_tokens += cached
+            seconds = self._timing.fixed_s + self._timing.prefill_s(prompt.num_tokens - cached, cached)
+            await asyncio.sleep(seconds / self._speed)
+            new, gone = self._pool.use(prompt.keys)
+            if self.publisher is not None and (new or gone):
+                events = [self.publisher.stored(new)] if new else []
+                await self.publisher.publish(*events, *([self.publisher.removed(gone)] if gone else []))
+            return cached
+
+    async def _answer(self, request: web.Request, body: Any, prompt: Prompt, cached: int) -> web.StreamResponse:
+        num_tokens = body.get("max_tokens") or 16
+        usage = {"prompt_tokens": prompt.num_tokens, "completion_tokens": num_tokens,
+                 "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
+        if not body.get("stream"):
+            await self._decode(num_tokens, prompt.num_tokens)
+            text = " ".join(["word"] * num_tokens)
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text}
+            return web.json_response({"object": "chat.completion", "choices": [choice], "usage": usage})
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(num_tokens):
+            if number:
+                await self._decode(1, prompt.num_tokens + number)
+            if number == self.breaks_after:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            await response.write(_event({"choices": [{"index": 0, "delta": {"content": "word "}}]}))
+        await response.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+        return response
+
+    async def _decode(self, num_tokens: int, context: int) -> None:
+        self._num_decoding += 1
+        try:
+            step_s = self._timing.step_s((), self._num_decoding, self._num_decoding * context)
+            await asyncio.sleep(num_tokens * step_s / self._speed)
+        finally:
+            self._num_decoding -= 1
+
+
+def _event(data: Any) -> bytes:
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    server = EmulatedServer(
+        Tokenizer(args.tokenizer), load(args.timing), speed=args.speed, hbm_tokens=args.hbm_tokens, port=args.port
+    )
+    async with server:
+        print(server.url, flush=True)
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Serve until interrupted; the first line printed is the address."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet.emulated", description=main.__doc__)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--timing", default=DEFAULT)
+    parser.add_argument("--speed", type=float, default=1.0)
+    parser.add_argument("--hbm-tokens", type=int)
+    parser.add_argument("--port", type=int, default=0)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""KV events on the wire as vLLM's publisher sends them, replays included, on the caller's event loop.
+
+vLLM's own costs an import of vLLM and a thread; sixty-four of these fit one machine. The tests of `fleet.events` use
+vLLM's.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from impala_vllm.fleet.places import BlockKey
+
+_END = (-1).to_bytes(8, "big", signed=True)
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Publisher:
+    """PUB and ROUTER on free ports of this machine."""
+
+    def __init__(self, memory: int = 10_000) -> None:
+        self._context = zmq.asyncio.Context()
+        self._events: Any = self._context.socket(zmq.PUB)
+        self._replays: Any = self._context.socket(zmq.ROUTER)
+        self.endpoint = f"tcp://127.0.0.1:{self._events.bind_to_random_port('tcp://127.0.0.1')}"
+        self.replay_endpoint = f"tcp://127.0.0.1:{self._replays.bind_to_random_port('tcp://127.0.0.1')}"
+        self._sent: deque[tuple[int, bytes]] = deque(maxlen=memory)
+        self._next = 0
+        self._task = asyncio.create_task(self._answer())
+
+    def stored(self, keys: list[BlockKey], medium: str = "GPU") -> dict[str, Any]:
+        """A BlockStored."""
+        return {"type": "BlockStored", "block_hashes": keys, "parent_block_hash": None, "token_ids": [],
+                "block_size": 16, "lora_id": None, "medium": medium, "lora_name": None, "group_idx": 0}  # fmt: skip
+
+    def removed(self, keys: list[BlockKey], medium: str = "GPU") -> dict[str, Any]:
+        """A BlockRemoved."""
+        return {"type": "BlockRemoved", "block_hashes": keys, "medium": medium, "group_idx": 0}
+
+    async def publish(self, *events: dict[str, Any]) -> None:
+        """One batch."""
+        payload = _pack([time.time(), list(events), 0])
+        self._sent.append((self._next, payload))
+        await self._events.send_multipart((b"", self._next.to_bytes(8, "big"), payload))
+        self._next += 1
+
+    async def close(self) -> None:
+        """Give the ports back."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    async def _answer(self) -> None:
+        while True:
+            client, _, start = await self._replays.recv_multipart()
+            first = int.from_bytes(start, "big")
+            for seq, payload in [one for one in self._sent if one[0] >= first]:
+                await self._replays.send_multipart((client, b"", b"", seq.to_bytes(8, "big"), payload))
+            await self._replays.send_multipart((client, b"", b"", _END, b""))

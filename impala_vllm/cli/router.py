@@ -1,0 +1,89 @@
+"""`impala router`: a fleet of vLLM servers behind one OpenAI-compatible address."""
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from impala_vllm.config import ConfigError
+
+_NEEDS = {"aiohttp": "aiohttp", "starlette": "starlette", "uvicorn": "uvicorn", "zmq": "pyzmq"}
+"""Module -> what to install."""
+
+
+@click.command()
+@click.option("--worker", "workers", multiple=True, metavar="URL", help="A vLLM server; once for each.")
+@click.option(
+    "--kv-events",
+    "events",
+    multiple=True,
+    metavar="URL=ENDPOINT",
+    help="Where a worker publishes KV events, as tcp://HOST:PORT[,REPLAY]; without it, where its handshake says.",
+)
+@click.option(
+    "--workers-file", type=click.Path(path_type=Path, dir_okay=False), help="Workers, one a line; read again."
+)
+@click.option("--registry", default="memory", show_default=True, help="Where the index is kept.")
+@click.option("--tokenizer", help="Directory or name; without it, the workers' own.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--server-key", envvar="IMPALA_SERVER_KEY", help="API key for the workers' handshakes; clients' keys pass."
+)
+@click.option("--admin-key", envvar="IMPALA_ADMIN_KEY", help="Key for /v1/impala; without it, this machine only.")
+@click.option("--explain", is_flag=True, help="Log each decision, and put it in a response header.")
+def router(
+    workers: tuple[str, ...],
+    events: tuple[str, ...],
+    workers_file: Path | None,
+    registry: str,
+    tokenizer: str | None,
+    host: str,
+    port: int,
+    server_key: str | None,
+    admin_key: str | None,
+    explain: bool,
+) -> None:
+    """Route turns to where their prefix is. Clients speak OpenAI's API to it as to one server."""
+    missing = [package for module, package in _NEEDS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not installed; `pip install 'impala-vllm[router]'`")
+    if registry != "memory":
+        raise ConfigError(f"--registry {registry}: only `memory` is there so far; leave it out")
+    if not workers and workers_file is None:
+        raise ConfigError("no workers; add --worker URL or --workers-file FILE")
+
+    import uvicorn
+
+    from impala_vllm.fleet.fleet import AddressError, parse_address, parse_file
+    from impala_vllm.fleet.proxy import RouterOptions, build
+
+    try:
+        urls = [parse_address(url) for url in workers]
+        published = {parse_address(text).url: parse_address(text).events for text in events}
+        if workers_file is not None:
+            parse_file(workers_file.read_text(encoding="utf-8"), str(workers_file))
+    except AddressError as e:
+        raise ConfigError(str(e)) from e
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "not text"
+        raise ConfigError(f"{workers_file}: cannot read it ({reason}); write one http://HOST:PORT a line") from e
+    for url, endpoints in published.items():
+        if url not in {address.url for address in urls} or endpoints is None:
+            raise ConfigError(f"--kv-events {url}: write URL=tcp://HOST:PORT with the URL of a --worker")
+    addresses = tuple(address._replace(events=published.get(address.url)) for address in urls)
+    options = RouterOptions(
+        addresses,
+        workers_file=workers_file,
+        tokenizer=tokenizer,
+        server_key=server_key,
+        admin_key=admin_key,
+        explains=explain,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its worker threads are ours
+    uvicorn.run(
+        build(options), host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=600
+    )

@@ -1,0 +1,82 @@
+"""What the router counts, for Prometheus. Labels are reasons, states and servers: never traces, tenants or hashes."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.router import Router, Ticket
+
+_DECISION_BUCKETS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2)
+
+
+class Metrics:
+    """One router's, in a registry of its own."""
+
+    def __init__(self, fleet: Fleet, router: Router) -> None:
+        self.registry = CollectorRegistry()
+        of = self.registry
+        self._turns = Counter(
+            "impala_router_turns", "Turns sent to a server, by why it was chosen", ["reason"], registry=of
+        )
+        self._prompt = Counter("impala_router_prompt_tokens", "Prompt tokens routed", registry=of)
+        self._cached = Counter(
+            "impala_router_cached_tokens", "Of them, expected in reach of the server chosen", registry=of
+        )
+        self._unhashed = Counter("impala_router_unhashed_turns", "Turns whose hashes were not known", registry=of)
+        self._seconds = Histogram(
+            "impala_router_decision_seconds", "Time to decide", buckets=_DECISION_BUCKETS, registry=of
+        )
+        self.retries = Counter("impala_router_retries", "Turns tried on another server", registry=of)
+        self.broken = Counter("impala_router_broken", "Upstream requests that failed", registry=of)
+        self.refused = Counter("impala_router_refused", "Requests for which no server was open", registry=of)
+        self.left = Counter("impala_router_left", "Clients that left before the end", registry=of)
+        self.registry.register(_Gauges(fleet, router))
+
+    def decided(self, ticket: Ticket, seconds: float) -> None:
+        """A turn was sent somewhere."""
+        self._turns.labels(ticket.decision.reason.value).inc()
+        self._prompt.inc(ticket.turn.num_tokens)
+        self._cached.inc(ticket.decision.cached_tokens)
+        self._seconds.observe(seconds)
+        if ticket.turn.prompt is None:
+            self._unhashed.inc()
+
+    def text(self) -> bytes:
+        """In Prometheus' own format."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    """What is so now, read when it is asked for."""
+
+    def __init__(self, fleet: Fleet, router: Router) -> None:
+        self._fleet = fleet
+        self._router = router
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        stats = self._fleet.index.stats()
+        yield _gauge("impala_router_index_blocks", "Distinct blocks in the index", stats.num_blocks)
+        yield _gauge("impala_router_index_copies", "Blocks in the index, over all servers and tiers", stats.num_copies)
+        yield _gauge("impala_router_index_bytes", "Memory of the index, estimated", stats.num_bytes)
+        yield _gauge("impala_router_live_traces", "Traces that may come back", self._router.homes.num_live)
+        states = GaugeMetricFamily("impala_router_server_up", "1: new requests go there", labels=["server"])
+        believed = GaugeMetricFamily("impala_router_server_hashes", "1: its hashes are used", labels=["server"])
+        running = GaugeMetricFamily("impala_router_running", "Requests under way", labels=["server", "dp_rank"])
+        tokens = GaugeMetricFamily("impala_router_live_tokens", "Of live traces", labels=["server", "dp_rank"])
+        for server in list(self._fleet.servers.values()):
+            states.add_metric([server.id], float(any(self._fleet.loads[r].is_open for r in server.replicas)))
+            believed.add_metric([server.id], float(server.problem is None))
+        for replica, load in list(self._fleet.loads.items()):
+            running.add_metric([replica.server, str(replica.dp_rank)], load.num_running)
+            tokens.add_metric([replica.server, str(replica.dp_rank)], load.live_tokens)
+        yield from (states, believed, running, tokens)
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, what)
+    family.add_metric([], value)
+    return family

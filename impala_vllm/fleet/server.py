@@ -1,0 +1,295 @@
+"""One vLLM server of the fleet: is it up, what does it serve, how does it hash, where does it publish.
+
+Owns the tasks that ask it and the feeds that follow it. Whatever is wrong with its hashes or events is said once, in
+words, and shown at /v1/impala/servers: such a server is still used, by load and by where traces were sent before.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+import zmq.asyncio
+
+from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower, Removed, Stored
+from impala_vllm.fleet.events.feed import EndpointError
+from impala_vllm.fleet.events.follower import Completeness
+from impala_vllm.fleet.hashing import Adapter, Hello, HelloError, handshake
+from impala_vllm.fleet.index import Index
+from impala_vllm.fleet.places import Replica, ServerId, Tier
+
+logger = logging.getLogger("impala.fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class AskingConfig:
+    """How servers are asked."""
+
+    every_s: float = 2.0
+    """Between two looks at /health."""
+    details_every_s: float = 15.0
+    """Between two handshakes; a restarted engine is found by it at the latest."""
+    within_s: float = 5.0
+    failures: int = 3
+    """Looks in vain, in a row, after which a server is down."""
+
+
+class State(Enum):
+    """Of a server."""
+
+    NEW = "new"
+    UP = "up"
+    DOWN = "down"
+    DRAINING = "draining"
+    """Gets no new requests; goes when those that run have ended."""
+
+
+class Address(NamedTuple):
+    """Where a server is."""
+
+    url: ServerId
+    events: Endpoints | None = None
+    """Where it publishes; None: as its handshake says."""
+
+
+class Hooks(NamedTuple):
+    """What a server tells the fleet."""
+
+    on_hello: Callable[["Server", Hello], str | None]
+    """A handshake came; answers what is wrong with it, None where its hashes are believed."""
+    on_change: Callable[["Server"], None]
+    """State, ranks or models changed."""
+    on_lost: Callable[[Replica], None]
+    """The replica's KV is gone."""
+
+
+class Server:
+    """Created, then `run` as a task; `close` cancels what it started."""
+
+    def __init__(
+        self,
+        address: Address,
+        index: Index,
+        session: aiohttp.ClientSession,
+        context: zmq.asyncio.Context,
+        headers: Mapping[str, str],
+        hooks: Hooks,
+        config: AskingConfig,
+    ) -> None:
+        self.address = address
+        self.id = address.url
+        self.state = State.NEW
+        self.hello: Hello | None = None
+        self.problem: str | None = "not asked yet"
+        """Why its hashes are not used; None: they are."""
+        self.event_problem: str | None = "not asked yet"
+        """Why its events are not followed; None: they are."""
+        self.models: dict[str, Adapter | None] | None = None
+        """Served names; None: unknown, any may be."""
+        self.replicas: list[Replica] = [Replica(self.id)]
+        self.followers: dict[Replica, Follower] = {}
+        self.model_cards: list[dict[str, Any]] = []
+        self._index = index
+        self._session = session
+        self._context = context
+        self._headers = headers
+        self._hooks = hooks
+        self._config = config
+        self._feeds: list[asyncio.Task[None]] = []
+        self._num_failures = 0
+        self._details_at_s = 0.0
+
+    async def run(self) -> None:
+        """Ask again and again; cancel it."""
+        while True:
+            await self.ask()
+            await asyncio.sleep(self._config.every_s)
+
+    async def ask(self) -> None:
+        """One look."""
+        now_s = asyncio.get_running_loop().time()
+        try:
+            status, _ = await self._get("/health")
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            status = 0
+        if status != 200:
+            self._num_failures += 1
+            if self._num_failures >= self._config.failures or self.state is State.NEW:
+                self.suspect()
+            return
+        self._num_failures = 0
+        is_back = self.state in (State.NEW, State.DOWN)
+        if is_back or now_s >= self._details_at_s:
+            self._details_at_s = now_s + self._config.details_every_s
+            await self._ask_details()
+        if is_back:
+            self._become(State.UP)
+
+    def suspect(self) -> None:
+        """It does not answer: nothing goes there until it does again, and what it held is not counted on."""
+        if self.state is State.DOWN:
+            return
+        self._become(State.DOWN)
+        for replica in self.replicas:
+            self._hooks.on_lost(replica)
+
+    def drain(self) -> None:
+        """No new requests from now on."""
+        self._become(State.DRAINING)
+
+    async def close(self) -> None:
+        """End the feeds. Idempotent."""
+        for feed in self._feeds:
+            feed.cancel()
+        await asyncio.gather(*self._feeds, return_exceptions=True)
+        self._feeds.clear()
+        self.followers.clear()
+
+    def has_events(self, replica: Replica) -> bool:
+        """Whether what the replica holds is told by it."""
+        follower = self.followers.get(replica)
+        return self.problem is None and follower is not None and follower.completeness is not Completeness.NOTHING
+
+    def _become(self, state: State) -> None:
+        if state is self.state or (self.state is State.DRAINING and state is State.UP):
+            return
+        logger.info("%s: %s", self.id, state.value)
+        self.state = state
+        self._hooks.on_change(self)
+
+    async def _ask_details(self) -> None:
+        try:
+            status, body = await self._get("/impala/hello")
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return  # the next look at /health says what is the matter
+        problem, hello = self.problem, None
+        if status == 200:
+            try:
+                hello = handshake.read(body)
+                problem = self._hooks.on_hello(self, hello)
+            except HelloError as e:
+                problem = str(e)
+        elif status in (401, 403):
+            problem = "it wants an API key for its handshake; give the router --server-key"
+        elif status == 404:
+            problem = "it has no handshake; start it with --scheduler impala, in mode observe at least"
+        if problem != self.problem:
+            self.problem = problem
+            logger.log(
+                logging.INFO if problem is None else logging.WARNING, "%s: %s", self.id, problem or "hashes match"
+            )
+        await self._ask_models()
+        if hello is not None:
+            await self._follow(hello)
+        self._hooks.on_change(self)
+
+    async def _ask_models(self) -> None:
+        try:
+            status, body = await self._get("/v1/models")
+            if status != 200:
+                return
+            cards = msgspec.json.decode(body, type=_Models).data
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+            return
+        self.model_cards = cards
+        self.models = {str(card.get("id")): _adapter(card) for card in cards}
+
+    async def _follow(self, hello: Hello) -> None:
+        """Start the feeds that the handshake asks for, where it is another one than before."""
+        before, self.hello = self.hello, hello
+        if before is not None and before.ranks == hello.ranks:
+            return
+        if before is not None and [rank.epoch for rank in before.ranks] != [rank.epoch for rank in hello.ranks]:
+            for replica in self.replicas:
+                self._hooks.on_lost(replica)
+        await self.close()
+        self.replicas = [Replica(self.id, rank.dp_rank) for rank in hello.ranks]
+        problems: list[str] = []
+        for rank in hello.ranks:
+            endpoints = self._endpoints(rank)
+            if endpoints is None:
+                problems.append("its events are off; start it with --kv-events-config")
+                continue
+            if endpoints.replay is None:
+                problems.append("it has no replay endpoint, so a lost event costs all that is known of it")
+            self._start_feed(Replica(self.id, rank.dp_rank), endpoints, handshake.group_of(hello))
+        self.event_problem = problems[0] if problems else None
+        if self.event_problem is not None:
+            logger.warning("%s: %s", self.id, self.event_problem)
+
+    def _endpoints(self, rank: handshake.Rank) -> Endpoints | None:
+        if self.problem is not None:
+            return None
+        if self.address.events is not None:
+            return self.address.events.of_rank(rank.dp_rank)
+        if rank.events is None:
+            return None
+        host = urlsplit(self.id).hostname or "127.0.0.1"
+        try:
+            replay = rank.events.replay_endpoint
+            return Endpoints(
+                _reachable(rank.events.endpoint, host), replay and _reachable(replay, host), rank.events.topic
+            )
+        except EndpointError as e:
+            logger.warning("%s: %s", self.id, e)
+            return None
+
+    def _start_feed(self, replica: Replica, endpoints: Endpoints, group: int) -> None:
+        follower = Follower(_Into(self._index, replica, group), can_replay=endpoints.replay is not None)
+        self.followers[replica] = follower
+        feed = Feed(self._context, endpoints, follower)
+        self._feeds.append(asyncio.create_task(feed.run(), name=f"events of {replica.server}"))
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=self._config.within_s)
+        async with self._session.get(self.id + path, headers=self._headers, timeout=timeout) as response:
+            return response.status, await response.read()
+
+
+class _Models(msgspec.Struct):
+    data: list[dict[str, Any]]
+
+
+class _Into:
+    """A replica's events, on their way into the index."""
+
+    def __init__(self, index: Index, replica: Replica, group: int) -> None:
+        self._index = index
+        self._replica = replica
+        self._group = group
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Take over changes of the group that stands for prefixes."""
+        now = asyncio.get_running_loop().time()
+        for event in events:
+            if isinstance(event, Stored):
+                if event.group == self._group:
+                    self._index.store(self._replica, event.tier, event.keys, now)
+            elif isinstance(event, Removed):
+                if event.group == self._group:
+                    self._index.remove(self._replica, event.tier, event.keys)
+            else:  # other tiers tell of what they drop
+                self._index.clear(self._replica, Tier.HBM)
+
+    def lost(self) -> None:
+        """Forget what the index has of it. Its traces stay: their KV most likely is still there."""
+        self._index.clear(self._replica)
+
+
+def _reachable(endpoint: str, host: str) -> str:
+    """An endpoint as it was bound, from elsewhere."""
+    for wildcard in ("*", "0.0.0.0", "[::]"):
+        endpoint = endpoint.replace(f"tcp://{wildcard}:", f"tcp://{host}:")
+    return endpoint
+
+
+def _adapter(card: Mapping[str, Any]) -> Adapter | None:
+    """LoRA adapters have a parent; their root is the path."""
+    if not card.get("parent"):
+        return None
+    return Adapter(str(card.get("id")), str(card.get("root")))
