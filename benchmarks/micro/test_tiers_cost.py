@@ -47,6 +47,7 @@ class Request:
 
     def __init__(self, trace: int, num_chunks: int) -> None:
         self.request_id = f"r{next(_numbers)}"
+        self.lora_request = None
         self.trace_id = TraceId(f"t{trace}")
         self.block_hashes = [((trace << 32) + i).to_bytes(32, "big") for i in range(num_chunks)]
         self.num_tokens = num_chunks * TOKENS + 1
