@@ -44,10 +44,8 @@ def show(report: Report, price: float | None, show_text: bool, console: Console)
         console.print(_worst(report.worst[:_SHOWN]))
         for finding in report.worst[:_SHOWN]:
             if finding.now is not None:
-                say(
-                    where = f"{finding.session}, turn {finding.turn}, {finding.segment}"
-                    say(f"- {where}:\n    was {finding.was!r}\n    now {finding.now!r}")
-                )
+                where = f"{finding.session}, turn {finding.turn}, {finding.segment}"
+                say(f"- {where}:\n    was {finding.was!r}\n    now {finding.now!r}")
     else:
         say("Every prompt begins with the one before it.")
     for title, totals in (
