@@ -83,45 +83,45 @@ class _Observed(SyncScheduler):
         output = super().schedule(throttle_prefills)
         if self.bookkeeper is not None:
             held, fetching = self._kept_back()
-            self._note(lambda keeper: keeper.scheduled(output, held, fetching))
+            self.note(lambda keeper: keeper.scheduled(output, held, fetching))
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         if self.bookkeeper is not None:
-            self._note(lambda keeper: keeper.stepping(scheduler_output))
+            self.note(lambda keeper: keeper.stepping(scheduler_output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         self.observer.on_step(scheduler_output.total_num_scheduled_tokens)
         if self.bookkeeper is not None:
-            self._note(Bookkeeper.stepped)
+            self.note(Bookkeeper.stepped)
         return outputs
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
         if self.bookkeeper is not None:
-            self._note(lambda keeper: keeper.forget(trace_id))
+            self.note(lambda keeper: keeper.forget(trace_id))
 
     def shutdown(self) -> None:
         if self.bookkeeper is not None:
-            self._note(Bookkeeper.close)
+            self.note(Bookkeeper.close)
         super().shutdown()
 
     def _preempt_request(self, request: Request, timestamp: float, *args: Any, **kwargs: Any) -> None:
         if self.bookkeeper is not None:
-            self._note(lambda keeper: keeper.preempting(request))
+            self.note(lambda keeper: keeper.preempting(request))
         super()._preempt_request(request, timestamp, *args, **kwargs)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         freed = super()._free_request(request, delay_free_blocks)
         self.observer.on_finish(request)
         if self.bookkeeper is not None:
-            self._note(lambda keeper: keeper.finish(request))
+            self.note(lambda keeper: keeper.finish(request))
         return freed
 
     def _arrived(self, request: Request) -> Link | None:
         link = self.observer.on_arrival(request)
         if self.bookkeeper is not None:
             trace = self._trace(link.trace_id) if link is not None else None
-            self._note(lambda keeper: keeper.arrive(request, link, trace))
+            self.note(lambda keeper: keeper.arrive(request, link, trace))
         return link
 
     def _trace(self, trace_id: TraceId | None) -> Trace | None:
@@ -132,7 +132,7 @@ class _Observed(SyncScheduler):
         """Requests that policy holds, and those that wait for KV from NVMe."""
         return _NOBODY, _NOBODY
 
-    def _note(self, verb: Callable[[Bookkeeper], None]) -> None:
+    def note(self, verb: Callable[[Bookkeeper], None]) -> None:
         """Keep the ledger; where that fails, it ends here."""
         if (keeper := self.bookkeeper) is None:
             return

@@ -8,6 +8,7 @@ import heapq
 from typing import Any
 
 from impala_vllm.adapters.vllm import facts, hello
+from impala_vllm.adapters.vllm.bookkeeper import Bookkeeper
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.core.traces import Trace
 
@@ -115,6 +116,8 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
 
 def _ledger(scheduler: Any) -> dict[str, Any] | None:
     """What the ledger does; None where none was asked for."""
+    if getattr(scheduler, "bookkeeper", None) is not None:
+        scheduler.note(Bookkeeper.tick)
     keeper = getattr(scheduler, "bookkeeper", None)
     if keeper is not None:
         return keeper.stats()

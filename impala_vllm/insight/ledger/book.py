@@ -183,7 +183,7 @@ class Book:
             now_due, left = math.inf, len(self._accounts) + len(self._over)
         else:
             now_due = now
-        if now_due >= self._rest_due_s:
+        if self._rest_due_s < math.inf and now_due >= self._rest_due_s:
             self._write_rest(now)
         for trace_id in list(self._over) if self._over else ():
             if not left:

@@ -245,6 +245,12 @@ def test_a_ledger_that_fails_is_switched_off_and_every_request_is_served(model, 
     assert take(engine.scheduler, 0)["ledger"] == {"on": False, "error": "ValueError"}
 
 
+def test_a_record_that_cannot_be_made_does_not_take_the_snapshot_down(model, tmp_path, monkeypatch):
+    engine = Engine(model, tmp_path / "l.jsonl")
+    monkeypatch.setattr(engine.scheduler.bookkeeper.book, "tick", lambda now: 1 / 0)
+    assert take(engine.scheduler, 0)["ledger"] == {"on": False, "error": "ZeroDivisionError"}
+
+
 def test_without_a_ledger_there_is_no_bookkeeper(model):
     settings = load(None, {"mode": ("test", "observe")})
     config = EngineArgs(model=model, max_model_len=512, block_size=32, scheduler_cls=choice.Choice.of(settings))

@@ -170,6 +170,7 @@ def test_requests_without_a_trace_are_counted_together(table):
     table.book.arrive("x", RequestId("x"), None, None, 0, 0.0)
     table.book.finish("x", Served(Tokens(computed=5, output=1), 0), Outcome.STOP, 1.0)
     table.book.tick(2.0)
+    table.book.tick(3.0)
     (rest,) = table.records
     assert isinstance(rest, Unlinked)
     assert (rest.turns, rest.tokens.computed) == (1, 5)
