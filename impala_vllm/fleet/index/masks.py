@@ -2,8 +2,8 @@
 
 Blocks of one age that are held in the same places share one `_Group`, which carries the places as a bit mask. A
 replica that restarts, a tier that is cleared, an age that is over: each is a change of a few groups, not of
-their millions of blocks. A query looks at every 64th block of a chain, and closer only where replicas drop out:
-the jump search of Dynamo's indexer (https://github.com/ai-dynamo/dynamo), on masks.
+their millions of blocks. A query jumps along a chain in growing strides, and looks closer only where replicas drop
+out: the jump search of Dynamo's indexer (https://github.com/ai-dynamo/dynamo), on masks.
 """
 
 from collections import deque
@@ -14,6 +14,7 @@ from impala_vllm.fleet.index.base import Depths, IndexConfig, Stats
 from impala_vllm.fleet.places import BlockKey, Replica, Tier
 
 STRIDE = 64
+"""The first jump; as long as nobody drops out, each is twice as long as the one before."""
 BYTES_A_BLOCK = 104
 """Measured with `benchmarks/fleet`: the key, its entry, and the room a growing dict leaves."""
 NUM_SHARDS = 64
@@ -177,16 +178,16 @@ class MaskIndex:
         group = shards[chain[0] % NUM_SHARDS].get(chain[0]) if end else None
         live = group.reach & self._used if group is not None else 0
         drops: list[tuple[int, int]] = []
-        at = 0
+        at, stride = 0, STRIDE
         while live and at < end - 1:
-            probe = min(at + STRIDE, end - 1)
+            probe = min(at + stride, end - 1)
             key = chain[probe]
             group = shards[key % NUM_SHARDS].get(key)
             lost = live & ~group.reach if group is not None else live
             if lost:
                 self._narrow(chain, at, probe, lost, drops)
                 live ^= lost
-            at = probe
+            at, stride = probe, STRIDE if lost else 2 * stride
         if live:
             drops.append((end, live))
         return self._by_replica(drops)

@@ -116,24 +116,30 @@ class Policy:
         if question.depths is None and home is None:
             return self._blind(candidates, lot)
         depths = question.depths or {}
-        credit_s = self._credit(question, loads)
         nowhere_s = self.cost.prefill_s(question.num_tokens)
-        running_s = self.config.running_s
+        credit_s = self._credit(question, loads)
+        nowhere = (nowhere_s, nowhere_s - credit_s)
+        running_s, share = self.config.running_s, self.config.delays_others
+        reached: dict[Depths, tuple[float, float]] = {}
         best: Replica | None = None
         best_s, home_s = float("inf"), None
         for replica, load in candidates:
             depth = depths.get(replica)
             if depth is None or not depth.remote:
-                price_s, fresh_s = nowhere_s - credit_s, nowhere_s
+                fresh_s, price_s = nowhere
+            elif depth in reached:  # most replicas hold the same stem and no more
+                fresh_s, price_s = reached[depth]
             else:
                 fresh_s, transfer_s = self._reach(question, depth)
                 price_s = fresh_s + transfer_s
-            price_s += load.pending_s + load.num_running * running_s + self._harm_s(load, fresh_s)
+                reached[depth] = fresh_s, price_s
+            price_s += load.pending_s + load.num_running * running_s
+            price_s += fresh_s * share if load.capacity_tokens is None else self._harm_s(load, fresh_s)
             if price_s < best_s or (
                 price_s == best_s and best is not None and self._goes_first(load, loads[best], lot)
             ):
                 best, best_s = replica, price_s
-            if replica == home:
+            if replica is home or replica == home:
                 home_s = price_s
         assert best is not None
         chosen, total_s = best, best_s
