@@ -165,17 +165,15 @@ class Writer:
 
     def _line(self, record: Record | Unlinked, now: float) -> bytes:
         line = _encode(record) + b"\n"
-        if not isinstance(record, Record) or not record.log:
-            return line
-        bare = _encode(msgspec.structs.replace(record, log=())) + b"\n"
-        self._budget_bytes = min(LOG_BYTES_AT_ONCE, self._budget_bytes + (now - self._budget_s) * LOG_BYTES_PER_S)
-        self._budget_s = now
-        if record.live:
-            return line  # there is one of each: they are bounded as they are
-        if len(line) - len(bare) > self._budget_bytes:
+        if not isinstance(record, Record) or not record.log or record.live:
+            return line  # of live traces there is one line each: they are bounded as they are
+        earned = (now - self._budget_s) * LOG_BYTES_PER_S
+        self._budget_bytes, self._budget_s = min(LOG_BYTES_AT_ONCE, self._budget_bytes + earned), now
+        size = len(_encode(record.log))
+        if size > self._budget_bytes:
             self.counts.bare += 1
-            return bare
-        self._budget_bytes -= len(line) - len(bare)
+            return _encode(msgspec.structs.replace(record, log=())) + b"\n"
+        self._budget_bytes -= size
         return line
 
     def _append(self, file: IO[bytes], lines: list[bytes]) -> None:
