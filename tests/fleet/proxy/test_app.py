@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
-import uvicorn
 
 from benchmarks.fleet.emulated import EmulatedServer
+from benchmarks.fleet.serving import serving
 from impala_vllm.fleet.fleet import parse_address
-from impala_vllm.fleet.proxy import Gateway, RouterOptions, build
+from impala_vllm.fleet.proxy import Gateway, RouterOptions
 from impala_vllm.fleet.server import AskingConfig
 from impala_vllm.sim.timing import load
 
@@ -55,20 +54,9 @@ async def site(tokenizer, model_dir, num_servers=2, server=None, **options) -> A
         servers = [await stack.enter_async_context(EmulatedServer(tokenizer, TIMING, **s)) for s in settings]
         addresses = tuple(parse_address(s.url) for s in servers)
         gateway = Gateway(RouterOptions(addresses, tokenizer=str(model_dir), asking=ASKING, **options))
-        listener = socket.create_server(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(build(gateway.options, gateway), log_level="warning", access_log=False))
-        task = asyncio.create_task(running.serve([listener]))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        found = Site(f"http://127.0.0.1:{listener.getsockname()[1]}", gateway, servers, client)
-        await found.until(lambda: running.started)
-        await gateway.fleet.settled()
-        await found.until(lambda: all(load.is_open for load in gateway.fleet.loads.values()))
-        try:
-            yield found
-        finally:
-            await client.close()
-            running.should_exit = True
-            await task
+        url = await stack.enter_async_context(serving(gateway.options, gateway))
+        yield Site(url, gateway, servers, client)
 
 
 def turns(number: int, trace: str = "one") -> list[dict]:
