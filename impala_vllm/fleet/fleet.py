@@ -80,6 +80,7 @@ class Fleet:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
             auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are no other's
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
         return self

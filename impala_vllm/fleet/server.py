@@ -107,7 +107,10 @@ class Server:
     async def run(self) -> None:
         """Ask again and again; cancel it."""
         while True:
-            await self.ask()
+            try:
+                await self.ask()
+            except Exception:  # the next look tries again; a fleet must not lose a server to one odd answer
+                logger.exception("%s: asking it failed", self.id)
             await asyncio.sleep(self._config.every_s)
 
     async def ask(self) -> None:
@@ -132,7 +135,7 @@ class Server:
 
     def suspect(self) -> None:
         """It does not answer: nothing goes there until it does again, and what it held is not counted on."""
-        if self.state is State.DOWN:
+        if self.state in (State.DOWN, State.DRAINING):
             return
         self._become(State.DOWN)
         for replica in self.replicas:
@@ -156,7 +159,7 @@ class Server:
         return self.problem is None and follower is not None and follower.completeness is not Completeness.NOTHING
 
     def _become(self, state: State) -> None:
-        if state is self.state or (self.state is State.DRAINING and state is State.UP):
+        if state is self.state:
             return
         logger.info("%s: %s", self.id, state.value)
         self.state = state

@@ -60,8 +60,6 @@ class Forward:
         if body is None:
             await _refuse(send, 413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
             return
-        this = asyncio.current_task()
-        assert this is not None
         answer = asyncio.ensure_future(self._answer(scope, body, send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
@@ -103,7 +101,11 @@ class Forward:
         has_begun = False
         try:
             async with self._fleet.session.request(
-                scope["method"], _url(replica, scope), data=body, headers=_upstream_headers(scope, replica, read)
+                scope["method"],
+                _url(replica, scope),
+                data=body,
+                headers=_upstream_headers(scope, replica, read),
+                allow_redirects=False,
             ) as response:
                 if response.status in _BUSY and not is_last:
                     return False

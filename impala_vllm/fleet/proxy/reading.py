@@ -1,6 +1,7 @@
 """From an HTTP request to a `Turn`: JSON, tokens and hashes in worker threads, so that streams go on meanwhile."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
@@ -13,6 +14,8 @@ from impala_vllm.core.types import Namespace
 from impala_vllm.fleet.fleet import Fleet, Serving
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.router import Turn
+
+logger = logging.getLogger("impala.fleet")
 
 BYTES_A_TOKEN = 4
 """Of a body that could not be tokenised."""
@@ -75,10 +78,13 @@ def _hash(serving: Serving, path: str, fields: Mapping[str, Any]) -> Prompt | No
     assert serving.family is not None
     prompts = serving.family.prompts
     assert prompts is not None
-    if path == "/v1/chat/completions":
-        return prompts.of_chat(fields, serving.adapter)
-    if path == "/v1/completions":
-        return prompts.of_completion(fields, serving.adapter)
-    if path == "/v1/responses":
-        return prompts.of_response(fields, serving.adapter)
-    return None
+    find = {
+        "/v1/chat/completions": prompts.of_chat,
+        "/v1/completions": prompts.of_completion,
+        "/v1/responses": prompts.of_response,
+    }.get(path)
+    try:
+        return find(fields, serving.adapter) if find is not None else None
+    except Exception as e:  # whatever a malformed body does to a tokenizer; its text stays out of the log
+        logger.warning("a prompt could not be hashed (%s)", type(e).__name__)
+        return None

@@ -259,6 +259,15 @@ async def test_a_key_of_the_client_reaches_the_server(tokenizer, model_dir):
         assert seen["x-session-id"] == "s"
 
 
+async def test_what_no_tokenizer_takes_is_left_to_the_engine(tokenizer, model_dir):
+    async with site(tokenizer, model_dir, num_servers=1) as found:
+        for body in (b'{"prompt": "\\ud800"}', b"[]", b'{"prompt": 7}', b"\xff", b'{"prompt": {}, "stream": 3}'):
+            async with found.client.post(found.url + "/v1/completions", data=body) as response:
+                assert response.status >= 400
+        assert (await found.chat(turns(0)))[0] == 200
+        assert all(not load.num_running for load in found.gateway.fleet.loads.values())
+
+
 @pytest.mark.parametrize("bad", ["", "host:8000", "http://", "http://h=tcp://*:1", "http://h=nothing"])
 def test_what_is_no_address_is_refused(bad):
     with pytest.raises(ValueError, match="write"):
