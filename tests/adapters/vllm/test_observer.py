@@ -53,7 +53,7 @@ def run(observer, request):
 def test_a_continuation_is_linked_to_its_trace(observer, clock):
     run(observer, FakeRequest("a", chain(*range(20))))
     clock.now += 2
-    observer.on_arrival(FakeRequest("b", chain(*range(24))))
+    observer.on_arrival(FakeRequest("b", chain(*range(24)), num_prompt_tokens=120))
     (_, _, first), (_, turn, second) = observer.links(0, 10)
     assert turn == "b"
     assert second.trace_id == first.trace_id
