@@ -70,11 +70,13 @@ def origin(command: str | None = None) -> Origin:
 
 
 def append(records: Sequence[Record], directory: Path = RESULTS) -> Path:
-    """Add to today's file for this machine and commit; returns it."""
+    """Add to today's file for this machine and commit; returns it. Files sort by when they were begun."""
     directory.mkdir(parents=True, exist_ok=True)
-    first = records[0]
+    first, now = records[0], datetime.now(UTC)
     slug = re.sub(r"[^a-z0-9]+", "-", first.machine.lower()).strip("-")[:40]
-    path = directory / f"{datetime.now(UTC):%Y%m%d}-{slug}-{first.commit[:12]}.jsonl"
+    name = f"{slug}-{first.commit[:12]}.jsonl"
+    begun = sorted(directory.glob(f"{now:%Y%m%d}T*-{name}"))
+    path = begun[0] if begun else directory / f"{now:%Y%m%dT%H%M}-{name}"
     with path.open("a", encoding="utf-8") as out:
         for record in records:
             out.write(json.dumps(asdict(record), sort_keys=False) + "\n")

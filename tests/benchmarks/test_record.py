@@ -1,6 +1,7 @@
 """Records survive the file, and RESULTS.md is made of them."""
 
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,23 @@ def test_records_are_appended_and_read_back(tmp_path: Path) -> None:
     assert record.append([replace(ONE, variant="other")], tmp_path) == path
     assert record.read([path]) == [ONE, replace(ONE, variant="other")]
     assert path.name.endswith("-some-cpu-2-cores-abc123.jsonl")
+
+
+def test_files_of_one_day_sort_by_when_they_were_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        hour_now = 9
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, cls.hour_now, 30, tzinfo=tz)
+
+    monkeypatch.setattr(record, "datetime", Clock)
+    (tmp_path / "20260102-some-cpu-2-cores-0ld.jsonl").touch()
+    first = record.append([replace(ONE, commit="fff")], tmp_path)
+    Clock.hour_now = 10
+    second = record.append([replace(ONE, commit="aaa")], tmp_path)
+    assert record.append([replace(ONE, commit="fff")], tmp_path) == first
+    assert sorted(tmp_path.iterdir())[1:] == [first, second]
 
 
 @pytest.mark.parametrize(
