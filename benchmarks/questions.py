@@ -18,6 +18,16 @@ _IDENTITY = (
     "the trace it belongs to; predecessor F1 only whether the one request named as the one before is of that trace."
 )
 
+_VIRTUAL = (
+    "The load of the serving benchmark of that name, on vLLM's own scheduler and impala's own code in virtual time; "
+    "only the time of a step is modelled. Ratios are to the first arm with the same sessions."
+)
+
+_VALIDATION = (
+    "The same sessions in `impala simulate` and on vLLM's scheduler in virtual time: mean stall as a ratio, hit ratio "
+    "as a difference. Within 0.85 to 1.15 and 0.15 the simulator may be believed."
+)
+
 QUESTIONS = {
     "serving/baseline": Question(
         "What eviction costs: stock vLLM against a pool that never evicts",
@@ -98,6 +108,18 @@ QUESTIONS = {
         "the time of a step is modelled. Ratios are to stock with the same sessions. impala-identity has every policy "
         "off but still evicts trace by trace.",
     ),
+    "sim/compute-bound": Question("Order where compute is short, over seeds", _VIRTUAL),
+    "sim/drift": Question("A workload that flips every minute, over seeds", _VIRTUAL),
+    "sim/fan-out": Question("Parents with forks and a join, over seeds", _VIRTUAL),
+    "sim/head-of-line": Question("Short turns beside a long generation, over seeds", _VIRTUAL),
+    "sim/labelling": Question("Labelling jobs on one stem, over seeds", _VIRTUAL),
+    "sim/validation": Question("The simulator beside vLLM's own scheduler", _VALIDATION),
+    "sim/validation-host": Question("The simulator beside vLLM's own scheduler, with a host tier", _VALIDATION),
+    "sim/validation-host-nvme": Question("The simulator beside vLLM's own scheduler, host and NVMe", _VALIDATION),
+    "micro/scheduler_overhead": Question(
+        "What hooks cost the engine loop", "Microseconds of the observing scheduler, with 2,000 traces known."
+    ),
+    "micro/identity": Question("What recognising a trace costs", "Microseconds an arrival, with 2,000 traces known."),
     "sim/sustained": Question(
         "How many sessions are sustained, open loop",
         "The same in virtual time, with sessions that arrive at a Poisson rate whoever is still there. A load of n is "
