@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ class Family:
 
     hello: Hello
     scheme: Scheme
+    members: set[ServerId] = field(default_factory=set[ServerId])
+    """Servers that were believed; they may have gone since."""
     prompts: Prompts | None = None
     """None while the tokenizer loads, and where it cannot be."""
 
@@ -186,10 +188,12 @@ class Fleet:
             self._loading.add(task := asyncio.create_task(self._load_tokenizer(family)))
             task.add_done_callback(self._loading.discard)
         differences = handshake.differences(family.hello, hello)
-        others = [s for s in self.servers.values() if s is not server and s.hello and s.hello.model == hello.model]
-        if differences and not any(s.problem is None for s in others):  # the family has moved on: a new version, say
+        family.members.discard(server.id)
+        if differences and not family.members & self.servers.keys():  # all others have gone or moved on: a new version
             del self._families[hello.model]
             return self._greet(server, hello)
+        if not differences:
+            family.members.add(server.id)
         return "; ".join(differences) or None
 
     async def _load_tokenizer(self, family: Family) -> None:
@@ -242,6 +246,3 @@ def parse_file(text: str, where: str) -> list[Address]:
             except AddressError as e:
                 raise AddressError(f"{where}:{number}: {e}") from e
     return addresses
-
-
-__all__ = ["Address", "AddressError", "Family", "Fleet", "Serving", "parse_address", "parse_file"]

@@ -54,7 +54,6 @@ class Ticket:
 class Plan(NamedTuple):
     """An answer without consequences, with its terms."""
 
-    link: Link | None
     decision: Decision | None
     terms: Mapping[Replica, Terms]
 
@@ -127,12 +126,12 @@ class Router:
         keys = ticket.turn.prompt.keys if ticket.turn.prompt is not None else _NOTHING
         self._identity.finish(Finish(ticket.request_id, keys, ticket.turn.num_tokens, outcome), now)
 
-    def plan(self, turn: Turn, among: Mapping[Replica, Load], now: float) -> Plan:
+    def plan(self, turn: Turn, among: Mapping[Replica, Load]) -> Plan:
         """What `start` would decide, term by term; nothing is noted. The trace is found by its session id only."""
         home = self._home_of_session(turn)
         question = self._question(turn, None)._replace(home=home)
         decision = self.policy.choose(question, among, Random(0))
-        return Plan(None, decision, self.policy.explain(question, among))
+        return Plan(decision, self.policy.explain(question, among))
 
     def leave(self, replica: Replica) -> None:
         """The replica is gone, or has lost its KV."""

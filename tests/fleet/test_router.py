@@ -131,7 +131,7 @@ def test_a_plan_leaves_no_trace():
     site = Site()
     served = site.serve(chain(1, 50), session="s")
     before = {replica: (load.num_running, load.pending_s, load.live_tokens) for replica, load in site.loads.items()}
-    plan = site.router.plan(site.turn(chain(1, 60), session="s"), site.loads, site.now)
+    plan = site.router.plan(site.turn(chain(1, 60), session="s"), site.loads)
     assert plan.decision.replica == served.decision.replica
     assert plan.decision.reason is Reason.HOME
     assert set(plan.terms) == set(site.loads)

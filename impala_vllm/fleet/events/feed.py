@@ -6,21 +6,18 @@ subscription's own queue. No byte is read here that the follower does not take b
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
-from impala_vllm.fleet.events.follower import Completeness, Follower
+from impala_vllm.fleet.events.follower import Follower
 
 logger = logging.getLogger("impala.fleet")
 
 REPLAY_TIMEOUT_S = 2.0
 """Longest silence within a replay. The publisher looks for questions ten times a second."""
-RESYNC_EVERY_S = 30.0
-"""Between two snapshots of one replica: taking one costs its engine some milliseconds."""
 BATCHES_A_TURN = 64
 """Batches taken before others of the event loop get their turn."""
 MAX_BATCH_BYTES = 64 << 20
@@ -57,21 +54,10 @@ class Endpoints:
 class Feed:
     """Follows one replica as long as `run` runs."""
 
-    def __init__(
-        self,
-        context: zmq.asyncio.Context,
-        endpoints: Endpoints,
-        follower: Follower,
-        on_heard: Callable[[], None] = lambda: None,
-        resync: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """`on_heard` is told of each sign of life. `resync` loads a snapshot where history is incomplete."""
+    def __init__(self, context: zmq.asyncio.Context, endpoints: Endpoints, follower: Follower) -> None:
         self._context = context
         self._endpoints = endpoints
         self._follower = follower
-        self._on_heard = on_heard
-        self._resync = resync
-        self._resync_at_s = 0.0
 
     async def run(self) -> None:
         """Never returns; cancel it. The subscription is made before anything is awaited."""
@@ -95,7 +81,6 @@ class Feed:
                 if self._follower.question is not None:
                     await self._settle()
                 if len(frames) == 3 and len(frames[1]) == 8:
-                    self._on_heard()
                     self._follower.live(int.from_bytes(frames[1], "big"), frames[2])
                 num_taken += 1
                 if num_taken % BATCHES_A_TURN == 0:
@@ -105,11 +90,6 @@ class Feed:
         """Ask until nothing is left to ask."""
         while self._follower.question is not None:
             await self._replay()
-        now_s = asyncio.get_running_loop().time()
-        if self._resync is None or self._follower.completeness is not Completeness.PART or now_s < self._resync_at_s:
-            return
-        self._resync_at_s = now_s + RESYNC_EVERY_S
-        await self._resync()
 
     async def _replay(self) -> None:
         assert self._endpoints.replay is not None
@@ -127,7 +107,6 @@ class Feed:
                 frames = await dealer.recv_multipart()
                 if len(frames) != 4 or len(frames[2]) != 8:
                     continue
-                self._on_heard()
                 if frames[2] == _END:
                     self._follower.replay_ended()
                     return

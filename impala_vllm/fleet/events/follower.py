@@ -36,7 +36,7 @@ class Completeness(Enum):
     PART = "part"
     """What is known is true, but blocks may be held that we never heard of."""
     ALL = "all"
-    """Every event since the engine started, or since a snapshot."""
+    """Every event since the engine started."""
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Follower:
         if self._num_answers == 1 and self._answering.checks:
             if seq != self._answering.from_seq:  # the publisher's memory does not go back so far
                 self._lose(other_life=False)
-            elif self._last_print is None or xxhash.xxh3_64_intdigest(payload) == self._last_print:
+            elif xxhash.xxh3_64_intdigest(payload) == self._last_print:
                 return
             else:
                 self._lose(other_life=True)
@@ -157,12 +157,6 @@ class Follower:
         """No answer, or not all of it, in time."""
         if self.next_seq is not None:
             self._lose(other_life=False)
-
-    def resynced(self, next_seq: int, written_s: float) -> None:
-        """The sink was given a snapshot, taken before batch `next_seq`, at `written_s` by the server's clock."""
-        self.next_seq, self.question = next_seq, None
-        self._last_print, self._last_written_s = None, written_s
-        self.completeness = Completeness.ALL
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self.next_seq = seq + 1

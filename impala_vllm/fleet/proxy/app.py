@@ -150,7 +150,7 @@ class _Admin:
             return _forbidden()
         path = request.query_params.get("path", "/v1/chat/completions")
         read = await self._site.reader.read(path, dict(request.headers), await request.body())
-        plan = self._site.router.plan(read.turn, read.serving.loads, asyncio.get_running_loop().time())
+        plan = self._site.router.plan(read.turn, read.serving.loads)
         if plan.decision is None:
             return JSONResponse({"error": "no server is available"}, 503, {"retry-after": "2"})
         decision = plan.decision

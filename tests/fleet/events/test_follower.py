@@ -140,18 +140,6 @@ def test_a_poisoned_batch_costs_what_was_known_and_no_more():
     assert follower.completeness is Completeness.PART
 
 
-def test_after_a_snapshot_older_batches_are_duplicates_and_the_next_one_goes_on():
-    publisher, sink, follower = start(memory=0)
-    publisher.publish(stored(1))
-    second = publisher.publish(stored(2))
-    follower.resynced(next_seq=2, written_s=publisher.now_s)
-    sink.blocks.update(publisher.truth.blocks)
-    follower.live(*second)
-    follower.live(*publisher.publish(stored(3)))
-    assert sink.blocks == publisher.truth.blocks
-    assert follower.completeness is Completeness.ALL
-
-
 blocks = st.integers(0, 5)
 moves = st.one_of(
     st.tuples(st.just("store"), blocks),
