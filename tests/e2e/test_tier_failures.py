@@ -291,7 +291,9 @@ def test_a_thread_that_dies_leaves_a_server_without_nvme(stock, place, server, c
     assert client.metric(USABLE) == 0
     assert server.log.read_text().count("the NVMe tier failed and is switched off") == 1
     assert all_lives(client, salt) == expected
-    assert_left_well(client)
+    health = client.json("/impala/health")
+    assert health["status"] == "degraded"
+    assert "NVMe" in "".join(health["reasons"])
 
 
 @pytest.mark.parametrize(
