@@ -14,6 +14,7 @@ from impala_vllm.core.chains import Chains
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner
+from impala_vllm.core.reach import below, leading
 from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
 from impala_vllm.sim.loop import Loop
@@ -144,14 +145,14 @@ class ImpalaTiers(Tiers):
             trace_id = heapq.heappop(self._due)[2]
             self._expected.discard(trace_id)
             keys = self._keys.get(trace_id, ())
-            behind = keys[_leading(keys, self.host.__contains__) :]
+            behind = keys[leading(keys, self.host.__contains__) :]
             due_s = self._planner.recall_due_s(trace_id, len(behind) * self.room.block_bytes, now)
             if due_s is None or not behind:
                 continue
             if due_s > now + RECALL_EVERY_S:
                 self._wait_until(due_s, trace_id)
             else:
-                self._read_in(behind[: _leading(behind, self.nvme.is_ready)], trace_id)
+                self._read_in(behind[: leading(behind, self.nvme.is_ready)], trace_id)
 
     def reach(self, request: Request, num_hits: int, limit: int) -> int | None:
         if not self._host_pays:
@@ -219,7 +220,7 @@ class ImpalaTiers(Tiers):
 
     def _is_ready(self, turn: _Turn, before: set[TraceId]) -> bool:
         keys = turn.keys
-        behind = _leading(keys, self.host.is_ready, turn.hbm_tokens // self._size)
+        behind = leading(keys, self.host.is_ready, turn.hbm_tokens // self._size)
         if behind >= min(turn.awaited_blocks, len(keys)):
             return True
         late_s = self._late_s.get(keys[behind])
@@ -230,7 +231,7 @@ class ImpalaTiers(Tiers):
             return True
         if self._planner.nvme.wait_s() > WINDOW_S:
             return False
-        wanted = keys[behind : _leading(keys, self.nvme.is_ready, behind)]
+        wanted = keys[behind : leading(keys, self.nvme.is_ready, behind)]
         if not self._read_in(wanted, turn.trace_id, before):
             # With nobody before it there will be no more room than now.
             turn.skips_nvme = not before
@@ -307,26 +308,9 @@ class ImpalaTiers(Tiers):
     def _below(self, keys: Sequence[int], start: int) -> Below:
         if not keys:
             return NOTHING
-        in_host = _leading(keys, self.host.is_ready, start)
-        behind = _leading(keys, self.nvme.is_ready, in_host)
-        backed = _leading(keys, self.nvme.is_ready)
-        return Below((in_host - start) * self._size, (behind - in_host) * self._size, backed * self._size)
+        return below(keys, start, self._size, self.host.is_ready, self.nvme.is_ready)
 
     def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
         self._num_due += 1
         self._expected.add(trace_id)
         heapq.heappush(self._due, (due_s, self._num_due, trace_id))
-
-
-def _leading(keys: Sequence[int], has: Callable[[int], bool], start: int = 0) -> int:
-    """Index behind the leading run from `start` on that a tier has: a search, as tiers lose tails first."""
-    low, high = start, len(keys)
-    if low >= high or not has(keys[low]):
-        return low
-    while low < high:
-        middle = (low + high) // 2
-        if has(keys[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return low

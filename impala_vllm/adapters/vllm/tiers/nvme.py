@@ -9,11 +9,12 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from impala_vllm.adapters.vllm.tiers.turns import Turns, leading
+from impala_vllm.adapters.vllm.tiers.turns import Turns
 from impala_vllm.core.allocator import Key, Pin, SlotPool
 from impala_vllm.core.chains import Chains
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.planner import Planner
+from impala_vllm.core.reach import leading
 from impala_vllm.core.types import TraceId
 from impala_vllm.transfer.jobs import Item
 from impala_vllm.transfer.nvme_store import NvmeStore

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
 from vllm.v1.kv_offload.base import make_offload_key
 
-from impala_vllm.adapters.vllm.tiers import turns
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import WINDOW_S, NvmeTier
 from impala_vllm.adapters.vllm.tiers.turns import Turn
 from impala_vllm.core.allocator import Key
 from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner, PlannerConfig
+from impala_vllm.core.reach import below, leading
 from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
 
@@ -159,7 +159,7 @@ class TierPolicy:
     def _is_ready(self, nvme: NvmeTier, turn: Turn, ahead: set[TraceId], now: float) -> bool:
         keys = turn.keys
         # What HBM has may be in no tier: begin behind it.
-        behind = turns.leading(keys, self.manager.host.is_ready, turn.hbm_tokens // self.manager.tokens_per_chunk)
+        behind = leading(keys, self.manager.host.is_ready, turn.hbm_tokens // self.manager.tokens_per_chunk)
         if behind >= turn.awaited_chunks:
             return True
         key = keys[behind]
@@ -170,7 +170,7 @@ class TierPolicy:
             return True
         if nvme.queued_s() > WINDOW_S:
             return False
-        wanted = keys[behind : turns.leading(keys, nvme.has, behind)]
+        wanted = keys[behind : leading(keys, nvme.has, behind)]
         if not nvme.promote(wanted, turn.trace_id, now, set(keys).__contains__, ahead):
             # With nobody before it there will be no more room than now.
             turn.skips_nvme = not ahead
@@ -181,7 +181,7 @@ class TierPolicy:
         if not keys:
             return NOTHING
         has = nvme.has if nvme is not None else _nothing
-        return turns.below(keys, start, self.manager.tokens_per_chunk, self.manager.host.is_ready, has)
+        return below(keys, start, self.manager.tokens_per_chunk, self.manager.host.is_ready, has)
 
     def _keys(self, request: "Request", known: Sequence[Key] = ()) -> list[Key]:
         """The request's full chunks; `known` are the first of them, from when it had fewer."""

@@ -1,10 +1,10 @@
 """What the tiers remember of open turns, and of each trace the chunks of its newest one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
-from impala_vllm.core.planner import NOBODY, Ahead, Below
+from impala_vllm.core.planner import NOBODY, Ahead
 from impala_vllm.core.types import TraceId
 
 
@@ -98,34 +98,3 @@ class Turns:
             turn.load, turn.num_storing = None, 0
             turn.seen.clear()
             self.close_if_done(req_id)
-
-
-def leading(keys: Sequence[Key], has: Callable[[Key], bool], start: int = 0) -> int:
-    """Index behind the leading run of chunks from `start` on that a tier has. O(log keys).
-
-    Tiers lose the tail of a chain first, so this is a search. What another order left behind an island is not found.
-    """
-    low, high = start, len(keys)
-    if low >= high or not has(keys[low]):
-        return low
-    while low < high:
-        middle = (low + high) // 2
-        if has(keys[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def below(
-    keys: Sequence[Key],
-    start: int,
-    tokens_per_chunk: int,
-    host: Callable[[Key], bool],
-    nvme: Callable[[Key], bool],
-) -> Below:
-    """What lies below HBM of a chain of which HBM has the first `start` chunks."""
-    in_host = leading(keys, host, start)
-    behind = leading(keys, nvme, in_host)
-    backed = leading(keys, nvme)
-    return Below((in_host - start) * tokens_per_chunk, (behind - in_host) * tokens_per_chunk, backed * tokens_per_chunk)

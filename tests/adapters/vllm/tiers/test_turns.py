@@ -6,9 +6,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns, below, leading
+from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.planner import Below
+from impala_vllm.core.reach import below, leading
 from impala_vllm.core.types import TraceId
 
 A, B = TraceId("a"), TraceId("b")

@@ -1,0 +1,39 @@
+"""How far along a chain of chunks the tiers reach. A key is whatever names a chunk."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from impala_vllm.core.planner import Below
+
+K = TypeVar("K")
+
+
+def leading(keys: Sequence[K], has: Callable[[K], bool], start: int = 0) -> int:
+    """Index behind the leading run of chunks from `start` on that a tier has. O(log keys).
+
+    Tiers lose the tail of a chain first, so this is a search. What another order left behind an island is not found.
+    """
+    low, high = start, len(keys)
+    if low >= high or not has(keys[low]):
+        return low
+    while low < high:
+        middle = (low + high) // 2
+        if has(keys[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def below(
+    keys: Sequence[K],
+    start: int,
+    tokens_per_chunk: int,
+    host: Callable[[K], bool],
+    nvme: Callable[[K], bool],
+) -> Below:
+    """What lies below HBM of a chain of which HBM has the first `start` chunks."""
+    in_host = leading(keys, host, start)
+    behind = leading(keys, nvme, in_host)
+    backed = leading(keys, nvme)
+    return Below((in_host - start) * tokens_per_chunk, (behind - in_host) * tokens_per_chunk, backed * tokens_per_chunk)
