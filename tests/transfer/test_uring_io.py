@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,6 +255,7 @@ def test_other_threads_run_while_a_poll_waits_but_may_not_enter(pipe: Pipe):
         while not found:
             try:
                 io.poll()  # before the main thread's poll has begun, it is allowed
+                time.sleep(0.002)  # not inside a poll, so that the main thread's can begin
             except RuntimeError as error:
                 found.append(error)
         io.wake()
