@@ -127,7 +127,7 @@ class IndexContract:
         lengths = st.integers(0, 150)
         move = st.tuples(st.sampled_from(REPLICAS), st.sampled_from(list(Tier)[:3]), st.integers(0, 3), lengths)
 
-        @settings(deadline=None, max_examples=self.examples)
+        @settings(max_examples=self.examples)
         @given(st.lists(move, max_size=25), st.sets(st.integers(0, 24), max_size=3))
         def check(moves: list[Any], clears: set[int]) -> None:
             self._run(moves, clears)
@@ -138,7 +138,7 @@ class IndexContract:
         spans = st.tuples(st.integers(0, 149), st.integers(1, 40))
         move = st.tuples(st.booleans(), st.sampled_from(REPLICAS), st.sampled_from(list(Tier)), spans)
 
-        @settings(deadline=None, max_examples=self.examples)
+        @settings(max_examples=self.examples)
         @given(st.lists(move, max_size=25))
         def check(moves: list[Any]) -> None:
             blocks, index, spec = chain(1, 150), self.make(IndexConfig()), NaiveIndex()

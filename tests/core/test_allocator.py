@@ -126,7 +126,7 @@ class Modelled(RuleBasedStateMachine):
 
 
 TestModelled = Modelled.TestCase
-TestModelled.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestModelled.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def in_state(state: State) -> tuple[SlotPool, int]:

@@ -15,7 +15,7 @@ def chained(word: list[int]) -> list[bytes]:
 words = st.lists(st.integers(0, 1), max_size=12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 4), words), max_size=30), words, st.integers(1, 5))
 def test_index_knows_exactly_the_prefixes_of_its_chains(
     moves: list[tuple[int, list[int]]], asked: list[int], stride: int

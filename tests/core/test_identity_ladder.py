@@ -258,7 +258,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps)
 def test_whatever_comes_namespaces_stay_apart_bounds_hold_and_answers_repeat(steps: list[tuple]) -> None:  # type: ignore[type-arg]
     def play() -> list[tuple[Link, int]]:

@@ -146,7 +146,7 @@ def sessions(draw: st.DrawFn) -> list[list[int]]:
     return chains
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(chains=sessions(), outputs=st.lists(st.integers(1, 400), min_size=8, max_size=8), tails=st.integers(0, 63))
 def test_recorded_prefixes_are_kept_exactly(chains: list[list[int]], outputs: list[int], tails: int) -> None:
     turns = [

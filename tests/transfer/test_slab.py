@@ -189,7 +189,7 @@ def test_torn_records_are_dropped_counted_and_not_counted_again(tmp_path: Path):
     slab.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.integers(1, 2000))
 def test_noise_in_the_index_never_makes_a_record_up(tmp_path: Path, seed: int, length: int):
     for path in tmp_path.iterdir():

@@ -41,7 +41,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(actions, max_size=40))
 def test_a_store_may_forget_but_never_lies(script: list[tuple]):
     with TemporaryDirectory() as directory:

@@ -150,7 +150,7 @@ moves = st.one_of(
 fates = st.sampled_from(["heard", "heard", "lost", "twice", "late"])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(moves, fates, st.sets(st.integers(0, 30), max_size=4), st.booleans())), st.integers(0, 8))
 def test_what_is_believed_is_true_whatever_gets_lost(steps, memory):
     publisher, sink, follower = start(memory)

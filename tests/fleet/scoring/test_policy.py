@@ -123,7 +123,7 @@ depth = st.lists(st.integers(0, 700), min_size=4, max_size=4).map(lambda d: Dept
 load_of = st.builds(dict, pending_s=st.floats(0, 9), num_running=st.integers(0, 99), live_tokens=st.integers(0, 10**6))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.integers(1, 10_000),
     st.dictionaries(st.sampled_from(REPLICAS), depth),
