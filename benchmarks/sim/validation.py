@@ -19,7 +19,7 @@ COUNTERPARTS = {"stock": "stock", "impala": "impala-enforce", "unbounded": "unbo
 """Policies of the simulator, and the arms of a replay that are the same."""
 WITH_HOST = {"stock": "stock-lru", "impala": "impala-host", "unbounded": "unbounded"}
 WITH_NVME = {"stock": "stock-lru-fs", "impala": "impala-tiers", "unbounded": "unbounded"}
-"""vLLM's fs tier evicts what others wait for and reads it again; the simulator's LRU does not, and is quicker."""
+"""vLLM's fs tier has no limit, the simulator's has one that the working set fits."""
 
 TOLERANCE = 0.15
 """Off by at most this share, over the mean of all seeds."""

@@ -68,7 +68,7 @@ class Replica:
         self.pool = Pool(shape.num_blocks, self.policy.idle)
         self.tiers = self.policy.tiers(loop, shape.below) if shape.below is not None else None
         if self.tiers is not None:
-            self.tiers.on_arrival = self._wake
+            self.tiers.on_arrival = self._notice
         self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
         self.busy_s = 0.0
         self.on_step: Callable[[Step], None] | None = None
@@ -78,8 +78,6 @@ class Replica:
         self._leap: _Leap | None = None
         self._is_awake = False
         self._num_naps = 0
-        self._full: dict[Request, int] = {}
-        """Requests of the step at hand with the number of full blocks they had before it."""
         self._has_preempted = False
         """In the step at hand: then nobody is placed."""
 
@@ -111,13 +109,27 @@ class Replica:
         elif self._leap is not None and self._leap.cut(now):
             self._loop.at(self._leap.end_s, partial(self._land, self._leap, self._leap.num_steps))
 
+    def _notice(self) -> None:
+        """A transfer has ended; what that means is seen between steps."""
+        assert self.tiers is not None
+        if self._is_awake or self.num_unfinished:
+            self._wake()
+        else:
+            self.tiers.poll()
+
     def _step(self, nap: int | None = None) -> None:
         """Schedule. `nap`: only if nobody has woken the replica since."""
         if nap is not None and nap != self._num_naps:
             return
         self._is_awake = True
         now = self._loop.now
+        if self.tiers is not None:
+            self.tiers.poll()
         scheduled = self._schedule(now)
+        if self.tiers is not None:
+            for request, count in scheduled:
+                self.tiers.scheduled(request, (request.num_computed + count) // self.shape.block_size)
+            self.tiers.planned()
         if not scheduled:
             self._is_awake = False
             self._num_naps += 1
@@ -201,8 +213,6 @@ class Replica:
                     self._load(request, further, now)
                     continue
                 self._leave_queue(request, now)
-            if self.tiers is not None:
-                self._full[request] = 0  # what it found counts as well: host may have lost it
             count = min(request.num_tokens - request.num_computed, budget)
             if not self._grow(request, count):
                 self.stuck = request
@@ -226,9 +236,8 @@ class Replica:
             self.pool.cache(request.blocks[start:], keys)
             del self.loading[request]
             self.loaded[request] = None
-            self._wake()
 
-        self.tiers.load(request, keys, done)
+        self.tiers.load(request, start, keys, done)
 
     def _leave_queue(self, request: Request, now: float) -> None:
         self.policy.placed(request, now)
@@ -251,8 +260,6 @@ class Replica:
                 return False
             request.blocks += self.pool.take(missing)
         first, last = request.num_computed // size, done // size
-        if self.tiers is not None:
-            self._full.setdefault(request, first)
         if first < last:
             keys = request.keys[first:last]
             self.pool.cache(request.blocks[first:last], keys)
@@ -290,7 +297,8 @@ class Replica:
         self.policy.stepped(step_s, prefill, context / prefill if prefill else 0.0, 1)
         for request, count in scheduled:
             request.num_computed += count
-        self._offload()
+        if self.tiers is not None:
+            self.tiers.stepped()
         for request, _ in scheduled:
             if request.num_computed == request.num_tokens:
                 self._sampled(request, 1, now)
@@ -305,27 +313,30 @@ class Replica:
         self._note(leap.start_s, now, 0, len(self.running))
         self.policy.stepped((now - leap.start_s) / num_steps, 0, 0.0, num_steps)
         landed = list(self.running)
+        self._offer_leap(landed, num_steps)
         for request in landed:
             request.num_computed += 1  # its block is there already
             if num_steps > 1:
                 has_room = self._grow(request, num_steps - 1)
                 assert has_room, "a leap is no longer than there is room for"
                 request.num_computed += num_steps - 1
-        self._offload()
         for request in landed:
             self._sampled(request, num_steps, now)
         self._step()
 
-    def _offload(self) -> None:
-        """Tell the tiers of blocks that are full since the step before."""
+    def _offer_leap(self, landed: list[Request], num_steps: int) -> None:
+        """Tell the tiers of blocks that the steps behind the first filled, in that order."""
         if self.tiers is None:
             return
         size = self.shape.block_size
-        for request, first in self._full.items():
-            keys = request.keys[first : request.num_computed // size]
-            if keys:
-                self.tiers.computed(request, keys)
-        self._full.clear()
+        full = [
+            (end * size - request.num_computed, place, end)
+            for place, request in enumerate(landed)
+            for end in range((request.num_computed + 1) // size + 1, (request.num_computed + num_steps) // size + 1)
+        ]
+        for _, place, end in sorted(full):
+            self.tiers.scheduled(landed[place], end)
+        self.tiers.stepped()
 
     def _sampled(self, request: Request, count: int, now: float) -> None:
         request.num_output += count
@@ -336,7 +347,7 @@ class Replica:
             self.running.remove(request)
             self._release(request)
             if self.tiers is not None:
-                self.tiers.finished(request)
+                self.tiers.finished(request, (request.num_tokens - 1) // self.shape.block_size)
             self.policy.finish(request, now)
             request.on_done(request)
 

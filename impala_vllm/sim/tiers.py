@@ -1,17 +1,21 @@
-"""Host and NVMe below HBM, as vLLM's own offloading fills them: every block is written through, LRU everywhere.
+"""Host and NVMe below HBM, as vLLM's own offloading connector and tiering manager fill and read them.
 
-A link carries one transfer after the other in each direction. What waits for a load holds its blocks and no seat;
-what waits for NVMe is passed over until host has it. Nothing here knows about sessions.
+Blocks get a place in host when the step that computes them is scheduled, all of a request's or none, and are sent when
+it is over; use counts once a turn, when it ends; NVMe is read block by block into host, in whose place nobody looks.
+What has arrived is noticed between steps. Nothing here knows about sessions.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.request import Request
+from impala_vllm.sim.store import LruStore, Store
+
+MAX_PASSES = 64
+"""Two requests, or one that is larger than host, can read NVMe into each other's place for ever. vLLM lets them; here
+a request computes what it has not got after so many attempts, which is kinder to what is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Room:
 
 
 class Line:
-    """One direction of a link."""
+    """One direction of a link: one transfer after the other."""
 
     def __init__(self, loop: Loop, bytes_per_s: float | None) -> None:
         self.num_bytes = 0
@@ -48,175 +52,213 @@ class Line:
         self._loop.at(self._free_s, partial(done, took_s))
 
 
-class Store:
-    """Blocks of one tier by key, the least recently used first. Pinned ones and those under way stay."""
+@dataclass(slots=True)
+class Offered:
+    """What the tiers know of an unfinished request."""
 
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._ready: OrderedDict[int, None] = OrderedDict()
-        self._filling: set[int] = set()
-        self._pins: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._ready) + len(self._filling)
-
-    @property
-    def num_free(self) -> int:
-        return self.num_blocks - len(self)
-
-    def may_go(self, key: int) -> bool:
-        """Ready, and nobody reads it."""
-        return key in self._ready and key not in self._pins
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._ready or key in self._filling
-
-    def is_ready(self, key: int) -> bool:
-        return key in self._ready
-
-    def touch(self, keys: Sequence[int]) -> None:
-        """Those that are ready were used, the root last: a chain loses its tail first."""
-        for key in reversed(keys):
-            if key in self._ready:
-                self._ready.move_to_end(key)
-
-    def reserve(self, keys: Sequence[int]) -> list[int]:
-        """Make room for blocks that are not here; the leading ones for which there is."""
-        self.evict(self._victims(len(keys) - self.num_free))
-        fitting = list(keys[: self.num_free])
-        self._filling.update(fitting)
-        return fitting
-
-    def evict(self, keys: Iterable[int]) -> None:
-        """Forget blocks that may go."""
-        for key in keys:
-            del self._ready[key]
-
-    def reserve_all(self, keys: Sequence[int]) -> bool:
-        """The same for all of them; false: there is no room, nothing changed."""
-        lacking = len(keys) - self.num_free
-        if len(self._victims(lacking)) < lacking:
-            return False
-        return bool(self.reserve(keys))
-
-    def commit(self, keys: Sequence[int]) -> None:
-        """The bytes of reserved blocks are there."""
-        for key in reversed(keys):
-            self._filling.discard(key)
-            self._ready[key] = None
-
-    def pin(self, keys: Sequence[int]) -> None:
-        for key in keys:
-            self._pins[key] = self._pins.get(key, 0) + 1
-
-    def unpin(self, keys: Sequence[int]) -> None:
-        for key in keys:
-            left = self._pins.pop(key) - 1
-            if left:
-                self._pins[key] = left
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError where there is too much. O(n), for tests."""
-        assert len(self) <= self.num_blocks
-        assert not self._filling.intersection(self._ready)
-
-    def _victims(self, count: int) -> list[int]:
-        """Up to `count` blocks that may go, those that go first."""
-        return list(islice((key for key in self._ready if key not in self._pins), max(0, count)))
+    num_blocks: int = 0
+    """Leading blocks that host has been offered, or that came from there."""
+    num_storing: int = 0
+    """Stores under way."""
+    num_passes: int = 0
+    """Attempts to read NVMe for it."""
+    used: set[int] = field(default_factory=set[int])
+    """Blocks of it that were loaded, stored, or offered while host had them."""
 
 
 class Tiers:
     """Plain caches. A replica tells of what it computes and asks what need not be computed."""
 
+    make_store: type[Store] = LruStore
+
     def __init__(self, loop: Loop, room: Room) -> None:
         self.room = room
-        self.host = Store(room.host_blocks)
-        self.nvme = Store(room.nvme_blocks)
+        self.host = self.make_store(room.host_blocks)
+        self.nvme = self.make_store(room.nvme_blocks)
         self.loads, self.stores = Line(loop, room.host_bytes_per_s), Line(loop, room.host_bytes_per_s)
         self.reads, self.writes = Line(loop, room.nvme_read_bytes_per_s), Line(loop, room.nvme_write_bytes_per_s)
         self.on_arrival: Callable[[], None] = _nothing
-        """Told when blocks have come into host: somebody may wait for them."""
-        self._awaited: dict[Request, list[int]] = {}
-        """Pinned in host for requests that wait for more from NVMe."""
+        """Told when a transfer has ended: `poll` says what that means."""
+        self._arrived: list[Callable[[], None]] = []
+        self._offered: dict[Request, Offered] = {}
+        self._finished: list[tuple[Request, int]] = []
+        self._unsent: list[Callable[[], None]] = []
+        self._loading: set[int] = set()
 
     @property
     def bytes_moved(self) -> int:
         return sum(line.num_bytes for line in (self.loads, self.stores, self.reads, self.writes))
 
+    def poll(self) -> None:
+        """Between two steps: notice what has arrived."""
+        arrived, self._arrived = self._arrived, []
+        for notice in arrived:
+            notice()
+
     def reach(self, request: Request, num_hits: int, limit: int) -> int | None:
         """How many blocks behind its `num_hits` to load, at most up to block `limit`.
 
-        None: wait, some are on their way into host.
+        None: wait, some are on their way, or stores of the request are.
         """
-        keys, pinned = request.keys, self._awaited.pop(request, ())
-        behind = num_hits
-        while behind < limit and self.host.is_ready(keys[behind]):
-            behind += 1
-        self.host.touch(keys[:behind])
-        end = behind
-        while end < limit and (keys[end] in self.host or self.nvme.is_ready(keys[end])):
-            end += 1
-        missing = [k for k in keys[behind:end] if k not in self.host]
-        waits = end > behind and (not missing or self.promote(missing))
-        if waits:
-            # What has come stays until all is there: else those who wait evict each other's blocks for ever.
-            self._awaited[request] = awaited = list(keys[num_hits:end])
-            self.host.pin(awaited)
-        self.host.unpin(pinned)
-        return None if waits else behind - num_hits
+        offered = self._of(request)
+        if offered.num_storing:
+            return None
+        end = self.ready_end(request, num_hits, limit)
+        if end is None or not self._loading.isdisjoint(request.keys[num_hits:end]):
+            return None
+        return end - num_hits
 
-    def promote(self, keys: Sequence[int]) -> bool:
-        """Read blocks from NVMe into host; false where host has no room for all of them."""
-        if not self.host.reserve_all(keys):
+    def ready_end(self, request: Request, start: int, limit: int) -> int | None:
+        """Where the leading ready host blocks behind `start` end. None: at a later time more are ready."""
+        host, nvme, offered = self.host, self.nvme, self._of(request)
+        assert isinstance(host, LruStore)
+        assert isinstance(nvme, LruStore)
+        may_read = offered.num_passes < MAX_PASSES
+        reading: list[int] = []
+        end, waits = start, False
+        for key in request.keys[start:limit]:
+            if not host.is_ready(key):
+                if key not in host:
+                    # One by one, and the next victim may be a block of this very request: vLLM does not mind.
+                    if not (may_read and nvme.is_ready(key) and host.make_room(1)):
+                        break
+                    host.reserve([key])
+                    reading.append(key)
+                waits = True
+            end += 1
+        if reading:
+            offered.num_passes += 1
+            offered.used.update(reading)
+            nvme.touch(reading)
+            self._read(reading, _nothing)
+        return None if waits else end
+
+    def load(self, request: Request, start: int, keys: Sequence[int], done: Callable[[], None]) -> None:
+        """Bring ready host blocks, the request's from `start` on, into HBM."""
+        offered = self._of(request)
+        offered.num_blocks = start + len(keys)  # what HBM had before them is offered no more
+        offered.used.update(keys)
+        self.host.pin(keys)
+        self._loading.update(keys)
+
+        def loaded(took_s: float) -> None:
+            self.host.unpin(keys)
+            self._loading.difference_update(keys)
+            self.has_loaded(keys, took_s)
+            done()
+
+        self.send(self.loads, len(keys), loaded)
+
+    def has_loaded(self, keys: Sequence[int], took_s: float) -> None:
+        """A load is over."""
+
+    def scheduled(self, request: Request, num_blocks: int) -> None:
+        """After this step the request's first `num_blocks` blocks are full."""
+        offered = self._of(request)
+        keys = request.keys[offered.num_blocks : num_blocks]
+        if keys and self.offer(request, keys, offered):
+            offered.num_blocks = num_blocks
+
+    def offer(self, request: Request, keys: Sequence[int], offered: Offered) -> bool:
+        """Find room in host for blocks that are being computed. False: they are offered again with the next ones."""
+        host = self.host
+        assert isinstance(host, LruStore)
+        fresh = [k for k in keys if k not in host]
+        offered.used.update(fresh)
+        offered.used.update(k for k in keys if host.is_ready(k))
+        if not fresh:
+            return True
+        if not host.make_room(len(fresh), set(keys)):
             return False
-        self.nvme.pin(keys)
-        self.nvme.touch(keys)
-        self.reads.send(len(keys) * self.room.block_bytes, partial(self._read, keys))
+        self.store(request, fresh, partial(self._stored, fresh))
         return True
 
-    def load(self, request: Request, keys: Sequence[int], done: Callable[[], None]) -> None:
-        """Bring ready host blocks into HBM."""
+    def store(self, request: Request, keys: Sequence[int], done: Callable[[], None]) -> None:
+        """Reserve host blocks now and have them filled when the step is over."""
+        self.host.reserve(keys)
+        offered = self._of(request)
+        offered.num_storing += 1
+
+        def stored(_: float) -> None:
+            offered.num_storing -= 1
+            self.host.commit(keys)
+            done()
+
+        self._unsent.append(partial(self.send, self.stores, len(keys), stored))
+
+    def stepped(self) -> None:
+        """The step is over: what it computed can be sent."""
+        unsent, self._unsent = self._unsent, []
+        for begin in unsent:
+            begin()
+
+    def finished(self, request: Request, num_blocks: int) -> None:
+        """The request is done with so many full blocks."""
+        self._finished.append((request, num_blocks))
+
+    def planned(self) -> None:
+        """All of a step is scheduled. What ended before it counts as used only now, after what the step stores."""
+        finished, self._finished = self._finished, []
+        for request, num_blocks in finished:
+            self.scheduled(request, num_blocks)
+            self.used([k for k in request.keys if k in self._offered[request].used])
+            del self._offered[request]
+
+    def used(self, keys: Sequence[int]) -> None:
+        """A turn that used these blocks has ended."""
+        assert isinstance(self.host, LruStore)
+        self.host.touch(keys)
+
+    def write(self, keys: Sequence[int], done: Callable[[], None]) -> None:
+        """Copy ready host blocks to NVMe, which must have room."""
+        self.nvme.reserve(keys)
         self.host.pin(keys)
-        self.loads.send(len(keys) * self.room.block_bytes, partial(self._loaded, keys, done))
 
-    def computed(self, request: Request, keys: Sequence[int]) -> None:
-        """Blocks of the request that HBM has: write through what host lacks."""
-        fresh = [k for k in dict.fromkeys(keys) if k not in self.host]
-        fitting = self.host.reserve(fresh) if fresh else []
-        if fitting:
-            self.stores.send(len(fitting) * self.room.block_bytes, partial(self._stored, request, fitting))
+        def written(_: float) -> None:
+            self.host.unpin(keys)
+            self.nvme.commit(keys)
+            done()
 
-    def finished(self, request: Request) -> None:
-        """The request is done; its blocks count as used now."""
-        self.host.touch(request.keys)
+        self.send(self.writes, len(keys), written)
 
-    def _stored(self, request: Request, keys: Sequence[int], took_s: float) -> None:
-        self.host.commit(keys)
-        if self._awaited:
+    def read(self, keys: Sequence[int], done: Callable[[float], None]) -> None:
+        """Copy ready NVMe blocks to host, which must have room."""
+        self.host.reserve(keys)
+        self._read(keys, done)
+
+    def send(self, line: Line, num_blocks: int, done: Callable[[float], None]) -> None:
+        """`done` is called when it is noticed that the blocks have arrived."""
+
+        def arrived(took_s: float) -> None:
+            self._arrived.append(partial(done, took_s))
             self.on_arrival()
-        self.write(keys)
 
-    def write(self, keys: Sequence[int]) -> None:
-        """Copy ready host blocks to NVMe."""
-        fresh = [k for k in keys if k not in self.nvme]
-        fitting = self.nvme.reserve(fresh) if fresh and self.room.nvme_blocks else []
-        if fitting:
-            self.host.pin(fitting)
-            self.writes.send(len(fitting) * self.room.block_bytes, partial(self._written, fitting))
+        line.send(num_blocks * self.room.block_bytes, arrived)
 
-    def _written(self, keys: Sequence[int], took_s: float) -> None:
-        self.host.unpin(keys)
-        self.nvme.commit(keys)
+    def _read(self, keys: Sequence[int], done: Callable[[float], None]) -> None:
+        self.nvme.pin(keys)
 
-    def _read(self, keys: Sequence[int], took_s: float) -> None:
-        self.nvme.unpin(keys)
-        self.host.commit(keys)
-        self.on_arrival()
+        def read(took_s: float) -> None:
+            self.nvme.unpin(keys)
+            self.host.commit(keys)
+            done(took_s)
 
-    def _loaded(self, keys: Sequence[int], done: Callable[[], None], took_s: float) -> None:
-        self.host.unpin(keys)
-        done()
+        self.send(self.reads, len(keys), read)
+
+    def _stored(self, keys: Sequence[int]) -> None:
+        """Write through."""
+        nvme = self.nvme
+        assert isinstance(nvme, LruStore)
+        fresh = [k for k in keys if k not in nvme]
+        if fresh and self.room.nvme_blocks and nvme.make_room(len(fresh)):
+            self.write(fresh, _nothing)
+
+    def _of(self, request: Request) -> Offered:
+        found = self._offered.get(request)
+        if found is None:
+            found = self._offered[request] = Offered()
+        return found
 
 
-def _nothing() -> None:
+def _nothing(_: float = 0.0) -> None:
     """Nobody waits."""

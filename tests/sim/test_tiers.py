@@ -1,15 +1,14 @@
 """Host and NVMe below HBM: what lies where, what a link takes, and that nobody waits for ever."""
 
-import random
-
 import pytest
 from msgspec import structs
 
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policies import KINDS
 from impala_vllm.sim.policies.impala import Impala
+from impala_vllm.sim.request import Request
 from impala_vllm.sim.simulation import Setup, run
-from impala_vllm.sim.tiers import Line, Room, Store
+from impala_vllm.sim.tiers import MAX_PASSES, Line, Room, Tiers
 from tests.sim.scenes import BLOCK, TIMING, Scene, session, workload
 from tests.sim.test_simulation import agents
 
@@ -32,29 +31,6 @@ def test_a_line_carries_one_transfer_after_the_other():
     loop.run()
     assert seen == [(2.0, 2.0), (7.0, 5.0)]
     assert line.num_bytes == 70
-
-
-def test_a_full_tier_gives_up_the_tail_of_what_was_used_longest_ago():
-    store = Store(4)
-    for chain in ([1, 2], [3, 4]):
-        store.reserve(chain)
-        store.commit(chain)
-    store.touch([1, 2])
-    store.reserve([5])
-    assert not store.is_ready(4)
-    assert all(store.is_ready(k) for k in (1, 2, 3))
-
-
-def test_what_is_read_stays_and_all_or_nothing_changes_nothing():
-    store = Store(2)
-    store.reserve([1, 2])
-    store.commit([1, 2])
-    store.pin([1])
-    assert not store.reserve_all([3, 4])
-    assert store.is_ready(2)
-    assert store.reserve([3, 4]) == [3]
-    store.unpin([1])
-    assert store.may_go(1)
 
 
 def in_and_out(below, policy=KINDS["stock"].make):
@@ -122,24 +98,107 @@ def test_impala_recalls_what_a_silent_session_will_ask_for():
     assert served.first_s <= stock.first_s
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_tier_never_holds_more_than_it_can(seed):
-    rng = random.Random(seed)
-    store = Store(8)
-    filling: list[int] = []
-    pinned: list[int] = []
-    for key in range(400):
-        fitting = store.reserve([k for k in (key, key + 1000) if k not in store])
-        filling += fitting
-        rng.shuffle(filling)
-        while filling and rng.random() < 0.7:
-            done = filling.pop()
-            store.commit([done])
-            if rng.random() < 0.3:
-                store.pin([done])
-                pinned.append(done)
-        while pinned and rng.random() < 0.4:
-            gone = pinned.pop(rng.randrange(len(pinned)))
-            assert store.is_ready(gone)
-            store.unpin([gone])
-        store.check_invariants()
+def requests(*prompts):
+    """Turns of one-block-a-key prompts, as a replica would hand them to its tiers."""
+    load = workload(*(session(f"s{i}-", [tokens], output=1) for i, tokens in enumerate(prompts)))
+    return [Request(s, 0, s.session_id, 0.0, lambda _: None) for s in load.sessions]
+
+
+def served(tiers, loop, request, num_blocks):
+    """A step computes so many blocks of a request, which ends with it."""
+    tiers.poll()
+    tiers.scheduled(request, num_blocks)
+    tiers.planned()
+    tiers.stepped()
+    loop.run()
+    tiers.poll()
+    tiers.finished(request, num_blocks)
+    tiers.planned()
+
+
+def test_a_step_stores_all_of_a_requests_blocks_or_none_and_offers_them_again():
+    loop = Loop()
+    tiers = Tiers(loop, room(host_blocks=6))
+    long, longer = requests(16, 20)
+    tiers.scheduled(long, 4)
+    tiers.planned()
+    tiers.scheduled(longer, 3)
+    # Two places are free, and those of the other are not filled yet.
+    assert not any(k in tiers.host for k in longer.keys)
+    tiers.stepped()
+    loop.run()
+    tiers.poll()
+    tiers.scheduled(longer, 5)
+    assert all(k in tiers.host for k in longer.keys)
+    assert [k in tiers.host for k in long.keys] == [False, False, False, True]
+
+
+def test_blocks_of_a_turn_that_runs_go_root_first_and_those_of_one_that_ended_tail_first():
+    loop = Loop()
+    tiers = Tiers(loop, room(host_blocks=8))
+    ended, runs, new = requests(16, 16, 8)
+    tiers.scheduled(runs, 4)
+    tiers.stepped()
+    served(tiers, loop, ended, 4)
+    tiers.scheduled(new, 2)
+    assert [k in tiers.host for k in runs.keys] == [False, False, True, True]
+    tiers.finished(runs, 4)
+    tiers.planned()
+    (newer,) = requests(8)[:1]
+    newer.keys = (901, 902)
+    tiers.scheduled(newer, 2)
+    assert [k in tiers.host for k in ended.keys] == [True, True, False, False]
+
+
+def test_a_load_hides_the_blocks_before_it_from_host():
+    loop = Loop()
+    tiers = Tiers(loop, room(host_blocks=8))
+    (request,) = requests(24)
+    served(tiers, loop, request, 4)
+    request.num_output = 0
+    tiers.load(request, 2, request.keys[2:4], lambda: None)
+    loop.run()
+    tiers.poll()
+    tiers.host.evict(request.keys[:1])
+    tiers.scheduled(request, 6)
+    assert [k in tiers.host for k in request.keys] == [False, True, True, True, True, True]
+
+
+def test_who_finds_blocks_on_nvme_waits_for_them_and_a_load_under_way_is_waited_for():
+    loop = Loop()
+    tiers = Tiers(loop, room(host_blocks=4, nvme_blocks=20))
+    first, second = requests(16, 16)
+    for request in (first, second):
+        served(tiers, loop, request, 4)
+        loop.run()
+    tiers.poll()
+    assert not any(k in tiers.host for k in first.keys)
+    assert tiers.reach(first, 0, 4) is None
+    loop.run()
+    tiers.poll()
+    assert tiers.reach(first, 0, 4) == 4
+    tiers.load(first, 0, first.keys, lambda: None)
+    assert tiers.reach(first, 0, 4) is None
+    loop.run()
+    tiers.poll()
+    assert tiers.reach(first, 0, 4) == 4
+
+
+def test_a_prompt_larger_than_host_is_computed_after_so_many_attempts():
+    loop = Loop()
+    tiers = Tiers(loop, room(host_blocks=3, nvme_blocks=20))
+    (request,) = requests(20)
+    for end in range(1, 6):
+        tiers.scheduled(request, end)
+        tiers.planned()
+        tiers.stepped()
+        loop.run()
+        tiers.poll()
+        loop.run()
+        tiers.poll()
+    assert all(tiers.nvme.is_ready(k) for k in request.keys)
+    for _ in range(MAX_PASSES):
+        assert tiers.reach(request, 0, 5) is None
+        loop.run()
+        tiers.poll()
+    assert tiers.reach(request, 0, 5) is not None

@@ -7,6 +7,7 @@ or computes, what is sooner; what a silent trace will ask for is recalled in tim
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from impala_vllm.core.admission import Asking
@@ -19,7 +20,8 @@ from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.request import Request
-from impala_vllm.sim.tiers import Room, Tiers
+from impala_vllm.sim.store import Store
+from impala_vllm.sim.tiers import Offered, Room, Tiers
 
 # As in the adapter.
 MAX_CHOSEN = 8
@@ -50,6 +52,8 @@ class _Turn:
 
 class ImpalaTiers(Tiers):
     """Keys are numbers here, which core's chains take for the hashes an engine would give them."""
+
+    make_store = Store
 
     def __init__(self, loop: Loop, room: Room, block_size: int, planner: Planner, cost: StepCost, idle: IdleKv) -> None:
         super().__init__(loop, room)
@@ -154,50 +158,39 @@ class ImpalaTiers(Tiers):
             else:
                 self._read_in(behind[: leading(behind, self.nvme.is_ready)], trace_id)
 
-    def reach(self, request: Request, num_hits: int, limit: int) -> int | None:
+    def ready_end(self, request: Request, start: int, limit: int) -> int | None:
         if not self._host_pays:
-            return 0
-        behind = num_hits
-        while behind < limit and self.host.is_ready(request.keys[behind]):
-            behind += 1
-        turn = self._turns[request]
-        late_s = self._late_s.get(request.keys[behind]) if behind < limit else None
-        if late_s is not None and behind < turn.awaited_blocks and self._loop.now <= late_s:
+            return start
+        end = start
+        while end < limit and self.host.is_ready(request.keys[end]):
+            end += 1
+        late_s = self._late_s.get(request.keys[end]) if end < limit else None
+        if late_s is not None and end < self._turns[request].awaited_blocks and self._loop.now <= late_s:
             return None
-        return behind - num_hits
+        return end
 
-    def load(self, request: Request, keys: Sequence[int], done: Callable[[], None]) -> None:
+    def load(self, request: Request, start: int, keys: Sequence[int], done: Callable[[], None]) -> None:
+        self._planner.host.queued_bytes += len(keys) * self.room.block_bytes
+        super().load(request, start, keys, done)
+
+    def has_loaded(self, keys: Sequence[int], took_s: float) -> None:
         num_bytes = len(keys) * self.room.block_bytes
-        self._planner.host.queued_bytes += num_bytes
-        self.host.pin(keys)
+        self._planner.host.queued_bytes -= num_bytes
+        self._planner.host.observe(num_bytes, took_s)
 
-        def loaded(took_s: float) -> None:
-            self._planner.host.queued_bytes -= num_bytes
-            self._planner.host.observe(num_bytes, took_s)
-            self.host.unpin(keys)
-            done()
-
-        self.loads.send(num_bytes, loaded)
-
-    def computed(self, request: Request, keys: Sequence[int]) -> None:
-        turn = self._turns[request]
-        fresh = [k for k in dict.fromkeys(keys) if k not in self.host]
-        self._make_room(len(fresh) - self.host.num_free, set(keys), (turn.trace_id,))
-        fitting = self.host.reserve(fresh[: self.host.num_free])
-        if not fitting:
-            return
-
-        def stored(_: float) -> None:
-            self.host.commit(fitting)
-            self._host_chains.add(fitting, turn.trace_id)
-            self.changed[turn.trace_id] = None
-            if turn.writes:
-                self._write(fitting, turn.trace_id)
-
-        self.stores.send(len(fitting) * self.room.block_bytes, stored)
-
-    def finished(self, request: Request) -> None:
+    def used(self, keys: Sequence[int]) -> None:
         """`ended` says more."""
+
+    def offer(self, request: Request, keys: Sequence[int], offered: Offered) -> bool:
+        turn = self._turns.get(request)
+        if turn is None:
+            return True  # it has ended, and all of it was offered
+        fresh = [k for k in keys if k not in self.host]
+        self._make_room(len(fresh) - self.host.num_free, request.keys, (turn.trace_id,))
+        fitting = fresh[: self.host.num_free]
+        if fitting:
+            self.store(request, fitting, partial(self._came, turn, fitting))
+        return True
 
     def _use(self, turn: _Turn, stem: int) -> None:
         self._host_chains.use(turn.trace_id, turn.keys, stem)
@@ -241,29 +234,31 @@ class ImpalaTiers(Tiers):
         """Read from NVMe into host. `spared` None: nobody waits, so only what is worth less makes room."""
         wanted = [k for k in keys if k not in self.host and self.nvme.is_ready(k)]
         limit = trace_id if spared is None else None
-        self._make_room(len(wanted) - self.host.num_free, set(keys), (*(spared or ()), trace_id), limit)
-        fitting = self.host.reserve(wanted[: self.host.num_free])
+        self._make_room(len(wanted) - self.host.num_free, keys, (*(spared or ()), trace_id), limit)
+        fitting = wanted[: self.host.num_free]
         if not fitting:
             return False
         num_bytes, link = len(fitting) * self.room.block_bytes, self._planner.nvme
         link.queued_bytes += num_bytes
         late_s = self._loop.now + max(LATE_S, LATE_FACTOR * link.wait_s())
         self._late_s.update(dict.fromkeys(fitting, late_s))
-        self.nvme.pin(fitting)
 
-        def read(took_s: float) -> None:
+        def came(took_s: float) -> None:
             link.queued_bytes -= num_bytes
             link.observe(num_bytes, took_s)
-            self.nvme.unpin(fitting)
-            self.host.commit(fitting)
             self._host_chains.add(fitting, trace_id)
             for key in fitting:
                 del self._late_s[key]
             self.changed[trace_id] = None
-            self.on_arrival()
 
-        self.reads.send(num_bytes, read)
+        self.read(fitting, came)
         return True
+
+    def _came(self, turn: _Turn, keys: Sequence[int]) -> None:
+        self._host_chains.add(keys, turn.trace_id)
+        self.changed[turn.trace_id] = None
+        if turn.writes:
+            self._write(keys, turn.trace_id)
 
     def _write(self, keys: Sequence[int], trace_id: TraceId) -> None:
         fresh = [k for k in keys if k not in self.nvme]
@@ -276,25 +271,22 @@ class ImpalaTiers(Tiers):
             only_cheaper_than=trace_id,
         )
         self._drop(victims, self._nvme_chains, self.nvme)
-        fitting = self.nvme.reserve(fresh[: self.nvme.num_free])
+        fitting = fresh[: self.nvme.num_free]
         if not fitting:
             return
-        self.host.pin(fitting)
 
-        def written(_: float) -> None:
-            self.host.unpin(fitting)
-            self.nvme.commit(fitting)
+        def written() -> None:
             self._nvme_chains.add(fitting, trace_id)
             self.changed[trace_id] = None
 
-        self.writes.send(len(fitting) * self.room.block_bytes, written)
+        self.write(fitting, written)
 
     def _make_room(
-        self, lacking: int, wished: set[int], spared: Collection[TraceId], limit: TraceId | None = None
+        self, lacking: int, wished: Iterable[int], spared: Collection[TraceId], limit: TraceId | None = None
     ) -> None:
         if lacking > 0:
-            chains = self._host_chains
-            victims = chains.victims(lacking, lambda k: k not in wished and self.host.may_go(k), spared, limit)
+            chains, kept = self._host_chains, set(wished)
+            victims = chains.victims(lacking, lambda k: k not in kept and self.host.may_go(k), spared, limit)
             self._drop(victims, chains, self.host)
 
     def _drop(self, keys: Iterable[int], chains: Any, store: Any) -> None:
