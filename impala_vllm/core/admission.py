@@ -7,6 +7,7 @@ that runs nothing holds nobody; a turn past its bound is never held. Bytes are c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.rank import Waiting
@@ -26,8 +27,7 @@ class AdmissionConfig:
     difference in a sketch of agent batches at 4x and 8x; a benchmark has yet to settle it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(NamedTuple):
     """A ranked turn and the room it needs."""
 
     turn: Waiting
@@ -81,14 +81,16 @@ class Admission:
         admitted: list[Asking] = []
         held_priority: int | None = None
         num_passed = 0
+        late_s = now - self._hold_s
         for ask in asking:
             if num_passed == MAX_PASSED:
                 break
-            if not self._bound_reached(ask.turn, now):
-                if held_priority is not None and ask.turn.priority > held_priority:
+            turn = ask.turn
+            if turn.arrived_s > late_s and not turn.preempted:
+                if held_priority is not None and turn.priority > held_priority:
                     break  # the client said that the one held comes first
                 if ask.new_blocks > room - ask.own_idle_blocks:
-                    held_priority = ask.turn.priority if held_priority is None else held_priority
+                    held_priority = turn.priority if held_priority is None else held_priority
                     num_passed += 1
                     continue
             admitted.append(ask)
@@ -96,6 +98,3 @@ class Admission:
         if not admitted and asking and num_running == 0:
             admitted.append(asking[0])
         return Plan(admitted, len(asking) - len(admitted))
-
-    def _bound_reached(self, turn: Waiting, now: float) -> bool:
-        return turn.preempted or now - turn.arrived_s >= self._hold_s

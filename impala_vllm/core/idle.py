@@ -14,8 +14,8 @@ from impala_vllm.core.planner import NOTHING, Below, Planner
 from impala_vllm.core.retention import Holding, Retention
 from impala_vllm.core.types import TraceId
 
-MAX_JUDGED = 4
-"""Rows judged again in one `refresh`: some 40 us."""
+MAX_JUDGED = 3
+"""Rows judged again in one `refresh`: some 30 us."""
 FRESH_S = 0.1
 """A judgement is good for this long, or for a share of the expected wait."""
 FRESH_SHARE = 0.05

@@ -6,7 +6,7 @@ watches keeps the gain, and nobody starves.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.types import RequestId, TraceId
@@ -30,8 +30,7 @@ class RankConfig:
     """Engine seconds a turn is forgiven for each second it waits: a minute pays for 0.3 s."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A turn that asks to run."""
 
     request_id: RequestId

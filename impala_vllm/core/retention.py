@@ -6,6 +6,7 @@ worth most. Shared stems are not scored: the eviction queue gives them last.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from impala_vllm.core.cost import StepCost
 
@@ -21,8 +22,7 @@ class RetentionConfig:
     """Evict by value; off: the trace that was silent longest goes first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(NamedTuple):
     """KV blocks of one trace that nobody references."""
 
     num_tokens: int

@@ -5,13 +5,12 @@ new, those that stand first, and the others in rotation.
 """
 
 import math
-from bisect import insort
-from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.request import RequestStatus
 
+from impala_vllm.adapters.vllm.rank_order import RankOrder
 from impala_vllm.core import rank
 from impala_vllm.core.admission import Asking
 from impala_vllm.core.rank import Waiting
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from impala_vllm.core.cost import StepCost
     from impala_vllm.core.lengths import OutputLengths
     from impala_vllm.core.rank import Key, RankConfig
-
-Entry: TypeAlias = "tuple[Key, Request, Asking]"
 
 MAX_JUDGED = 4
 """Turns judged again in a step: some 40 us. A queue no longer than this is judged anew each time."""
@@ -84,8 +81,8 @@ class Asks:
         self._lengths = lengths
         self._config = config
         self._tiers = tiers
-        self._entries: list[Entry] = []
-        """In order of rank, as last judged."""
+        self._order = RankOrder()
+        """As last judged."""
         self._passing: list[Request] = []
         self._turn = 0
         self._price_s = 0.0
@@ -95,28 +92,27 @@ class Asks:
     def ranked(self, waiting: "WaitingQueue", now: float) -> Ranked:
         """Everybody who waits, best first.
 
-        Who was judged keeps that place: O(n) with a small constant, and a bounded number of judgements but for
-        newcomers.
+        Who was judged keeps that place: a bounded number of judgements but for newcomers.
         """
-        members = waiting.members
+        members, order = waiting.members, self._order
+        for request in waiting.take_gone():
+            order.discard(request)
         again = dict.fromkeys(waiting.take_added())
         again.update(dict.fromkeys(self._passing))
         again.update(dict.fromkeys(self._due(len(waiting), now)))
-        entries = [entry for entry in self._entries if entry[1] in members and entry[1] not in again]
         self._passing = []
         for request in again:
             if request not in members:
                 continue
-            entry = self._judge(request, now)
-            if entry is None:
+            judged = self._judge(request, now)
+            if judged is None:
+                order.discard(request)
                 self._passing.append(request)
             else:
-                insort(entries, entry, key=itemgetter(0))
-        self._entries = entries
-        stuck = waiting.left_over()
-        if stuck is not None:
-            entries = _passed_by(entries, stuck)
-        return Ranked(self._passing, [request for _, request, _ in entries], [ask for _, _, ask in entries])
+                order.put(request, *judged)
+        stuck = waiting.left_over()  # it lets the others by, once
+        requests, asks = order.passed_by(stuck) if stuck is not None else (order.requests, order.asks)
+        return Ranked(self._passing, requests, asks)
 
     def _due(self, num_waiting: int, now: float) -> "list[Request]":
         """Who of those ranked is judged again."""
@@ -126,13 +122,13 @@ class Asks:
             self._price_s = price_s
         if has_changed or num_waiting <= MAX_JUDGED or now >= self._late_s:
             self._late_s = math.inf
-            return [request for _, request, _ in self._entries]
+            return self._order.requests.copy()
         half = MAX_JUDGED // 2
-        self._turn = self._turn + half if self._turn + half < len(self._entries) else 0
-        due = self._entries[:half] + self._entries[self._turn : self._turn + half]
-        return [request for _, request, _ in due]
+        ranked = self._order.requests
+        self._turn = self._turn + half if self._turn + half < len(ranked) else 0
+        return ranked[:half] + ranked[self._turn : self._turn + half]
 
-    def _judge(self, request: "Request", now: float) -> "Entry | None":
+    def _judge(self, request: "Request", now: float) -> "tuple[Key, Asking] | None":
         """None where the request waits for something else, or holds blocks: vLLM sees to it."""
         is_preempted = request.status == RequestStatus.PREEMPTED
         if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
@@ -144,7 +140,7 @@ class Asks:
         bound_s = seen.arrived_s + self._config.hold_s
         if now < bound_s:
             self._late_s = min(self._late_s, bound_s)
-        return rank.key(ask.turn, self._cost, self._config, now), request, ask
+        return rank.key(ask.turn, self._cost, self._config, now), ask
 
     def _ask(self, request: "Request", seen: Seen, is_preempted: bool) -> Asking:
         reach = self._reach(request, seen)
@@ -200,9 +196,3 @@ class Asks:
     def _block(self, request: "Request", index: int) -> KVCacheBlock | None:
         key = make_block_hash_with_group_id(request.block_hashes[index], 0)
         return self._blocks.get_one_block(key)
-
-
-def _passed_by(entries: "list[Entry]", stuck: "Request") -> "list[Entry]":
-    """A head that found no room a step ago lets the others by, once; preempted and late ones never do."""
-    at = next((i for i, (key, request, _) in enumerate(entries) if request is stuck and key[0] == rank.IN_TIME), None)
-    return entries if at is None else [*entries[:at], *entries[at + 1 :], entries[at]]

@@ -28,7 +28,7 @@ from impala_vllm.core.traces import Trace, TraceTable
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -75,10 +75,9 @@ class Enforcer:
         self.traces: TraceTable | None = None
         """Who is whose child, where identity is on."""
         self.num_held = 0
-        self.held: frozenset[str] = _NOBODY
-        """Requests held back in this step's plan."""
-        self.fetching: frozenset[str] = _NOBODY
-        """Those not in it because their KV is being read from NVMe."""
+        self._planned: tuple[Sequence[Request], list[Request]] = (), []
+        """Who waited for this step, and who of them was let through."""
+        self._fetching: frozenset[str] = _NOBODY
         self.longest_wait_s = 0.0
         self._seen: dict[str, Seen] = {}
         self._known: set[TraceId] = set()
@@ -142,6 +141,17 @@ class Enforcer:
             outcome = facts.outcome(request, self._tool_call_tokens)
             self.tiers.finish(request, trace if trace_id is not None else None, seen.stem_blocks, outcome)
 
+    def kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Requests held by admission in this step's plan, and those not in it because their KV is read from NVMe.
+
+        O(waiting): for the ledger, which asks once a step.
+        """
+        waited, admitted = self._planned
+        if self.num_held <= len(self._fetching):
+            return _NOBODY, self._fetching
+        held = frozenset(r.request_id for r in waited).difference(self._fetching, [r.request_id for r in admitted])
+        return held, self._fetching
+
     def trace_of(self, request: "Request") -> TraceId | None:
         """Whose turn an open request is."""
         seen = self._seen.get(request.request_id)
@@ -204,7 +214,7 @@ class Enforcer:
         if len(running) > 1 and any(r.is_prefill_chunk for r in running):
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
         if not len(self.waiting):
-            self.held = self.fetching = _NOBODY
+            self._planned, self._fetching = ((), []), _NOBODY
             self.num_held = self._num_ranked = 0
             self.waiting.admit(())
             return
@@ -305,10 +315,7 @@ class Enforcer:
             admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
         self._num_ranked = len(requests)
         self.num_held = len(requests) - len(admitted)
-        self.fetching = fetching
-        self.held = _NOBODY
-        if self.num_held > len(fetching):
-            self.held = frozenset(r.request_id for r in requests).difference(fetching, [r.request_id for r in admitted])
+        self._planned, self._fetching = (requests, admitted), fetching
         self.waiting.admit(passing + admitted)
         # Else data parallel takes a hold for a lack of capacity.
         deferred = self._scheduler.deferred_waiting

@@ -200,7 +200,7 @@ class _Enforced(_Observed):
             self.enforcer.forget(trace_id)
 
     def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
-        return (self.enforcer.held, self.enforcer.fetching) if self.enforcer is not None else super()._kept_back()
+        return self.enforcer.kept_back() if self.enforcer is not None else super()._kept_back()
 
     def _stem_blocks(self, request: Request) -> int:
         identity = self.observer.identity

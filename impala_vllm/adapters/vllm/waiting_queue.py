@@ -17,6 +17,7 @@ class WaitingQueue(RequestQueue):
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         self._requests: dict[Request, None] = dict.fromkeys(requests)
         self._added: dict[Request, None] = dict(self._requests)
+        self._gone: dict[Request, None] = {}
         self._admitted: deque[Request] = deque()
         self._tried: Request | None = None
 
@@ -35,6 +36,12 @@ class WaitingQueue(RequestQueue):
         self._added.clear()
         return added
 
+    def take_gone(self) -> list[Request]:
+        """Who left since the last call, whether or not it is back."""
+        gone = list(self._gone)
+        self._gone.clear()
+        return gone
+
     def add_request(self, request: Request) -> None:
         self._requests[request] = self._added[request] = None
 
@@ -49,7 +56,7 @@ class WaitingQueue(RequestQueue):
     def pop_request(self) -> Request:
         request = self.peek_request()
         self._admitted.popleft()
-        del self._requests[request]
+        self.remove_request(request)
         self._tried = None
         return request
 
@@ -62,10 +69,12 @@ class WaitingQueue(RequestQueue):
 
     def remove_request(self, request: Request) -> None:
         del self._requests[request]
+        self._gone[request] = None
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self._requests.pop(request, None)
+            if request in self._requests:
+                self.remove_request(request)
 
     def __bool__(self) -> bool:
         self._drop_gone()

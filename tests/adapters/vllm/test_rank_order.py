@@ -1,0 +1,49 @@
+"""The order in place equals one that is sorted anew after every change."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impala_vllm.core import rank
+
+pytest.importorskip("vllm")
+
+from impala_vllm.adapters.vllm.rank_order import RankOrder
+
+
+@dataclass(eq=False)
+class Named:
+    """Stands in for a request: all that matters is which one it is."""
+
+    name: int
+
+
+ACTIONS = st.lists(st.tuples(st.sampled_from(["put", "discard"]), st.integers(0, 7), st.integers(0, 3)), max_size=60)
+
+
+@given(ACTIONS, st.integers(0, 7))
+def test_it_is_as_if_sorted_anew(actions: list[tuple[str, int, int]], stuck: int):
+    requests: list[Any] = [Named(i) for i in range(8)]
+    order, model = RankOrder(), dict[int, tuple[Any, Any]]()
+    for number, (action, name, cost) in enumerate(actions):
+        model.pop(name, None)
+        if action == "put":
+            key = (rank.IN_TIME if cost else rank.LATE, 0, float(cost), 0.0)
+            model[name] = key, number
+            order.put(requests[name], key, number)  # type: ignore[arg-type]
+        else:
+            order.discard(requests[name])
+    expected = sorted(model.items(), key=lambda item: item[1])
+    assert [requests.index(r) for r in order.requests] == [name for name, _ in expected]
+    assert order.asks == [ask for _, (_, ask) in expected]
+
+    behind, asks = order.passed_by(requests[stuck])
+    if stuck in model and model[stuck][0][0] == rank.IN_TIME:
+        expected.sort(key=lambda item: item[0] == stuck)
+    assert [(requests.index(r), ask) for r, ask in zip(behind, asks, strict=True)] == [
+        (n, ask) for n, (_, ask) in expected
+    ]
+    assert len(order) == len(model)
