@@ -31,7 +31,7 @@ def set_up(env: Environment) -> None:
     digest = plan.project_digest(ROOT, compiler)
 
     def install_project() -> None:
-        env.must_pip("install", "-e", f"{ROOT}[bench,dev,router]")
+        env.must_pip("install", "-e", f"{ROOT}[bench,dev,redis,router]")
         STAMP.write_text(json.dumps({"digest": digest}))
 
     def stamp() -> str | None:

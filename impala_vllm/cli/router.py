@@ -25,7 +25,12 @@ _NEEDS = {"aiohttp": "aiohttp", "starlette": "starlette", "uvicorn": "uvicorn", 
 @click.option(
     "--workers-file", type=click.Path(path_type=Path, dir_okay=False), help="Workers, one a line; read again."
 )
-@click.option("--registry", default="memory", show_default=True, help="Where the index is kept.")
+@click.option(
+    "--registry",
+    default="memory",
+    show_default=True,
+    help="`memory`: this router is alone; redis://HOST:PORT/DB: several share what they hear and how busy servers are.",
+)
 @click.option("--tokenizer", help="Directory or name; without it, the workers' own.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
@@ -50,15 +55,14 @@ def router(
     missing = [package for module, package in _NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} not installed; `pip install 'impala-vllm[router]'`")
-    if registry != "memory":
-        raise ConfigError(f"--registry {registry}: only `memory` is there so far; leave it out")
     if not workers and workers_file is None:
         raise ConfigError("no workers; add --worker URL or --workers-file FILE")
 
     import uvicorn
 
     from impala_vllm.fleet.fleet import AddressError, parse_address, parse_file
-    from impala_vllm.fleet.proxy import RouterOptions, build
+    from impala_vllm.fleet.proxy import Gateway, RouterOptions, build
+    from impala_vllm.fleet.registry import RegistryError
 
     try:
         urls = [parse_address(url) for url in workers]
@@ -81,9 +85,19 @@ def router(
         server_key=server_key,
         admin_key=admin_key,
         explains=explain,
+        registry=None if registry == "memory" else registry,
     )
+    try:
+        gateway = Gateway(options)
+    except RegistryError as e:
+        raise ConfigError(f"--registry {e}") from e
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its worker threads are ours
     uvicorn.run(
-        build(options), host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=600
+        build(options, gateway),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=600,
     )

@@ -21,6 +21,8 @@ from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.hashing import Adapter, Hello, Prompts, Scheme, Tokenizer, TokenizerError, handshake
 from impala_vllm.fleet.index import Index
 from impala_vllm.fleet.places import Replica, ServerId
+from impala_vllm.fleet.registry import layout
+from impala_vllm.fleet.registry.registry import Source
 from impala_vllm.fleet.scoring import Load
 from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
 
@@ -66,6 +68,8 @@ class Fleet:
         self.loads: dict[Replica, Load] = {}
         self.servers: dict[ServerId, Server] = {}
         self.on_lost: Callable[[Replica], None] = index.clear
+        self.is_told: Callable[[Replica], bool] = lambda _: False
+        """By another router, through a registry."""
         self._tokenizer = tokenizer
         self._headers = {"authorization": f"Bearer {server_key}"} if server_key else {}
         self._config = config or AskingConfig()
@@ -138,6 +142,24 @@ class Fleet:
             if len(self._serving) > 1000:  # clients make names up
                 self._serving = {model: found}
         return found
+
+    def sources(self) -> dict[Replica, Source]:
+        """Replicas whose hashes are believed, for a registry."""
+        found: dict[Replica, Source] = {}
+        for server in self.servers.values():
+            if server.hello is None or server.problem is not None or server.state not in (State.UP, State.DRAINING):
+                continue
+            space = layout.namespace(server.hello)
+            epochs = {rank.dp_rank: rank.epoch for rank in server.hello.ranks}
+            for replica in server.replicas:
+                if replica.dp_rank in epochs:
+                    found[replica] = Source(space, epochs[replica.dp_rank], server.has_events(replica))
+        return found
+
+    def has_events(self, replica: Replica) -> bool:
+        """Whether what the replica holds is told, by itself or by another router."""
+        server = self.servers.get(replica.server)
+        return (server is not None and server.has_events(replica)) or self.is_told(replica)
 
     async def settled(self) -> None:
         """Wait until every server was asked once and tokenizers are loaded, or could not be."""

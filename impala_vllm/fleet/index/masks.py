@@ -7,7 +7,7 @@ out: the jump search of Dynamo's indexer (https://github.com/ai-dynamo/dynamo), 
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from impala_vllm.fleet.index.base import Depths, IndexConfig, Stats
@@ -197,6 +197,27 @@ class MaskIndex:
         if group is None or slot is None:
             return frozenset()
         return frozenset(tier for tier in Tier if group.mask >> slot * _BITS + tier & 1)
+
+    def tiers(self, replica: Replica, key: BlockKey) -> int:
+        """As `holds`, as bits: bit t for tier t."""
+        group, slot = self._shards[key % NUM_SHARDS].get(key), self._slots.get(replica)
+        return 0 if group is None or slot is None else group.mask >> slot * _BITS & _ALL_TIERS
+
+    def portions(self, replicas: Collection[Replica]) -> Iterator[dict[Replica, list[tuple[BlockKey, int]]]]:
+        """All blocks of these replicas with their `tiers`, a 64th at a time. The index may change in between."""
+        for shard in self._shards:
+            found: dict[Replica, list[tuple[BlockKey, int]]] = {replica: [] for replica in replicas}
+            held_by: dict[int, list[tuple[list[tuple[BlockKey, int]], int]]] = {}
+            shifts = [(self._slots[r] * _BITS, found[r]) for r in replicas if r in self._slots]
+            for key, group in shard.items():
+                holders = held_by.get(group.mask)
+                if holders is None:
+                    holders = held_by[group.mask] = [
+                        (blocks, tiers) for shift, blocks in shifts if (tiers := group.mask >> shift & _ALL_TIERS)
+                    ]
+                for blocks, tiers in holders:
+                    blocks.append((key, tiers))
+            yield {replica: blocks for replica, blocks in found.items() if blocks}
 
     def num_replicas(self, key: BlockKey) -> int:
         group = self._shards[key % NUM_SHARDS].get(key)

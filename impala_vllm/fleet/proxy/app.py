@@ -22,11 +22,12 @@ from starlette.routing import Route
 
 from impala_vllm.config import MetadataConfig
 from impala_vllm.fleet.fleet import Address, AddressError, Fleet, parse_address
-from impala_vllm.fleet.index import Index, IndexConfig, MaskIndex
+from impala_vllm.fleet.index import IndexConfig, MaskIndex
 from impala_vllm.fleet.places import ServerId
 from impala_vllm.fleet.proxy.forward import Forward
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Reader
+from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router
 from impala_vllm.fleet.scoring import Policy
@@ -50,7 +51,10 @@ class RouterOptions:
     explains: bool = False
     drain_s: float = 600.0
     """How long a removed server may finish what it runs."""
+    registry: str | None = None
+    """redis://..., shared with other routers; None: this one is alone."""
     index: IndexConfig = field(default_factory=IndexConfig)
+    sharing: RegistryConfig = field(default_factory=RegistryConfig)
     asking: AskingConfig = field(default_factory=AskingConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
 
@@ -58,13 +62,20 @@ class RouterOptions:
 class Gateway:
     """Everything behind the routes; use as an async context manager."""
 
-    def __init__(self, options: RouterOptions, index: Index | None = None) -> None:
+    def __init__(self, options: RouterOptions) -> None:
+        """Raises RegistryError."""
         self.options = options
-        self.fleet = Fleet(index or MaskIndex(options.index), options.tokenizer, options.server_key, options.asking)
+        local = MaskIndex(options.index)
+        shared = SharedIndex(local) if options.registry is not None else None
+        self.fleet = Fleet(shared or local, options.tokenizer, options.server_key, options.asking)
         residency = Residency(self.fleet.index, options.index)
         self.router = Router(self.fleet.loads, residency, Policy(), Random())
         self.fleet.on_lost = self.router.leave
-        self.metrics = Metrics(self.fleet, self.router)
+        self.registry: Registry | None = None
+        if shared is not None and options.registry is not None:
+            self.registry = Registry(options.registry, shared, self.fleet.sources, self.fleet.loads, options.sharing)
+            self.fleet.is_told = shared.heard.__contains__
+        self.metrics = Metrics(self.fleet, self.router, self.registry)
         self.reader = Reader(self.fleet, options.metadata)
         self.forward = Forward(self.fleet, self.router, self.reader, self.metrics, options.explains)
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,6 +85,8 @@ class Gateway:
         for address in self.options.workers:
             self.fleet.add(address)
         self._tasks.append(asyncio.create_task(self._tick(), name="router tick"))
+        if self.registry is not None:
+            self._tasks.append(asyncio.create_task(self.registry.run(), name="registry"))
         if self.options.workers_file is not None:
             self._tasks.append(asyncio.create_task(self.fleet.follow_file(self.options.workers_file)))
         return self
@@ -139,6 +152,8 @@ class _Admin:
     async def health(self, request: Request) -> Response:
         num_open = sum(load.is_open for load in self._fleet.loads.values())
         body = {"status": "ok" if num_open else "no server", "open": num_open, "known": len(self._fleet.loads)}
+        if (registry := self._site.registry) is not None:
+            body["registry"] = registry.problem or "ok"
         return JSONResponse(body, 200 if num_open else 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -138,9 +138,7 @@ class Forward:
             outcome = Outcome.ABORT
             raise
         finally:
-            server = self._fleet.servers.get(replica.server)
-            has_events = server is not None and server.has_events(replica)
-            self._router.end(ticket, outcome, has_events, asyncio.get_running_loop().time())
+            self._router.end(ticket, outcome, self._fleet.has_events(replica), asyncio.get_running_loop().time())
 
 
 def _url(replica: Replica, scope: Scope) -> str:

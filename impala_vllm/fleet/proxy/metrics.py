@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.registry import Registry
 from impala_vllm.fleet.router import Router, Ticket
 
 _DECISION_BUCKETS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2)
@@ -15,7 +16,8 @@ _DECISION_BUCKETS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2)
 class Metrics:
     """One router's, in a registry of its own."""
 
-    def __init__(self, fleet: Fleet, router: Router) -> None:
+    def __init__(self, fleet: Fleet, router: Router, shared: Registry | None = None) -> None:
+        """`shared`: what several routers share, where they do."""
         self.registry = CollectorRegistry()
         of = self.registry
         self._turns = Counter(
@@ -33,7 +35,7 @@ class Metrics:
         self.broken = Counter("impala_router_broken", "Upstream requests that failed", registry=of)
         self.refused = Counter("impala_router_refused", "Requests for which no server was open", registry=of)
         self.left = Counter("impala_router_left", "Clients that left before the end", registry=of)
-        self.registry.register(_Gauges(fleet, router))
+        self.registry.register(_Gauges(fleet, router, shared))
 
     def decided(self, ticket: Ticket, seconds: float) -> None:
         """A turn was sent somewhere."""
@@ -52,9 +54,10 @@ class Metrics:
 class _Gauges(Collector):
     """What is so now, read when it is asked for."""
 
-    def __init__(self, fleet: Fleet, router: Router) -> None:
+    def __init__(self, fleet: Fleet, router: Router, shared: Registry | None) -> None:
         self._fleet = fleet
         self._router = router
+        self._shared = shared
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
@@ -74,6 +77,14 @@ class _Gauges(Collector):
             running.add_metric([replica.server, str(replica.dp_rank)], load.num_running)
             tokens.add_metric([replica.server, str(replica.dp_rank)], load.live_tokens)
         yield from (states, believed, running, tokens)
+        if (shared := self._shared) is not None:
+            yield _gauge("impala_router_registry_up", "1: Redis answers", float(shared.problem is None))
+            yield _gauge("impala_router_registry_told", "Servers' ranks this router tells others of", shared.num_told)
+            heard = len(shared.index.heard)
+            yield _gauge("impala_router_registry_heard", "Servers' ranks known from other routers", heard)
+            failures = CounterMetricFamily("impala_router_registry_failures", "Times that Redis did not answer")
+            failures.add_metric([], shared.num_failures)
+            yield failures
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

@@ -1,10 +1,20 @@
-"""What a replica has to do already, by what this router sent there and has not seen the end of."""
+"""What a replica has to do already: sent there and not ended, by this router and by others that say so."""
+
+from typing import NamedTuple
+
+
+class Elsewhere(NamedTuple):
+    """What other routers have sent to a replica."""
+
+    num_running: int = 0
+    pending_s: float = 0.0
+    live_tokens: int = 0
 
 
 class Load:
     """One replica's. Written by the router as requests start and end; read by the policy."""
 
-    __slots__ = ("capacity_tokens", "is_open", "live_tokens", "num_running", "pending_s")
+    __slots__ = ("capacity_tokens", "elsewhere", "is_open", "live_tokens", "num_running", "pending_s")
 
     def __init__(self, capacity_tokens: int | None = None) -> None:
         self.capacity_tokens = capacity_tokens
@@ -17,6 +27,7 @@ class Load:
         """Prefill of those that have not answered yet."""
         self.is_open = True
         """Whether new requests may go there: it is up, and not being drained."""
+        self.elsewhere = Elsewhere()
 
     def start(self, prefill_s: float) -> None:
         """A request goes there."""

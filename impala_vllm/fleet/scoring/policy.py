@@ -133,7 +133,8 @@ class Policy:
                 fresh_s, transfer_s = self._reach(question, depth)
                 price_s = fresh_s + transfer_s
                 reached[depth] = fresh_s, price_s
-            price_s += load.pending_s + load.num_running * running_s
+            num_running, pending_s, _ = load.elsewhere
+            price_s += load.pending_s + pending_s + (load.num_running + num_running) * running_s
             price_s += fresh_s * share if load.capacity_tokens is None else self._harm_s(load, fresh_s)
             if price_s < best_s or (
                 price_s == best_s and best is not None and self._goes_first(load, loads[best], lot)
@@ -165,7 +166,7 @@ class Policy:
             else:
                 fresh_s, transfer_s = self._reach(question, depth)
                 credited_s = 0.0
-            queue_s = load.pending_s + load.num_running * self.config.running_s
+            queue_s = self._queue_s(load)
             found[replica] = Terms(fresh_s, transfer_s, queue_s, self._harm_s(load, fresh_s), credited_s)
         return found
 
@@ -194,7 +195,7 @@ class Policy:
         share = self.config.delays_others
         if load.capacity_tokens:
             safe = self.config.safe_pressure
-            pressure = load.live_tokens / load.capacity_tokens
+            pressure = (load.live_tokens + load.elsewhere.live_tokens) / load.capacity_tokens
             if pressure > safe:
                 share += min(1.0, (pressure - safe) / (1.0 - safe))
         return fresh_s * share
@@ -217,15 +218,20 @@ class Policy:
     def _blind(self, candidates: list[tuple[Replica, Load]], lot: Random) -> Decision:
         """Two choices: nearly as even as asking all, and routers that know as little do not herd."""
         drawn = candidates if len(candidates) <= 2 else lot.sample(candidates, 2)
-        running_s = self.config.running_s
-        replica, load = min(drawn, key=lambda c: c[1].pending_s + c[1].num_running * running_s)
-        return Decision(replica, Reason.BLIND, load.pending_s + load.num_running * running_s, 0)
+        replica, load = min(drawn, key=lambda c: self._queue_s(c[1]))
+        return Decision(replica, Reason.BLIND, self._queue_s(load), 0)
+
+    def _queue_s(self, load: Load) -> float:
+        num_running, pending_s, _ = load.elsewhere
+        return load.pending_s + pending_s + (load.num_running + num_running) * self.config.running_s
 
     @staticmethod
     def _goes_first(load: Load, other: Load, lot: Random) -> bool:
         """Between equals: the one with less to keep, then by lot, so that several routers do not herd."""
-        if load.live_tokens != other.live_tokens:
-            return load.live_tokens < other.live_tokens
+        tokens = load.live_tokens + load.elsewhere.live_tokens
+        others = other.live_tokens + other.elsewhere.live_tokens
+        if tokens != others:
+            return tokens < others
         return lot.random() < 0.5
 
     @staticmethod

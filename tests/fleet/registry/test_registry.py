@@ -1,0 +1,237 @@
+"""Two routers' registries over a real Redis: leases, restarts of either side, missed changes, how busy servers are."""
+
+import pytest
+
+from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
+from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, SharedIndex
+from impala_vllm.fleet.registry import layout as layouts
+from impala_vllm.fleet.registry.registry import Source
+from impala_vllm.fleet.scoring import Elsewhere, Load
+from tests.fleet.registry.serving import RedisServer
+
+A, B = Replica(ServerId("http://a")), Replica(ServerId("http://b"))
+CONFIG = RegistryConfig(claim_s=100.0, lease_s=600.0, believed_s=10.0, within_s=60.0)
+
+
+class Site:
+    """Routers that share a Redis, a clock that is advanced."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self.redis = redis
+        self.now_s = 0.0
+        self.sides: list[Side] = []
+
+    def router(self, a: bool | None = None) -> "Side":
+        """`a`: it hears A itself, or only knows of it."""
+        side = Side(self, {} if a is None else {A: Source("space", "life", a)})
+        self.sides.append(side)
+        return side
+
+    async def meet(self, *sides: "Side", rounds: int = 2) -> None:
+        """All look at Redis, again once what the first look changed is there."""
+        for _ in range(rounds):
+            for side in sides or self.sides:
+                await side.registry.beat()
+
+
+class Side:
+    """One router's."""
+
+    def __init__(self, site: Site, sources: dict[Replica, Source]) -> None:
+        self.index = SharedIndex()
+        self.loads = {A: Load(), B: Load()}
+        self.sources = sources
+        self.registry = Registry(
+            site.redis.url, self.index, lambda: self.sources, self.loads, CONFIG, lambda: site.now_s
+        )
+
+    def keys(self, upto: int = 500) -> set[int]:
+        return {k for k in range(1, upto) if self.index.holds(A, BlockKey(k))}
+
+
+@pytest.fixture
+async def site(tmp_path):
+    redis = RedisServer(tmp_path)
+    found = Site(redis)
+    yield found
+    redis.kill()
+    for side in found.sides:
+        await side.registry.leave()
+
+
+def blocks(*numbers: int) -> list[BlockKey]:
+    return [BlockKey(n) for n in numbers]
+
+
+async def test_a_router_that_cannot_hear_reads_of_one_that_can(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 5001)), 0.0)
+    await site.meet()
+    assert reads.index.stats()[:2] == (5000, 5000)
+    hears.index.remove(A, Tier.HBM, blocks(*range(101, 5001)))
+    hears.index.store(A, Tier.HOST, blocks(100, 101), 0.0)
+    await site.meet()
+    assert reads.keys() == set(range(1, 102))
+    assert reads.index.holds(A, BlockKey(100)) == {Tier.HBM, Tier.HOST}
+    hears.index.clear(A)
+    hears.index.store(A, Tier.HBM, blocks(7), 0.0)
+    await site.meet()
+    assert reads.keys() == {7}
+    reads.index.local.check_invariants()
+
+
+async def test_one_tells_and_when_it_leaves_another_does(site):
+    first, second, reads = site.router(a=True), site.router(a=True), site.router(a=False)
+    for side in (first, second):
+        side.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet()
+    assert reads.keys() == {1, 2}
+    assert (first.registry.num_told, second.registry.num_told) == (1, 0)
+    await first.registry.leave()
+    site.now_s += 200.0
+    second.index.remove(A, Tier.HBM, blocks(1))
+    await site.meet(second, reads)
+    assert second.registry.num_told == 1
+    assert reads.keys() == {2}
+
+
+async def test_a_lease_that_ran_out_is_anothers(site):
+    dies, lives, reads = site.router(a=True), site.router(a=True), site.router(a=False)
+    dies.index.store(A, Tier.HBM, blocks(1), 0.0)
+    await site.meet(dies, reads)
+    lives.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    client = dies.registry._client
+    assert 0 < await client.pttl(layouts.place("space", A, "life").owner) <= 600_000
+    await client.delete(layouts.place("space", A, "life").owner)
+    site.now_s += 200.0
+    await site.meet(lives, reads)
+    assert reads.keys() == {1, 2}
+    await site.meet(dies)  # it was only slow: it tells no longer
+    assert (dies.registry.num_told, lives.registry.num_told) == (0, 1)
+
+
+async def test_its_own_word_replaces_what_others_told(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet()
+    assert reads.keys() == {1, 2}
+    reads.sources[A] = Source("space", "life", True)
+    reads.index.store(A, Tier.HBM, blocks(2, 3), 0.0)
+    assert reads.keys() == {2, 3}
+    reads.index.remove(A, Tier.HBM, blocks(2))
+    hears.index.store(A, Tier.HBM, blocks(9), 0.0)
+    await site.meet()
+    assert reads.keys() == {3}
+
+
+async def test_after_a_restart_of_redis_everything_is_told_again(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet()
+    site.redis.kill()
+    await site.meet()
+    assert hears.registry.problem is not None
+    assert reads.registry.num_failures > 0
+    assert reads.keys() == {1, 2}  # for a little while
+    site.now_s += 20.0
+    await site.meet()
+    assert not reads.keys()
+    hears.index.remove(A, Tier.HBM, blocks(2))
+    hears.index.store(A, Tier.HBM, blocks(3), 0.0)
+    assert hears.keys() == {1, 3}  # its own view goes on
+    site.redis.start()
+    await site.meet()
+    assert reads.keys() == {1, 3}
+    assert hears.registry.problem is reads.registry.problem is None
+
+
+async def test_a_redis_that_was_replaced_unnoticed_is_told_everything_too(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet()
+    site.redis.kill()
+    site.redis.start()
+    for side in site.sides:
+        await side.registry._client.connection_pool.disconnect()
+    hears.index.store(A, Tier.HBM, blocks(3), 0.0)
+    site.now_s += 200.0
+    await site.meet(rounds=3)
+    assert reads.keys() == {1, 2, 3}
+
+
+async def test_a_reader_that_fell_behind_reads_everything_again(site, monkeypatch):
+    monkeypatch.setattr(layouts, "MAX_CHANGES", 1)
+    monkeypatch.setattr(layouts, "BLOCKS_A_WRITE", 1)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 300)), 0.0)
+    await site.meet()
+    assert reads.keys() == set(range(1, 300))
+    hears.index.remove(A, Tier.HBM, blocks(*range(1, 299)))
+    await site.meet(rounds=1)
+    assert reads.keys() == {299}
+
+
+async def test_another_life_of_a_server_is_another_place(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1), 0.0)
+    await site.meet()
+    reads.sources[A] = Source("space", "second life", False)
+    site.now_s += 200.0
+    await site.meet()
+    assert not reads.keys()
+    hears.index.clear(A)
+    hears.sources[A] = Source("space", "second life", True)
+    hears.index.store(A, Tier.HBM, blocks(5), 0.0)
+    site.now_s += 200.0
+    await site.meet()
+    assert reads.keys() == {5}
+
+
+async def test_routers_that_hash_otherwise_never_meet(site):
+    hears, reads, other = site.router(a=True), site.router(a=False), site.router()
+    other.sources[A] = Source("another space", "life", False)
+    hears.index.store(A, Tier.HBM, blocks(1), 0.0)
+    await site.meet()
+    assert reads.keys() == {1}
+    assert not other.index.heard
+
+
+async def test_what_others_keep_busy_counts_until_they_fall_silent(site):
+    one, two = site.router(), site.router()
+    one.loads[A].start(1.5)
+    one.loads[A].start(0.5)
+    one.loads[A].live_tokens = 700
+    await site.meet()
+    assert two.loads[A].elsewhere == Elsewhere(2, 2.0, 700)
+    assert one.loads[A].elsewhere == two.loads[B].elsewhere == Elsewhere()
+    site.now_s += 700.0
+    await site.meet(two)
+    assert two.loads[A].elsewhere == Elsewhere()
+
+
+async def test_what_lies_there_and_is_not_ours_is_survived(site):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1), 0.0)
+    await site.meet()
+    client, place = hears.registry._client, layouts.place("space", A, "life")
+    await client.xadd(place.changes, {"g": "poison", "n": 7, "b": b"xyz"})
+    await client.hset("impala:1:loads", "nobody", b"\xff\x00")
+    hears.index.store(A, Tier.HBM, blocks(2), 0.0)
+    await site.meet()
+    assert reads.keys() == {1, 2}
+    await client.delete(place.changes)
+    await client.set(place.changes, "not a stream")
+    hears.index.store(A, Tier.HBM, blocks(3), 0.0)
+    await site.meet(hears, rounds=1)
+    assert hears.registry.problem is not None
+    await client.delete(place.changes)
+    await site.meet()
+    assert reads.keys() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("url", ["cassandra://x", "host:6379", "redis://h:port"])
+def test_what_is_no_registry_is_refused_in_a_line(url):
+    pytest.importorskip("redis")
+    with pytest.raises(RegistryError) as refused:
+        Registry(url, SharedIndex(), dict, {})
+    assert "\n" not in str(refused.value)
