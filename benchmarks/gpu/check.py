@@ -6,7 +6,7 @@ from benchmarks.gpu import device
 from benchmarks.gpu.out import Out
 from benchmarks.gpu.slabs import Slab, ids
 from impala_vllm import ops
-from impala_vllm.ops import Courier, PageTable, naive
+from impala_vllm.ops import Batch, Courier, PageTable, Pool, naive
 
 CASES = (
     (1, [8], False),
@@ -80,12 +80,13 @@ def _fp8(num_pages: int, sizes: list[int], is_strided: bool, place: torch.device
     table = PageTable.of(pages.layers, place)
     run_slab = Slab.of(num_pages, [ops.demoted_bytes(table)], place, on_host=True, is_strided=False, seed=13)
     at = ids(num_pages, num_pages, 14)
-    wanted = _after(pages, run_slab, lambda s, t: naive.demote_pages(_table(s), at, t[0]))
-    ops.demote_pages(table, at, run_slab.layers[0])
+    runs, order = PageTable.of(run_slab.layers, place), torch.arange(num_pages)
+    wanted = _after(pages, run_slab, lambda s, t: naive.demote_pages(_table(s), at, _table(t), order))
+    ops.demote_pages(table, at, runs, order)
     device.synchronize(place)
     _same(run_slab.copy(), wanted, f"demotion of {num_pages} x {sizes}")
-    wanted = _after(run_slab, pages, lambda s, t: naive.promote_pages(s[0], _table(t), at))
-    ops.promote_pages(run_slab.layers[0], table, at)
+    wanted = _after(run_slab, pages, lambda s, t: naive.promote_pages(_table(s), order, _table(t), at))
+    ops.promote_pages(runs, order, table, at)
     device.synchronize(place)
     _same(pages.copy(), wanted, f"promotion of {num_pages} x {sizes}")
 
@@ -95,16 +96,16 @@ def _round_trip(out: Out, place: torch.device) -> None:
     sizes, num_pages = ([16 << 10] * 8, 512) if place.type == "cuda" else ([64] * 2, 8)
     pool = Slab.of(2 * num_pages, sizes, place, on_host=False, is_strided=False, seed=9)
     tier = Slab.of(num_pages, sizes, place, on_host=True, is_strided=True, seed=10)
-    courier = Courier(PageTable.of(pool.layers, place), PageTable.of(tier.layers, place))
+    both, courier = Pool(PageTable.of(pool.layers, place), PageTable.of(tier.layers, place)), Courier(place)
     old, new = torch.arange(num_pages), torch.arange(num_pages, 2 * num_pages)
     before = [layer[:num_pages].cpu().clone() for layer in pool.layers]
-    stored = courier.store(old, old)
+    stored = courier.store([Batch(both, old, old)])
     if place.type == "cuda":
-        stored.hold_back(torch.cuda.current_stream())
+        stored.end.hold_back(torch.cuda.current_stream())
     for layer in pool.layers:
         layer[:num_pages].zero_()
     # What is launched on this stream comes behind the store, and the load behind that.
-    courier.load(old, new).wait()
+    courier.load([Batch(both, new, old)]).end.wait()
     device.synchronize(place)
     for layer, wanted in zip(pool.layers, before, strict=True):
         _same(layer[num_pages:].cpu(), wanted, "round trip")

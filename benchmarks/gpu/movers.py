@@ -9,7 +9,8 @@ from torch import Tensor
 from benchmarks.gpu import device
 from benchmarks.gpu.slabs import ids
 from impala_vllm import ops
-from impala_vllm.ops import Courier, PageTable
+from impala_vllm.ops import Batch as Carried
+from impala_vllm.ops import Courier, PageTable, Pool
 
 Move = Callable[[], object]
 
@@ -59,16 +60,18 @@ class Batch:
     def courier(self) -> Move:
         """As our courier chooses, on its own stream, which the current one waits for: what is timed is all of it."""
         hbm, host = (self.target, self.source) if self.direction == "H2D" else (self.source, self.target)
-        carry = Courier(PageTable.of([hbm], self.place), PageTable.of([host], self.place))
+        hbm_ids, host_ids = self.source_ids, self.target_ids
+        if self.direction == "H2D":
+            hbm_ids, host_ids = host_ids, hbm_ids
+        pool = Pool(PageTable.of([hbm], self.place), PageTable.of([host], self.place))
+        carried = [Carried(pool, hbm_ids, host_ids)]
+        courier = Courier(self.place)
         is_real = self.place.type == "cuda"
 
         def move() -> None:
-            if self.direction == "H2D":
-                ticket = carry.load(self.source_ids, self.target_ids)
-            else:
-                ticket = carry.store(self.source_ids, self.target_ids)
+            ticket = courier.load(carried) if self.direction == "H2D" else courier.store(carried)
             if is_real:
-                ticket.hold_back(torch.cuda.current_stream())
+                ticket.end.hold_back(torch.cuda.current_stream())
 
         return move
 

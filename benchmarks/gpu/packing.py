@@ -63,10 +63,11 @@ def _fp8(out: Out, table: PageTable, pool: list[torch.Tensor], at: torch.Tensor,
     for layer in pool:
         layer.view(torch.bfloat16).normal_()
     run_of = device.host_bytes(len(at) * ops.demoted_bytes(table), place).view(len(at), -1)
+    runs, order = PageTable.of([run_of], place), torch.arange(len(at), device=place)
     num_bytes = len(at) * table.run_bytes
     moves = {
-        "demote": ("D2H", lambda: ops.demote_pages(table, at, run_of)),
-        "promote": ("H2D", lambda: ops.promote_pages(run_of, table, at)),
+        "demote": ("D2H", lambda: ops.demote_pages(table, at, runs, order)),
+        "promote": ("H2D", lambda: ops.promote_pages(runs, order, table, at)),
     }
     for name, (ceiling, move) in moves.items():
         rates = [num_bytes / s / 1e9 for s in device.seconds(move, place, 10)]

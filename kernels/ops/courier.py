@@ -1,103 +1,94 @@
 """Carries pages between HBM and pinned host memory on streams of its own, so that a model goes on meanwhile.
 
-Decides between the DMA engines and our kernel, and in which order the GPU does things. What is kept where is the
+Decides between the DMA engines and our kernels, and in which order the GPU does things. What is kept where is the
 caller's business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from impala_vllm.ops import dispatch, tuning
+from impala_vllm.ops import dispatch, lane, naive, tuning
+from impala_vllm.ops.lane import End, Lane
 from impala_vllm.ops.pages import PageTable
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Pages in HBM and the room for them in host memory, whose pages are pinned; both tables are of one device."""
+
+    hbm: PageTable
+    host: PageTable
+    """Layers as in HBM; where pages are demoted, one layer of FP8 runs."""
+    is_demoted: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for tables that do not belong together."""
+        if self.hbm.device != self.host.device:
+            raise ValueError(f"both tables have the same device, not {self.hbm.device} and {self.host.device}")
+        if self.is_demoted and self.host.run_bytes < naive.demoted_bytes(self.hbm):
+            raise ValueError(f"{self.host.run_bytes} bytes do not hold a run of {naive.demoted_bytes(self.hbm)}")
+        if not self.is_demoted and self.hbm.page_bytes != self.host.page_bytes:
+            raise ValueError(f"both tables have the same page sizes, not {self.hbm.page_bytes}, {self.host.page_bytes}")
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of one page of each layer, over the link."""
+        return naive.demoted_bytes(self.hbm) if self.is_demoted else self.hbm.run_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages of a pool and their places in host memory, pair by pair; int64 ids in host memory, all different."""
+
+    pool: Pool
+    hbm_ids: Tensor
+    host_ids: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
-    """A batch under way. Nobody waits for it but who asks to."""
+    """Batches under way."""
 
     num_bytes: int
-    _end: torch.cuda.Event | None
-    """None: it was done before the ticket was made."""
-
-    def is_done(self) -> bool:
-        """Whether every byte is there. O(1), asks the driver."""
-        return self._end is None or self._end.query()
-
-    def hold_back(self, stream: torch.cuda.Stream) -> None:
-        """Work launched on `stream` from here on begins after the batch; the host does not wait."""
-        if self._end is not None:
-            stream.wait_event(self._end)
-
-    def wait(self) -> None:
-        """Make the host wait for the end of it."""
-        if self._end is not None:
-            self._end.synchronize()
+    end: End
 
 
 class Courier:
-    """Between one pool in HBM and one in host memory, layer by layer of the same page sizes. One thread's.
+    """Between pools in HBM and in host memory. One thread's.
 
     Order, all of it kept by the GPU:
     - A batch begins after everything launched on the current stream before it: a store finds its pages as the model
       left them, a load finds them read, zeroed and given up by whoever had them.
-    - Stores keep their order, and so do loads. Each kind has a stream, so the two directions share the link.
-    - The caller keeps pages of a store from being written, and pages of a load from being read, until `is_done`, or
-      launches what does so on a stream that `hold_back` was told of.
-    - A load may take host pages once the store that filled them `is_done`, and a store may fill host pages once loads
+    - Stores keep their order, and so do loads. Each kind has a lane, so the two directions share the link.
+    - The caller keeps pages of a store from being written, and pages of a load from being read, until the ticket's end,
+      or launches what does so on a stream that its `hold_back` was told of.
+    - A load may take host pages once the store that filled them is done, and a store may fill host pages once loads
       of them are.
     """
 
-    def __init__(self, hbm: PageTable, host: PageTable) -> None:
-        """Both tables are of the GPU, the host's memory pinned (of the CPU: copies are done at once)."""
-        if hbm.page_bytes != host.page_bytes or hbm.device != host.device:
-            raise ValueError("both tables have the same page sizes and the same device")
-        self._hbm = hbm
-        self._host = host
-        is_cuda = hbm.device.type == "cuda"
-        self._store_stream = torch.cuda.Stream(hbm.device) if is_cuda else None
-        self._load_stream = torch.cuda.Stream(hbm.device) if is_cuda else None
+    def __init__(self, device: torch.device, lanes: tuple[Lane, Lane] | None = None) -> None:
+        """`lanes`: of stores and of loads; those of the device by default."""
+        self._stores, self._loads = lanes or (lane.of(device), lane.of(device))
 
-    def store(self, hbm_ids: Tensor, host_ids: Tensor) -> Ticket:
-        """Pages of HBM to pages of the host; ids are int64 in host memory. Returns once it is launched."""
-        return self._carry(self._hbm, hbm_ids, self._host, host_ids, self._store_stream, is_store=True)
+    def store(self, batches: Sequence[Batch]) -> Ticket:
+        """Pages of HBM to pages of the host. Returns once it is launched; ids are the caller's again then."""
+        return self._carry(batches, self._stores, is_store=True)
 
-    def load(self, host_ids: Tensor, hbm_ids: Tensor) -> Ticket:
+    def load(self, batches: Sequence[Batch]) -> Ticket:
         """Pages of the host to pages of HBM, likewise."""
-        return self._carry(self._host, host_ids, self._hbm, hbm_ids, self._load_stream, is_store=False)
+        return self._carry(batches, self._loads, is_store=False)
 
-    def _carry(
-        self,
-        sources: PageTable,
-        source_ids: Tensor,
-        targets: PageTable,
-        target_ids: Tensor,
-        stream: torch.cuda.Stream | None,
-        *,
-        is_store: bool,
-    ) -> Ticket:
-        num_bytes = len(source_ids) * sources.run_bytes
-        if stream is None:
-            dispatch.swap_pages(sources, source_ids, targets, target_ids)
-            return Ticket(num_bytes, None)
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
-            copy = _batched_dma()
-            has_kernel = dispatch.has_triton(sources.device)
-            if takes_dma(sources.page_bytes, len(source_ids), is_store=is_store, has_dma=copy is not None) or (
-                copy is not None and not has_kernel
-            ):
-                assert copy is not None
-                # Nobody writes host memory on a stream, so the engines may read ahead of it.
-                copy(*_ranges(sources, source_ids, targets, target_ids), not is_store)
-            else:
-                ids = [i.pin_memory().to(sources.device, non_blocking=True) for i in (source_ids, target_ids)]
-                dispatch.swap_pages(sources, ids[0], targets, ids[1])
-            end = torch.cuda.Event()
-            end.record(stream)
-        return Ticket(num_bytes, end)
+    def _carry(self, batches: Sequence[Batch], on: Lane, *, is_store: bool) -> Ticket:
+        num_bytes = sum(len(batch.hbm_ids) * batch.pool.moved_bytes for batch in batches)
+
+        def launch() -> None:
+            for batch in batches:
+                _launch(batch, is_store=is_store)
+
+        return Ticket(num_bytes, on.run(launch))
 
 
 def takes_dma(page_bytes: tuple[int, ...], num_pages: int, *, is_store: bool, has_dma: bool) -> bool:
@@ -109,6 +100,38 @@ def takes_dma(page_bytes: tuple[int, ...], num_pages: int, *, is_store: bool, ha
     return is_store or is_few or max(page_bytes) >= tuning.DMA_FROM_BYTES
 
 
+def _launch(batch: Batch, *, is_store: bool) -> None:
+    """On the current stream."""
+    pool, num_pages = batch.pool, len(batch.hbm_ids)
+    if not num_pages:
+        return
+    source, target = (pool.hbm, pool.host) if is_store else (pool.host, pool.hbm)
+    source_ids, target_ids = (batch.hbm_ids, batch.host_ids) if is_store else (batch.host_ids, batch.hbm_ids)
+    copy = _batched_dma() if source.device.type == "cuda" and not pool.is_demoted else None
+    if copy is not None and (
+        not dispatch.has_triton(source.device)
+        or takes_dma(source.page_bytes, num_pages, is_store=is_store, has_dma=True)
+    ):
+        # Nobody writes host memory on a stream, so the engines may read ahead of it.
+        copy(*_ranges(source, source_ids, target, target_ids), not is_store)
+        return
+    source_ids, target_ids = _sent(source_ids, target_ids, source.device)
+    if not pool.is_demoted:
+        dispatch.swap_pages(source, source_ids, target, target_ids)
+    elif is_store:
+        dispatch.demote_pages(source, source_ids, target, target_ids)
+    else:
+        dispatch.promote_pages(source, source_ids, target, target_ids)
+
+
+def _sent(source_ids: Tensor, target_ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both where a kernel reads them, in one copy that nobody waits for."""
+    if device.type != "cuda":
+        return source_ids, target_ids
+    pair = torch.stack([source_ids, target_ids]).pin_memory().to(device, non_blocking=True)
+    return pair[0], pair[1]
+
+
 def _batched_dma() -> Callable[[Tensor, Tensor, Tensor, bool], None] | None:
     """cudaMemcpyBatchAsync as vLLM's native library has it, where one is loaded; torch has no batch."""
     return getattr(torch.ops._C_cache_ops, "swap_blocks_batch", None)
@@ -118,9 +141,5 @@ def _ranges(
     sources: PageTable, source_ids: Tensor, targets: PageTable, target_ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Addresses and sizes of all pages, layer by layer, in host memory."""
-    ends = [
-        torch.cat([layer.data_ptr() + ids * layer.stride(0) for layer in table.layers])
-        for table, ids in ((sources, source_ids), (targets, target_ids))
-    ]
     sizes = torch.tensor(sources.page_bytes).repeat_interleave(len(source_ids))
-    return ends[0], ends[1], sizes
+    return sources.addresses_of(source_ids).flatten(), targets.addresses_of(target_ids).flatten(), sizes

@@ -54,14 +54,14 @@ def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor 
     _of(pack, layers.device).unpack_pages(run, layers, ids, checksums)
 
 
-def demote_pages(layers: PageTable, ids: Tensor, run: Tensor) -> None:
+def demote_pages(layers: PageTable, ids: Tensor, runs: PageTable, run_ids: Tensor) -> None:
     """`naive.demote_pages`."""
-    _of(fp8, layers.device).demote_pages(layers, ids, run)
+    _of(fp8, layers.device).demote_pages(layers, ids, runs, run_ids)
 
 
-def promote_pages(run: Tensor, layers: PageTable, ids: Tensor) -> None:
+def promote_pages(runs: PageTable, run_ids: Tensor, layers: PageTable, ids: Tensor) -> None:
     """`naive.promote_pages`."""
-    _of(fp8, layers.device).promote_pages(run, layers, ids)
+    _of(fp8, layers.device).promote_pages(runs, run_ids, layers, ids)
 
 
 def _of(kernels: ModuleType | None, device: torch.device) -> ModuleType:

@@ -3,33 +3,35 @@
 `naive` says what each function means. Kernels round with integers, so that every GPU gives the same bits.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from impala_vllm.ops import naive, tuning
-from impala_vllm.ops.pack import check_run
 from impala_vllm.ops.pages import PageTable
-from impala_vllm.ops.swap import jit
+from impala_vllm.ops.swap import jit, page_at
 
 LEAST_EXPONENT = tl.constexpr(naive.LEAST_EXPONENT)
 NOT_FINITE = tl.constexpr(naive.NOT_FINITE)
 
 
-def demote_pages(layers: PageTable, ids: Tensor, run: Tensor) -> None:
-    """As in `naive`. The layers' device reaches `run` (pinned, if the host's)."""
-    _move(_demote, layers, ids, run)
+def demote_pages(layers: PageTable, ids: Tensor, runs: PageTable, run_ids: Tensor) -> None:
+    """As in `naive`. Both tables are of one device, on which the kernel runs."""
+    _move(_demote, layers, ids, runs, run_ids)
 
 
-def promote_pages(run: Tensor, layers: PageTable, ids: Tensor) -> None:
+def promote_pages(runs: PageTable, run_ids: Tensor, layers: PageTable, ids: Tensor) -> None:
     """As in `naive`, with memory as in `demote_pages`."""
-    _move(_promote, layers, ids, run)
+    _move(_promote, layers, ids, runs, run_ids)
 
 
-def _move(kernel, layers: PageTable, ids: Tensor, run: Tensor) -> None:  # pyright: ignore[reportMissingParameterType]
-    check_run(layers, run, naive.demoted_bytes(layers))
-    if len(ids) > run.shape[0]:
-        raise ValueError(f"a run of {run.shape[0]} rows does not hold {len(ids)} pages")
+def _move(kernel: Any, layers: PageTable, ids: Tensor, runs: PageTable, run_ids: Tensor) -> None:
+    if len(runs.layers) != 1 or runs.run_bytes < naive.demoted_bytes(layers):
+        raise ValueError(f"runs are one layer of {naive.demoted_bytes(layers)} bytes or more, not {runs.page_bytes}")
+    if len(ids) != len(run_ids) or runs.device != layers.device:
+        raise ValueError(f"{len(ids)} pages on {layers.device} do not go with {len(run_ids)} runs on {runs.device}")
     if len(ids) == 0:
         return
     launch = tuning.FP8
@@ -37,12 +39,17 @@ def _move(kernel, layers: PageTable, ids: Tensor, run: Tensor) -> None:  # pyrig
     num_groups = len(layers.layers) * len(ids) * groups_per_page
     kernel[(min(launch.num_programs, num_groups),)](
         layers.addresses,
+        layers.row_strides,
         layers.strides,
         ids.to(layers.device, non_blocking=True),
         layers.words,
         layers.word_offsets,
-        run.data_ptr(),
-        run.stride(0),
+        runs.addresses,
+        runs.row_strides,
+        runs.strides,
+        run_ids.to(layers.device, non_blocking=True),
+        layers.pages_per_row,
+        runs.pages_per_row,
         layers.run_bytes // 2,
         len(ids),
         groups_per_page,
@@ -55,13 +62,18 @@ def _move(kernel, layers: PageTable, ids: Tensor, run: Tensor) -> None:  # pyrig
 # Arguments of a kernel have no types: Triton takes every name it sees in one for a global of the kernel.
 @jit
 def _demote(
-    addresses,  # [num_layers], as all tables but ids
+    addresses,  # [num_layers], as all tables but ids and those of the runs
+    row_strides,
     strides,
     ids,  # [num_pages]
     page_words,
     word_offsets,
-    run_address,
-    run_stride,
+    run_addresses,  # [1], as the next two
+    run_row_strides,
+    run_strides,
+    run_ids,  # [num_pages]
+    per_row,
+    run_per_row,
     num_elements,
     num_pages,
     groups_per_page,
@@ -76,7 +88,7 @@ def _demote(
         layer = i // groups_per_page // num_pages
         at = group * GROUP + offsets
         mask = at < tl.load(page_words + layer) * 4
-        source = tl.load(addresses + layer) + tl.load(ids + page) * tl.load(strides + layer)
+        source = page_at(addresses, row_strides, strides, per_row, layer, tl.load(ids + page))
         bits = tl.load(source.to(tl.pointer_type(tl.int16)) + at, mask=mask, other=0).to(tl.int32)
         magnitude = bits & 0x7FFF
         # `tl.max` may return indices too, so its type does not say that this is a number.
@@ -85,7 +97,7 @@ def _demote(
         is_finite = largest < 0x7F80
         scaled = (magnitude << 16).to(tl.float32, bitcast=True) * _power(tl.where(is_finite, -exponent, 0))
         codes = tl.where(is_finite, _encode(scaled) | ((bits >> 8) & 0x80), 0)
-        row = page * run_stride + run_address
+        row = page_at(run_addresses, run_row_strides, run_strides, run_per_row, 0, tl.load(run_ids + page))
         packed = (row + tl.load(word_offsets + layer) * 4).to(tl.pointer_type(tl.int8))
         tl.store(packed + at, codes.to(tl.int8), mask=mask)
         packed = (row + num_elements + layer * groups_per_page + group).to(tl.pointer_type(tl.int8))
@@ -97,12 +109,17 @@ def _demote(
 @jit
 def _promote(
     addresses,
+    row_strides,
     strides,
     ids,
     page_words,
     word_offsets,
-    run_address,
-    run_stride,
+    run_addresses,
+    run_row_strides,
+    run_strides,
+    run_ids,
+    per_row,
+    run_per_row,
     num_elements,
     num_pages,
     groups_per_page,
@@ -117,7 +134,7 @@ def _promote(
         layer = i // groups_per_page // num_pages
         at = group * GROUP + offsets
         mask = at < tl.load(page_words + layer) * 4
-        row = page * run_stride + run_address
+        row = page_at(run_addresses, run_row_strides, run_strides, run_per_row, 0, tl.load(run_ids + page))
         packed = (row + num_elements + layer * groups_per_page + group).to(tl.pointer_type(tl.int8))
         is_there = group * GROUP < tl.load(page_words + layer) * 4
         exponent = tl.load(packed, mask=is_there, other=0).to(tl.int32)
@@ -125,7 +142,7 @@ def _promote(
         codes = tl.load(packed + at, mask=mask, other=0).to(tl.int32)
         scaled = _decode(codes & 0x7F) * _power(exponent)
         bits = (scaled.to(tl.int32, bitcast=True) >> 16) | ((codes & 0x80) << 8)
-        target = tl.load(addresses + layer) + tl.load(ids + page) * tl.load(strides + layer)
+        target = page_at(addresses, row_strides, strides, per_row, layer, tl.load(ids + page))
         tl.store(target.to(tl.pointer_type(tl.int16)) + at, bits.to(tl.int16), mask=mask)
         i += tl.num_programs(0)
 

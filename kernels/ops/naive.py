@@ -34,9 +34,8 @@ def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor) -> Non
 
 def swap_pages(sources: PageTable, source_ids: Tensor, destinations: PageTable, destination_ids: Tensor) -> None:
     """Page `source_ids[i]` of every layer becomes page `destination_ids[i]` of the same layer."""
-    for source, destination in zip(sources.layers, destinations.layers, strict=True):
-        pages = source[source_ids.to(source.device)]
-        destination[destination_ids.to(destination.device)] = pages.to(destination.device)
+    for layer in range(len(sources.layers)):
+        destinations.write(layer, destination_ids, sources.read(layer, source_ids))
 
 
 def gather_pages(sources: PageTable, source_ids: Tensor, destinations: PageTable) -> None:
@@ -84,41 +83,48 @@ def demoted_bytes(layers: PageTable) -> int:
     return -(-(layers.run_bytes // 2 + num_exponents) // 8) * 8
 
 
-def demote_pages(layers: PageTable, ids: Tensor, run: Tensor) -> None:
-    """Row `i` of `run` (uint8 `[n, demoted_bytes(layers)]`) becomes page `ids[i]` of each layer as FP8, end to end.
+def most_demoted_bytes(page_bytes: int, num_layers: int) -> int:
+    """At least `demoted_bytes` of any layers whose pages have `page_bytes` together, `num_layers` of them or fewer, all
+    of one size."""
+    return -(-(page_bytes // 2 + page_bytes // 2 // GROUP + num_layers) // 8) * 8
+
+
+def demote_pages(layers: PageTable, ids: Tensor, runs: PageTable, run_ids: Tensor) -> None:
+    """Page `run_ids[i]` of `runs`, one layer of `demoted_bytes(layers)` or more, becomes page `ids[i]` of each layer as
+    FP8, end to end.
 
     Pages hold bfloat16. `GROUP` elements after each other share an exponent k, the smallest for which none is above
     448 * 2^k; a code is the e4m3 next to element / 2^k, ties to even. Behind the codes of all layers stand the
-    exponents, int8 `[layers, groups of the longest page]`. Off by at most 2^-4 of a value, or 2^(k - 10) if that is
-    more. A row holds an exponent `NOT_FINITE` where its pages are not fit for this: keep those as they are.
+    exponents, int8 `[layers, groups of the longest page]`; what follows them stays as it was. Off by at most 2^-4 of a
+    value, or 2^(k - 10) if that is more. Groups with an infinity or NaN are zeros, with the exponent `NOT_FINITE`.
     """
+    run = runs.read(0, run_ids)
     at, end = 0, layers.run_bytes // 2
-    for layer in layers.layers:
-        count = layer.shape[1] // 2
-        pages = layer[ids.to(layer.device)].view(torch.bfloat16).float()
+    for layer, page_bytes in enumerate(layers.page_bytes):
+        pages = layers.read(layer, ids).view(torch.bfloat16).float()
         groups = _padded(pages)  # [n, groups, GROUP]
         largest = groups.abs().amax(dim=2)
         is_finite = groups.isfinite().all(dim=2)
         exponents = _exponent(torch.where(is_finite, largest, 0.0)).to(torch.int8)
         codes = torch.ldexp(groups, -exponents.int().unsqueeze(2)).to(torch.float8_e4m3fn).view(torch.uint8)
         codes = torch.where(is_finite.unsqueeze(2), codes, 0)
-        run[:, at : at + count] = codes.flatten(1)[:, :count].to(run.device)
+        run[:, at : at + page_bytes // 2] = codes.flatten(1)[:, : page_bytes // 2].to(run.device)
         exponents = torch.where(is_finite, exponents, NOT_FINITE)
         run[:, end : end + exponents.shape[1]] = exponents.view(torch.uint8).to(run.device)
-        at, end = at + count, end + _groups(max(layers.page_bytes))
+        at, end = at + page_bytes // 2, end + _groups(max(layers.page_bytes))
+    runs.write(0, run_ids, run)
 
 
-def promote_pages(run: Tensor, layers: PageTable, ids: Tensor) -> None:
-    """Pages `ids[i]` become what row `i` of `run` says, in bfloat16, which holds every such value exactly."""
+def promote_pages(runs: PageTable, run_ids: Tensor, layers: PageTable, ids: Tensor) -> None:
+    """Pages `ids[i]` become what run `run_ids[i]` says, in bfloat16, which holds every such value exactly."""
+    run = runs.read(0, run_ids)
     at, end = 0, layers.run_bytes // 2
-    for layer in layers.layers:
-        count = layer.shape[1] // 2
-        row = run.to(layer.device)
-        groups = _padded(row[:, at : at + count].view(torch.float8_e4m3fn).float())
-        exponents = row[:, end : end + groups.shape[1]].contiguous().view(torch.int8).int()
-        pages = torch.ldexp(groups, exponents.unsqueeze(2)).flatten(1)[:, :count]
-        layer[ids.to(layer.device)] = pages.to(torch.bfloat16).contiguous().view(torch.uint8)
-        at, end = at + count, end + _groups(max(layers.page_bytes))
+    for layer, page_bytes in enumerate(layers.page_bytes):
+        groups = _padded(run[:, at : at + page_bytes // 2].view(torch.float8_e4m3fn).float())
+        exponents = run[:, end : end + groups.shape[1]].contiguous().view(torch.int8).int()
+        pages = torch.ldexp(groups, exponents.unsqueeze(2)).flatten(1)[:, : page_bytes // 2]
+        layers.write(layer, ids, pages.to(torch.bfloat16).contiguous().view(torch.uint8))
+        at, end = at + page_bytes // 2, end + _groups(max(layers.page_bytes))
 
 
 def _groups(page_bytes: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from impala_vllm.ops import naive, tuning
 from impala_vllm.ops.pages import WORD_BYTES, PageTable
-from impala_vllm.ops.swap import Walk, jit
+from impala_vllm.ops.swap import Walk, jit, page_at
 
 GOLDEN = tl.constexpr(naive.GOLDEN)
 MIX_1 = tl.constexpr(naive.MIX_1)
@@ -27,7 +27,7 @@ def unpack_pages(run: Tensor, layers: PageTable, ids: Tensor, checksums: Tensor 
 
 
 def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None, *, to_run: bool) -> None:
-    check_run(layers, run, layers.run_bytes)
+    _check_run(layers, run)
     if len(ids) > run.shape[0]:
         raise ValueError(f"a run of {run.shape[0]} rows does not hold {len(ids)} pages")
     if checksums is not None:
@@ -40,6 +40,7 @@ def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None,
     walk = Walk.over(layers, len(ids), launch)
     _pack[walk.grid(launch)](
         layers.addresses,
+        layers.row_strides,
         layers.strides,
         ids.to(layers.device, non_blocking=True),
         layers.words,
@@ -47,6 +48,7 @@ def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None,
         layers.addresses if checksums is None else checksums,
         run.data_ptr(),
         run.stride(0),
+        layers.pages_per_row,
         len(ids),
         walk.chunks_per_page,
         walk.num_chunks,
@@ -57,13 +59,13 @@ def _move(layers: PageTable, ids: Tensor, run: Tensor, checksums: Tensor | None,
     )
 
 
-def check_run(layers: PageTable, run: Tensor, row_bytes: int) -> None:
+def _check_run(layers: PageTable, run: Tensor) -> None:
     """Raise ValueError for a run of other rows, or that a kernel cannot address.
 
     A table of the run would say the same, but building one waits for the device.
     """
-    if run.dtype != torch.uint8 or run.dim() != 2 or run.shape[1] != row_bytes or run.stride(1) != 1:
-        raise ValueError(f"a run is uint8 [num_pages, {row_bytes}], not {run.dtype} {list(run.shape)}")
+    if run.dtype != torch.uint8 or run.dim() != 2 or run.shape[1] != layers.run_bytes or run.stride(1) != 1:
+        raise ValueError(f"a run is uint8 [num_pages, {layers.run_bytes}], not {run.dtype} {list(run.shape)}")
     if run.data_ptr() % WORD_BYTES or run.stride(0) % WORD_BYTES:
         raise ValueError(f"a run's address and stride are multiples of {WORD_BYTES} bytes")
     if run.device != layers.device and not run.is_pinned():
@@ -74,6 +76,7 @@ def check_run(layers: PageTable, run: Tensor, row_bytes: int) -> None:
 @jit
 def _pack(
     addresses,  # [num_layers], as all tables but ids and checksums
+    row_strides,
     strides,
     ids,  # [num_pages]
     page_words,
@@ -81,6 +84,7 @@ def _pack(
     checksums,  # [num_pages], zeros; not touched without CHECKSUM
     run_address,
     run_stride,
+    per_row,
     num_pages,
     chunks_per_page,
     num_chunks,
@@ -95,7 +99,7 @@ def _pack(
         layer = i // chunks_per_page // num_pages
         at = (i % chunks_per_page) * CHUNK_WORDS + offsets
         mask = at < tl.load(page_words + layer)
-        scattered = tl.load(addresses + layer) + tl.load(ids + page) * tl.load(strides + layer)
+        scattered = page_at(addresses, row_strides, strides, per_row, layer, tl.load(ids + page))
         packed = page * run_stride + run_address + tl.load(word_offsets + layer) * 8
         scattered = scattered.to(tl.pointer_type(tl.int64))
         packed = packed.to(tl.pointer_type(tl.int64))

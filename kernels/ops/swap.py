@@ -15,8 +15,18 @@ from triton import knobs
 from impala_vllm.ops import tuning
 from impala_vllm.ops.pages import WORD_BYTES, PageTable
 
-# A launch takes options beside the kernel's arguments, of which the type of `triton.jit` knows nothing.
-jit: Any = triton.jit
+SIZES = (
+    *("num_ranges", "num_pages", "num_chunks", "num_groups", "num_elements", "chunks_per_page", "groups_per_page"),
+    *("per_row", "source_per_row", "destination_per_row", "run_per_row", "run_stride"),
+)
+"""Arguments that change from launch to launch: a kernel of its own for sizes of 1 or multiples of 16 would be compiled
+while a model waits."""
+IDS = ("ids", "source_ids", "destination_ids", "run_ids", "checksums")
+
+
+def jit(function: Any) -> Any:
+    """`triton.jit`, one kernel for all sizes. A launch takes options beside the kernel's arguments."""
+    return triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=IDS)(function)
 
 
 def copy_ranges(sources: Tensor, destinations: Tensor, num_bytes: Tensor, device: torch.device) -> None:
@@ -53,12 +63,16 @@ def swap_pages(sources: PageTable, source_ids: Tensor, destinations: PageTable, 
     walk = Walk.over(sources, len(source_ids), launch)
     _swap_pages[walk.grid(launch)](
         sources.addresses,
+        sources.row_strides,
         sources.strides,
         source_ids.to(sources.device, non_blocking=True),
         destinations.addresses,
+        destinations.row_strides,
         destinations.strides,
         destination_ids.to(sources.device, non_blocking=True),
         sources.words,
+        sources.pages_per_row,
+        destinations.pages_per_row,
         len(source_ids),
         walk.chunks_per_page,
         walk.num_chunks,
@@ -122,12 +136,16 @@ def _copy_ranges(sources, destinations, num_bytes, num_ranges, CHUNK_WORDS: tl.c
 @jit
 def _swap_pages(
     source_addresses,  # [num_layers], as all tables but the ids
+    source_row_strides,
     source_strides,
     source_ids,  # [num_pages]
     destination_addresses,
+    destination_row_strides,
     destination_strides,
     destination_ids,  # [num_pages]
     page_words,
+    source_per_row,
+    destination_per_row,
     num_pages,
     chunks_per_page,
     num_chunks,
@@ -141,11 +159,20 @@ def _swap_pages(
         layer = i // chunks_per_page // num_pages
         at = (i % chunks_per_page) * CHUNK_WORDS + offsets
         mask = at < tl.load(page_words + layer)
-        source = tl.load(source_addresses + layer)
-        source += tl.load(source_ids + page) * tl.load(source_strides + layer)
-        destination = tl.load(destination_addresses + layer)
-        destination += tl.load(destination_ids + page) * tl.load(destination_strides + layer)
+        source = tl.load(source_ids + page)
+        source = page_at(source_addresses, source_row_strides, source_strides, source_per_row, layer, source)
+        destination = tl.load(destination_ids + page)
+        destination = page_at(
+            destination_addresses, destination_row_strides, destination_strides, destination_per_row, layer, destination
+        )
         source = source.to(tl.pointer_type(tl.int64))
         destination = destination.to(tl.pointer_type(tl.int64))
         tl.store(destination + at, tl.load(source + at, mask=mask, other=0), mask=mask)
         i += tl.num_programs(0)
+
+
+@jit
+def page_at(addresses, row_strides, strides, per_row, layer, page):
+    """Address of an int64 page id of a table, as `PageTable` says."""
+    row = (page // per_row) * tl.load(row_strides + layer)
+    return tl.load(addresses + layer) + row + (page % per_row) * tl.load(strides + layer)

@@ -23,13 +23,13 @@ def compile(kernel, pointers, **constants):
     print(kernel.__name__, "b64" in built.asm["ptx"], "atom" in built.asm["ptx"])
 
 compile(swap._copy_ranges, 3, CHUNK_WORDS=1024)
-compile(swap._swap_pages, 7, CHUNK_WORDS=1)
-compile(swap._swap_pages, 7, CHUNK_WORDS=1024)
+compile(swap._swap_pages, 9, CHUNK_WORDS=1)
+compile(swap._swap_pages, 9, CHUNK_WORDS=1024)
 for to_run in (True, False):
-    compile(pack._pack, 6, CHUNK_WORDS=1024, TO_RUN=to_run, CHECKSUM=True)
-    compile(pack._pack, 6, CHUNK_WORDS=256, TO_RUN=to_run, CHECKSUM=False)
+    compile(pack._pack, 7, CHUNK_WORDS=1024, TO_RUN=to_run, CHECKSUM=True)
+    compile(pack._pack, 7, CHUNK_WORDS=256, TO_RUN=to_run, CHECKSUM=False)
 for kernel in (fp8._demote, fp8._promote):
-    compile(kernel, 5, GROUP=1024)
+    compile(kernel, 10, GROUP=1024)
 """
 
 

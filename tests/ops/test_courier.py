@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from impala_vllm.ops import Courier, PageTable, courier
+from impala_vllm.ops import Batch, Courier, PageTable, Pool, courier
+from tests.ops.lanes import ManualLane
 from tests.ops.memory import layers, packed, some_ids
 
 KIB = 1 << 10
@@ -12,24 +13,46 @@ KIB = 1 << 10
 def test_a_load_brings_back_what_a_store_took_and_touches_nothing_else() -> None:
     _, pool = packed(8, [64, 24], seed=1)
     host_slab, tier = layers(8, [64, 24], gap_bytes=8, seed=2)
-    carry = Courier(PageTable.of(pool), PageTable.of(tier))
+    carry = Courier(torch.device("cpu"))
     hbm_ids, host_ids = some_ids(5, 8, seed=3), some_ids(5, 8, seed=4)
+    batch = Batch(Pool(PageTable.of(pool), PageTable.of(tier)), hbm_ids, host_ids)
     before = [page.clone() for page in pool]
     canaries = host_slab.clone()
-    stored = carry.store(hbm_ids, host_ids)
-    assert stored.is_done()
+    stored = carry.store([batch])
+    assert stored.end.is_done()
     assert stored.num_bytes == 5 * 88
     for page in pool:
         page[hbm_ids] = 0
-    carry.load(host_ids, hbm_ids).wait()
+    carry.load([batch]).end.wait()
     assert all(torch.equal(a, b) for a, b in zip(pool, before, strict=True))
     others = torch.tensor([i for i in range(8) if i not in host_ids.tolist()])
     assert torch.equal(host_slab[1:-1][others], canaries[1:-1][others])
 
 
+def test_each_direction_has_a_lane_and_keeps_its_order() -> None:
+    (page,), (room,) = packed(4, [16], seed=1)[1], packed(4, [16], seed=2)[1]
+    pool = Pool(PageTable.of([page]), PageTable.of([room]))
+    stores, loads = ManualLane(), ManualLane()
+    carry = Courier(torch.device("cpu"), (stores, loads))
+    first, second, third = (torch.tensor([i]) for i in (0, 1, 2))
+    before = page.clone()
+    old = room[3].clone()
+    tickets = [carry.store([Batch(pool, first, third)]), carry.store([Batch(pool, second, third)])]
+    load = carry.load([Batch(pool, first, torch.tensor([3]))])
+    loads.advance()
+    assert load.end.is_done()
+    assert torch.equal(page[0], old)
+    stores.advance()
+    assert [t.end.is_done() for t in tickets] == [True, False]
+    stores.advance()
+    assert torch.equal(room[2], before[1]), "the store that was asked for last has the last word"
+
+
 def test_tables_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="same page sizes"):
-        Courier(PageTable.of(packed(2, [16], seed=1)[1]), PageTable.of(packed(2, [24], seed=1)[1]))
+        Pool(PageTable.of(packed(2, [16], seed=1)[1]), PageTable.of(packed(2, [24], seed=1)[1]))
+    with pytest.raises(ValueError, match="do not hold a run"):
+        Pool(PageTable.of(packed(2, [4096], seed=1)[1]), PageTable.of(packed(2, [2048], seed=1)[1]), is_demoted=True)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_copy_ranges_takes_bare_addresses_of_host_memory() -> None:
     ("layers", "complaint"),
     [
         ([], "at least one layer"),
-        ([torch.zeros(2, 3, 4)], r"\[num_pages, page elements\]"),
+        ([torch.zeros(2)], r"\[num_pages, page elements\]"),
+        ([torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)], "as many pages in a row"),
         ([torch.zeros(4, 64, dtype=torch.uint8).t()], "lie next to each other"),
         ([torch.zeros(4, 24, dtype=torch.uint8)[:, 4:20]], "multiples of 8"),
     ],

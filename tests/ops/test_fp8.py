@@ -30,22 +30,24 @@ def test_demote_and_promote_are_naives_to_the_bit(num_blocks: int, page_bytes: l
     slab, pages = make(num_pages, page_bytes, **({"gap_bytes": 8} if strided else {}), seed=1)
     _fill(pages, seed=2)
     table = PageTable.of(pages)
-    ids = some_ids(num_blocks, num_pages, seed=3)
-    run_slab, (run,) = layers(num_blocks, [naive.demoted_bytes(table)], gap_bytes=16, seed=4)
+    ids, run_ids = some_ids(num_blocks, num_pages, seed=3), some_ids(num_blocks, num_blocks + 2, seed=5)
+    # A little more room than a run takes, as a host tier has.
+    run_slab, (run,) = layers(num_blocks + 2, [naive.demoted_bytes(table) + 8], gap_bytes=16, seed=4)
+    runs = PageTable.of([run])
     canaries = run_slab.clone()
-    naive.demote_pages(table, ids, run)
+    naive.demote_pages(table, ids, runs, run_ids)
     wanted = run_slab.clone()
     run_slab.copy_(canaries)
 
-    fp8.demote_pages(table, ids, run)
+    fp8.demote_pages(table, ids, runs, run_ids)
 
     assert torch.equal(run_slab, wanted)
 
     before = slab.clone()
-    naive.promote_pages(run, table, ids)
+    naive.promote_pages(runs, run_ids, table, ids)
     wanted = slab.clone()
     slab.copy_(before)
-    fp8.promote_pages(run, table, ids)
+    fp8.promote_pages(runs, run_ids, table, ids)
     assert torch.equal(slab, wanted)
 
 
@@ -59,22 +61,32 @@ def test_every_finite_bfloat16_is_coded_as_torch_codes_it() -> None:
     page = values.to(torch.bfloat16).view(1, -1).view(torch.uint8).contiguous()
     table, one = PageTable.of([page]), torch.tensor([0])
     runs = [torch.full((1, naive.demoted_bytes(table)), CANARY, dtype=torch.uint8) for _ in range(2)]
-    naive.demote_pages(table, one, runs[0])
-    fp8.demote_pages(table, one, runs[1])
+    naive.demote_pages(table, one, PageTable.of([runs[0]]), one)
+    fp8.demote_pages(table, one, PageTable.of([runs[1]]), one)
     assert torch.equal(*runs)
 
 
-def test_runs_and_pages_of_other_sizes_are_refused() -> None:
+def test_runs_that_are_too_small_or_too_few_are_refused() -> None:
     table = PageTable.of(packed(4, [16], seed=1)[1])
-    with pytest.raises(ValueError, match="a run is uint8"):
-        fp8.demote_pages(table, torch.arange(2), torch.zeros(2, 8, dtype=torch.uint8))
-    run = torch.zeros(2, naive.demoted_bytes(table), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="does not hold 3"):
-        fp8.promote_pages(run, table, torch.arange(3))
+    two = torch.arange(2)
+    with pytest.raises(ValueError, match="runs are one layer of 16 bytes"):
+        fp8.demote_pages(table, two, PageTable.of([torch.zeros(2, 8, dtype=torch.uint8)]), two)
+    runs = PageTable.of([torch.zeros(2, naive.demoted_bytes(table), dtype=torch.uint8)])
+    with pytest.raises(ValueError, match="do not go with 3 runs"):
+        fp8.promote_pages(runs, torch.arange(3), table, two)
+
+
+def test_the_most_that_a_run_takes_is_enough_for_any_cut_of_the_bytes() -> None:
+    for page, num_layers in ((8, 1), (2048, 3), (4104, 5), (65536, 36)):
+        pages = [torch.zeros(2, page, dtype=torch.uint8)] * num_layers
+        most = naive.most_demoted_bytes(page * num_layers, num_layers)
+        assert naive.demoted_bytes(PageTable.of(pages)) <= most < 0.51 * page * num_layers + num_layers + 8
+        assert naive.demoted_bytes(PageTable.of([torch.zeros(2, page * num_layers, dtype=torch.uint8)])) <= most
 
 
 def test_an_empty_batch_changes_nothing() -> None:
     table = PageTable.of([random_bytes(2, 16, seed=1)])
     run = torch.full((1, naive.demoted_bytes(table)), CANARY, dtype=torch.uint8)
-    fp8.demote_pages(table, torch.empty(0, dtype=torch.int64), run)
+    none = torch.empty(0, dtype=torch.int64)
+    fp8.demote_pages(table, none, PageTable.of([run]), none)
     assert (run == CANARY).all()

@@ -52,9 +52,9 @@ def test_demotion_loses_a_sixteenth_of_a_value_at_most_and_halves_the_bytes() ->
     run = torch.zeros(4, naive.demoted_bytes(table), dtype=torch.uint8)
     assert run.shape[1] == 4096 + 8
     ids = torch.arange(4)
-    naive.demote_pages(table, ids, run)
+    naive.demote_pages(table, ids, PageTable.of([run]), ids)
     back = torch.zeros_like(values)
-    naive.promote_pages(run, PageTable.of([back]), ids)
+    naive.promote_pages(PageTable.of([run]), ids, PageTable.of([back]), ids)
     error = (back.float() - values.float()).abs()
     # Groups of normal numbers have their largest below 8: exponent -5 or less.
     assert (error <= torch.maximum(values.float().abs() / 16, torch.tensor(2.0**-15))).all()
@@ -66,7 +66,7 @@ def test_a_group_that_is_not_finite_is_marked_and_the_others_are_not() -> None:
     values[0, naive.GROUP] = float("nan")
     table = PageTable.of([values])
     run = torch.zeros(1, naive.demoted_bytes(table), dtype=torch.uint8)
-    naive.demote_pages(table, torch.tensor([0]), run)
+    naive.demote_pages(table, torch.tensor([0]), PageTable.of([run]), torch.tensor([0]))
     exponents = run[0, 3 * naive.GROUP :][:3].view(torch.int8).tolist()
     assert exponents == [-8, naive.NOT_FINITE, -8]
     assert not run[0, naive.GROUP : 2 * naive.GROUP].any()

@@ -1,5 +1,7 @@
 """The kernels of `swap` against `naive`, in memory where any stray byte shows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,6 +42,34 @@ def test_swap_moves_each_page_and_nothing_else(num_blocks: int, page_bytes: list
 
     assert torch.equal(slab, by_naive)
     assert not torch.equal(slab, wanted)
+
+
+@pytest.mark.parametrize(("num_rows", "per_row", "page_bytes"), [(1, 1, [8]), (9, 7, [8200, 24]), (125, 8, [64])])
+def test_pages_lie_in_rows_where_layers_say_so(num_rows: int, per_row: int, page_bytes: list[int]) -> None:
+    slab, rows = layers(num_rows, [per_row * size for size in page_bytes], gap_bytes=8, seed=1)
+    tier = PageTable.of([row.unflatten(1, (per_row, -1)) for row in rows])
+    _, pool = packed(num_rows * per_row + 2, page_bytes, seed=2)
+    table = PageTable.of(pool)
+    count = max(1, num_rows * per_row - 3)
+    at, to = some_ids(count, num_rows * per_row + 2, seed=3), some_ids(count, num_rows * per_row, seed=4)
+    canaries = slab.clone()
+    naive.swap_pages(table, at, tier, to)
+    wanted = slab.clone()
+    slab.copy_(canaries)
+    swap.swap_pages(table, at, tier, to)
+    assert torch.equal(slab, wanted)
+    for layer, size in enumerate(page_bytes):
+        for i, j in zip(at.tolist(), to.tolist(), strict=True):
+            place = (j % per_row) * size
+            assert torch.equal(rows[layer][j // per_row, place : place + size], pool[layer][i])
+    assert tier.addresses_of(to).tolist() == [
+        [row.data_ptr() + j // per_row * row.stride(0) + j % per_row * size for j in to.tolist()]
+        for row, size in zip(rows, page_bytes, strict=True)
+    ]
+    zeros = torch.zeros_like(pool[0])
+    back = PageTable.of([zeros, *(torch.zeros_like(p) for p in pool[1:])])
+    swap.swap_pages(tier, to, back, at)
+    assert torch.equal(zeros[at], pool[0][at])
 
 
 @pytest.mark.parametrize(("num_blocks", "page_bytes"), [(1, [8]), (63, [8200, 24])])
@@ -102,15 +132,7 @@ def test_addresses_past_four_gigabytes_of_pages_do_not_wrap() -> None:
     _, copies = layers(1, [64], gap_bytes=8, seed=2)
     stride = 1 << 31
     far = PageTable.of(pages)
-    far = PageTable(
-        far.layers,
-        far.page_bytes,
-        far.addresses - 3 * stride,
-        torch.tensor([stride]),
-        far.words,
-        far.word_offsets,
-        far.device,
-    )
+    far = replace(far, addresses=far.addresses - 3 * stride, row_strides=torch.tensor([stride]))
     swap.gather_pages(far, torch.tensor([3]), PageTable.of(copies))
     assert torch.equal(copies[0], pages[0])
 
