@@ -43,6 +43,8 @@ class Checkup:
     """What a server started now with `--scheduler impala` would do."""
     block_io: native.BlockIo
     block_io_directory: str
+    block_io_engine: str
+    """What would do the NVMe tier's I/O there."""
     lacks: list[Lack] = field(default_factory=list)
 
     @property
@@ -57,14 +59,16 @@ def examine(config: str | None) -> Checkup:
     found = compat.version()
     seams = compat.check() if found is not None and compat.is_supported(found) else []
     directory = settings.config.tiers.nvme_path or tempfile.gettempdir()
+    block_io = _block_io(directory)
     checkup = Checkup(
         versions={"python": platform.python_version(), "impala-vllm": __version__, **_versions()},
         seams=seams,
         plugins_filter=os.environ.get("VLLM_PLUGINS"),
         settings=settings,
         active=_active(settings),
-        block_io=_block_io(directory),
+        block_io=block_io,
         block_io_directory=directory,
+        block_io_engine="io_uring" if block_io.io_uring and block_io.direct_io else "threads",
     )
     checkup.lacks += [*_vllm_lacks(found, seams), *_plugin_lacks(checkup.plugins_filter), *_other_lacks(checkup)]
     return checkup

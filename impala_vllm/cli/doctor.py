@@ -42,7 +42,11 @@ def _data(checkup: Checkup) -> dict[str, Any]:
         "vllm_plugins": checkup.plugins_filter,
         "active": checkup.active,
         "settings": checkup.settings.describe(),
-        "block_io": {"directory": checkup.block_io_directory, **asdict(checkup.block_io)},
+        "block_io": {
+            "directory": checkup.block_io_directory,
+            "engine": checkup.block_io_engine,
+            **asdict(checkup.block_io),
+        },
         "missing": [asdict(lack) for lack in checkup.lacks],
     }
 
@@ -65,7 +69,7 @@ def _show(checkup: Checkup) -> None:
             out.print(f"  {escape(line)}")
     io = checkup.block_io
     out.print(f"[bold]Block I/O[/] in {escape(checkup.block_io_directory)}")
-    out.print(f"  io_uring {_yes(io.io_uring)}, direct I/O {_yes(io.direct_io)}")
+    out.print(f"  io_uring {_yes(io.io_uring)}, direct I/O {_yes(io.direct_io)}: {checkup.block_io_engine} would do it")
     if checkup.lacks:
         out.print("[bold]Missing[/]")
     for lack in checkup.lacks:

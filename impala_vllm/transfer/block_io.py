@@ -7,7 +7,10 @@ of its methods may be called by two at once. Which engine is at hand is decided 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from impala_vllm.transfer.uring_io import UringIo
 
 logger = logging.getLogger("vllm.impala")
 
@@ -41,6 +44,8 @@ class BlockIo(Protocol):
     """The contract; `tests/contracts/block_io.py` is the suite every engine passes."""
 
     alignment_bytes: int
+    name: str
+    """What does the work, in a word or two, for people."""
 
     @property
     def num_in_flight(self) -> int:
@@ -74,11 +79,14 @@ class BlockIo(Protocol):
         ...
 
 
-def open_block_io(fd: int, max_in_flight: int = 16) -> BlockIo:
+def open_block_io(
+    fd: int, max_in_flight: int = 16, deadline_s: float | None = None, region: memoryview | None = None
+) -> BlockIo:
     """The best engine at hand for an open file: io_uring where file, kernel and installation allow it, else threads.
 
     It moves data past the page cache where the descriptor does (`alignment.use_direct`), and keeps a duplicate of the
-    descriptor. More ops than `max_in_flight` wait inside it.
+    descriptor. More ops than `max_in_flight` wait inside it. Where the engine can, an op in flight for `deadline_s` is
+    called back, and `region`, in which most buffers lie, is pinned until the engine is closed.
     """
     # The engines import this module for the words it defines.
     from impala_vllm.transfer.alignment import is_direct
@@ -87,7 +95,18 @@ def open_block_io(fd: int, max_in_flight: int = 16) -> BlockIo:
 
     if is_direct(fd):  # through the page cache io_uring moves data on kernel threads: no better than ours
         try:
-            return UringIo(fd, depth=max_in_flight)
+            io = UringIo(fd, max_in_flight, deadline_s)
         except (OSError, AttributeError) as error:  # AttributeError: the native module is of an earlier build
             logger.info("no io_uring for the NVMe tier, threads do its I/O: %s", error)
+        else:
+            if region is not None:
+                _register(io, region)
+            return io
     return ThreadPoolIo(fd, num_threads=min(8, max_in_flight))
+
+
+def _register(io: "UringIo", region: memoryview) -> None:
+    try:
+        io.register_region(region)
+    except OSError as error:  # a container's `ulimit -l`, mostly; ops are pinned one by one then
+        logger.info("the host tier's memory is not registered with io_uring: %s", error)

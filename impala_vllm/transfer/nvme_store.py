@@ -68,6 +68,11 @@ class NvmeStore:
         return self._coordinator.breaker.is_dead
 
     @property
+    def io_name(self) -> str:
+        """What does the I/O, for people."""
+        return self._io.name
+
+    @property
     def counters(self) -> Counters:
         """Live totals."""
         return self._coordinator.counters

@@ -28,6 +28,7 @@ class ThreadPoolIo:
         self._fd = os.dup(fd)
         self.is_direct = is_direct(self._fd)
         self.alignment_bytes = DIRECT_ALIGNMENT_BYTES if self.is_direct else 1
+        self.name = f"{num_threads} threads"
         self._num_in_flight = 0
         self._is_closed = False
         self._todo: SimpleQueue[tuple[Op, float] | None] = SimpleQueue()

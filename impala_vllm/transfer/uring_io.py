@@ -23,6 +23,7 @@ class UringIo:
 
     def __init__(self, fd: int, depth: int = 64, deadline_s: float | None = None) -> None:
         """At most `depth` ops are with the kernel at a time, the others wait their turn."""
+        self.name = "io_uring"
         self.is_direct = is_direct(fd)
         self.alignment_bytes = DIRECT_ALIGNMENT_BYTES if self.is_direct else 1
         self._file = native.open_uring_file(fd, depth, self.alignment_bytes, deadline_s)
@@ -38,6 +39,7 @@ class UringIo:
         Raises OSError where the kernel will not pin it (ENOMEM: above `ulimit -l`); everything works without.
         """
         self._file.register_region(region)
+        self.name = "io_uring, registered memory"
 
     def submit(self, ops: Sequence[Op]) -> None:
         self._file.submit(ops)

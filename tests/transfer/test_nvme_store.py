@@ -55,6 +55,7 @@ class GatedIo:
 
     def __init__(self, inner: BlockIo) -> None:
         self.alignment_bytes = inner.alignment_bytes
+        self.name = inner.name
         self.is_waiting = threading.Event()
         """Set once the coordinator waits for ops that are held."""
         self.fails_at_poll = False

@@ -31,6 +31,7 @@ class VirtualDisk:
     """
 
     alignment_bytes = 1
+    name = "virtual"
 
     def __init__(self, fd: int, clock: ManualClock) -> None:
         self.seconds: Callable[[Op], float] = lambda op: 0.001

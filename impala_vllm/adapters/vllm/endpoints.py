@@ -68,8 +68,9 @@ async def _health(engine: Engine) -> Answer:
     found = health.judge(snapshots, engine.silent_s, engine.is_dead, engine.config.health)
     stalled = found.status is health.Status.STALLED
     code = HTTPStatus.SERVICE_UNAVAILABLE if stalled else HTTPStatus.OK
+    shown = ("rank", "running", "waiting", "steps", "last_step_age_s", "last_progress_age_s")
     ranks = [
-        {name: s[name] for name in ("rank", "running", "waiting", "steps", "last_step_age_s", "last_progress_age_s")}
+        {**{name: s[name] for name in shown}, "nvme_io": (s["policy"] or {}).get("nvme_io")}
         for s in snapshots or []
         if s["observed"]
     ]

@@ -111,7 +111,14 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
         "longest_wait_s": enforcer.longest_wait_s,
         "evicted_blocks": enforcer.free.evicted_blocks if enforcer.free is not None else None,
         "tiers": enforcer.tiers.manager.stats() if enforcer.tiers is not None else None,
+        "nvme_io": _nvme_io(enforcer),
     }
+
+
+def _nvme_io(enforcer: Any) -> str | None:
+    """What does the NVMe tier's I/O; None without such a tier."""
+    nvme = enforcer.tiers.manager.nvme if enforcer.tiers is not None else None
+    return nvme.store.io_name if nvme is not None else None
 
 
 def _ledger(scheduler: Any) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ class HangingIo:
         self._io = io
         self._kept: list[Op] = []
         self.alignment_bytes = io.alignment_bytes
+        self.name = io.name
 
     @property
     def num_in_flight(self) -> int:
@@ -58,8 +59,10 @@ def _hangs() -> bool:
     return (ORDERS / "hang").exists()
 
 
-def _hanging(fd: int, max_in_flight: int = 16) -> HangingIo:
-    return HangingIo(_open(fd, max_in_flight))
+def _hanging(
+    fd: int, max_in_flight: int = 16, deadline_s: float | None = None, region: memoryview | None = None
+) -> HangingIo:
+    return HangingIo(_open(fd, max_in_flight, deadline_s, region))
 
 
 def _step_or_die(self: Coordinator, max_wait_s: float = 60.0) -> None:
