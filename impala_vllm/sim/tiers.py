@@ -95,6 +95,11 @@ class Tiers:
         for notice in arrived:
             notice()
 
+    def between_steps(self, call: Callable[[], None]) -> None:
+        """Have `call` made as if a transfer had ended now: it may take blocks, which nobody may while a step runs."""
+        self._arrived.append(call)
+        self.on_arrival()
+
     def reach(self, request: Request, num_hits: int, limit: int) -> int | None:
         """How many blocks behind its `num_hits` to load, at most up to block `limit`.
 
@@ -138,6 +143,10 @@ class Tiers:
         offered = self._of(request)
         offered.num_blocks = start + len(keys)  # what HBM had before them is offered no more
         offered.used.update(keys)
+        self.bring(keys, done)
+
+    def bring(self, keys: Sequence[int], done: Callable[[], None]) -> None:
+        """The same for nobody who waits yet."""
         self.host.pin(keys)
         self._loading.update(keys)
 
@@ -148,6 +157,10 @@ class Tiers:
             done()
 
         self.send(self.loads, len(keys), loaded)
+
+    def num_ready(self, keys: Sequence[int]) -> int:
+        """How many leading blocks host could load now."""
+        return next((i for i, k in enumerate(keys) if not self.host.is_ready(k)), len(keys))
 
     def has_loaded(self, keys: Sequence[int], took_s: float) -> None:
         """A load is over."""
@@ -229,11 +242,7 @@ class Tiers:
     def send(self, line: Line, num_blocks: int, done: Callable[[float], None]) -> None:
         """`done` is called when it is noticed that the blocks have arrived."""
 
-        def arrived(took_s: float) -> None:
-            self._arrived.append(partial(done, took_s))
-            self.on_arrival()
-
-        line.send(num_blocks * self.room.block_bytes, arrived)
+        line.send(num_blocks * self.room.block_bytes, lambda took_s: self.between_steps(partial(done, took_s)))
 
     def _read(self, keys: Sequence[int], done: Callable[[float], None]) -> None:
         self.nvme.pin(keys)

@@ -11,10 +11,12 @@ from impala_vllm.sim.policies.concur import Concur
 from impala_vllm.sim.policies.continuum import Continuum, DynamicContinuum
 from impala_vllm.sim.policies.impala import Impala
 from impala_vllm.sim.policies.infercept import InferCept
+from impala_vllm.sim.policies.kvflow import KvFlow
 from impala_vllm.sim.policies.mars import Mars
 from impala_vllm.sim.policies.oracle import Oracle
 from impala_vllm.sim.policies.plas import Plas
 from impala_vllm.sim.policies.thunderagent import ThunderAgent, ThunderAgentProxy
+from impala_vllm.sim.policies.tokencake import TokenCake
 from impala_vllm.sim.policy import Policy
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ KINDS = {
         Kind("thunderagent-proxy", "the same as its public proxy does it", ThunderAgentProxy),
         Kind("concur", "a congestion window on the number of agents", Concur),
         Kind("mars", "feedback queues, heavy KV of low levels goes first", Mars),
+        Kind("tokencake", "KV of long calls goes first and is loaded before they are expected to end", TokenCake),
         Kind("belady", "stock that knows which KV is used last", Belady, is_bound=True),
+        Kind("kvflow", "belady that loads KV before it is used", KvFlow, is_bound=True),
         Kind("impala-oracle", "impala that knows how long tools take", Oracle, is_bound=True),
         Kind("unbounded", "stock with HBM for everything", Policy, is_bound=True, is_unbounded=True),
     )

@@ -1,0 +1,99 @@
+"""What the study serves: recorded agents, recorded requests, labelling jobs on one stem, and a mix of the three."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from impala_vllm.core.types import Outcome
+from impala_vllm.sim import recorded
+from impala_vllm.sim.sessions import Session, Turn, Workload
+from impala_vllm.sim.simulation import choose
+from impala_vllm.workload.read import load
+from impala_vllm.workload.source import WorkloadError
+
+BLOCK = 512
+"""Tokens; blocks of logs are merged to it."""
+STEM_TOKENS, ITEM_TOKENS, LABEL_TOKENS = 8192, 512, 64
+"""Of a labelling job: its instructions, its item, its answer."""
+SINGLE_OUTPUT_TOKENS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """Read once. `requests` None: no such workload."""
+
+    agents: Workload
+    requests: Workload | None
+
+    def names(self) -> tuple[str, ...]:
+        return ("agents", "requests", "labelling", "mix") if self.requests is not None else ("agents", "labelling")
+
+    def make(self, name: str, num_tasks: int, max_turns: int, seed: int) -> Workload:
+        """So many tasks of one kind, picked by `seed`. Labelling jobs and single requests are ten to a session."""
+        rng = Random(seed)
+        if name == "agents":
+            return choose(_short(self.agents, max_turns), num_tasks, seed)
+        if name == "labelling":
+            return labelling(10 * num_tasks, rng)
+        assert self.requests is not None
+        singles = replace(choose(self.requests, 10 * num_tasks, seed), has_one_clock=False)
+        if name == "requests":
+            return singles
+        third = max(1, num_tasks // 3)
+        parts = (choose(_short(self.agents, max_turns), third, seed), labelling(10 * third, rng))
+        sessions = [s for part in parts for s in part.sessions]
+        sessions += choose(singles, 10 * third, seed).sessions
+        return mixed(Workload(BLOCK, tuple(sessions)), rng)
+
+
+def read(agents: Path, requests: Path | None) -> Logs:
+    """Raises WorkloadError with one line."""
+    return Logs(_read(agents), _read(requests) if requests is not None else None)
+
+
+def labelling(num_jobs: int, rng: Random) -> Workload:
+    """One-turn jobs behind the same instructions."""
+    fresh = count(10**9)
+    stem = tuple(next(fresh) for _ in range(STEM_TOKENS // BLOCK))
+    made: list[Session] = []
+    for i in range(num_jobs):
+        item = round(ITEM_TOKENS * rng.uniform(0.5, 4.0))
+        prompt = STEM_TOKENS + item
+        own = tuple(next(fresh) for _ in range((prompt + LABEL_TOKENS) // BLOCK - len(stem)))
+        made.append(Session(f"job{i}", (Turn(f"job{i}.0", stem + own, prompt, LABEL_TOKENS, outcome=Outcome.STOP),)))
+    return Workload(BLOCK, tuple(made))
+
+
+def mixed(load: Workload, rng: Random) -> Workload:
+    """The same tasks in another order."""
+    roots = load.roots()
+    rng.shuffle(roots)
+    return load.only(roots)
+
+
+def _read(path: Path) -> Workload:
+    turns = load(path)
+    sizes = {t.block_size for t in turns}
+    if len(sizes) != 1 or BLOCK % min(sizes):
+        raise WorkloadError(f"{path}: blocks of {sorted(sizes)} tokens cannot be merged to {BLOCK}; give another log")
+    return recorded.workload(turns, merge=BLOCK // sizes.pop())[0]
+
+
+def _short(load: Workload, max_turns: int) -> Workload:
+    """The first turns of each task's own session; what later ones launch is gone."""
+    roots = load.roots()
+    kept: list[Session] = []
+    for root in roots:
+        turns = _cut(root.turns, max_turns)
+        kept.append(replace(root, turns=turns))
+        below = [s for s in load.family(root)[1:] if s.parent_id == root.session_id and s.after_turn < len(turns) - 1]
+        kept += [replace(s, turns=_cut(s.turns, max_turns)) for s in below]
+    return replace(load, sessions=tuple(kept))
+
+
+def _cut(turns: Sequence[Turn], max_turns: int) -> tuple[Turn, ...]:
+    if len(turns) <= max_turns:
+        return tuple(turns)
+    return (*turns[: max_turns - 1], replace(turns[max_turns - 1], next_gap_s=None))

@@ -1,0 +1,233 @@
+"""`python -m benchmarks.sim.study`: every policy at every load, tier and link. Where does impala not win?
+
+Simulated. A point is a workload, an oversubscription of HBM, tiers below it and their links; all policies serve the
+same sessions there. `--quick` is a corner of it.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from msgspec import structs
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks import record
+from benchmarks.record import Record
+from benchmarks.sim import heat, loads
+from benchmarks.sim.loads import Logs
+from impala_vllm.replay.measures import mean, quantile
+from impala_vllm.sim import timing
+from impala_vllm.sim.measures import Measures
+from impala_vllm.sim.policies import KINDS
+from impala_vllm.sim.sessions import Workload
+from impala_vllm.sim.simulation import Arrivals, Setup, run
+from impala_vllm.workload import WorkloadError
+
+LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0)
+TIERS = {"HBM": (0.0, 0.0), "host 1x": (1.0, 0.0), "host 4x": (4.0, 0.0), "host 1x, NVMe 8x": (1.0, 8.0)}
+LINKS = {"GPU links": 1.0, "slow links": 1 / 3}
+"""Rates, as a share of the timing's: host at some 12 and 4 times, NVMe at 1.5 and 0.5 times the rate of prefill."""
+MOST_STALL, LEAST_TASKS = 1.02, 0.99
+"""Of the best rival: within this impala wins, or is as good."""
+LEAST_STALL_S = 0.01
+"""Stalls below it are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    workload: str
+    level: float
+    tiers: str
+    links: str
+
+    def __str__(self) -> str:
+        links = "" if self.tiers == "HBM" else f", {self.links}"
+        return f"{self.workload} {self.level:g}x, {self.tiers}{links}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """impala at a point, means over seeds."""
+
+    point: Point
+    best: str
+    """The rival with the least mean stall."""
+    stall: Sequence[float]
+    """impala's over the best rival's, seed by seed."""
+    tasks: Sequence[float]
+    """Tasks an hour, over those of whichever rival has most."""
+    to_bound: float
+    """Stall over the bound's that has least."""
+
+    @property
+    def wins(self) -> bool:
+        return mean(self.stall) <= MOST_STALL and mean(self.tasks) >= LEAST_TASKS
+
+
+Found = dict[Point, dict[str, list[Measures]]]
+
+
+@click.command()
+@click.option("--traces", type=click.Path(path_type=Path), envvar="IMPALA_TRACES", required=True, help="Agents' log.")
+@click.option("--requests", "singles", type=click.Path(path_type=Path), help="Log of single requests (mooncake).")
+@click.option("--tasks", type=click.IntRange(min=3), default=32, show_default=True)
+@click.option("--turns", type=click.IntRange(min=2), default=40, show_default=True, help="Of a session at most.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--timing", "name", default=timing.DEFAULT, show_default=True)
+@click.option("--workload", "workloads", multiple=True, help="Only this, once or more.")
+@click.option("--oversubscription", "levels", type=click.FloatRange(min=0.1), multiple=True, default=LEVELS)
+@click.option("--policies", default=",".join(KINDS), help="Comma-separated.")
+@click.option("--quick", is_flag=True, help="1x and 4x, GPU links, fewer tiers, one seed.")
+@click.option("--html", type=click.Path(path_type=Path), help="Heat maps, as one page.")
+@click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
+def main(
+    traces: Path,
+    singles: Path | None,
+    tasks: int,
+    turns: int,
+    seeds: int,
+    name: str,
+    workloads: tuple[str, ...],
+    levels: tuple[float, ...],
+    policies: str,
+    quick: bool,
+    html: Path | None,
+    no_record: bool,
+) -> None:
+    """Compare every policy everywhere. Exit 1 where impala neither wins nor equals the best rival."""
+    console = Console(stderr=True)
+    tiers, links = list(TIERS), list(LINKS)
+    if quick:
+        levels, seeds, tiers, links = (1.0, 4.0), 1, ["HBM", "host 1x", "host 1x, NVMe 8x"], links[:1]
+    try:
+        engine, logs = timing.load(name), loads.read(traces, singles)
+    except (WorkloadError, ValueError) as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    kinds = [n for n in policies.split(",") if n in KINDS]
+    points = [
+        Point(w, level, t, link)
+        for w in workloads or logs.names()
+        for level in levels
+        for t in tiers
+        for link in (links if t != "HBM" else links[:1])
+    ]
+    found = _run(points, kinds, logs, engine, (tasks, turns, seeds), console)
+    verdicts = [judge(point, by_policy) for point, by_policy in found.items()]
+    _show(verdicts, Console())
+    if html is not None:
+        html.write_text(heat.page(found, name), encoding="utf-8")
+    if not no_record:
+        params = {"tasks": tasks, "turns": turns, "timing": engine.describe(), "policies": ", ".join(kinds)}
+        console.print(f"recorded in {record.append(_records(verdicts, params))}")
+    sys.exit(0 if all(v.wins for v in verdicts) else 1)
+
+
+def judge(point: Point, by_policy: dict[str, list[Measures]]) -> Verdict:
+    """impala against the best of its rivals, and against the best bound."""
+    stalls = {n: mean([max(LEAST_STALL_S, m.stall_mean_s) for m in found]) for n, found in by_policy.items()}
+    rivals = [n for n in by_policy if n != "impala" and not KINDS[n].is_bound]
+    bounds = [stalls[n] for n in by_policy if KINDS[n].is_bound]
+    best = min(rivals, key=stalls.__getitem__)
+    busiest = max(rivals, key=lambda n: mean([m.tasks_per_hour for m in by_policy[n]]))
+    ours = by_policy["impala"]
+    stall = [
+        max(LEAST_STALL_S, a.stall_mean_s) / max(LEAST_STALL_S, b.stall_mean_s)
+        for a, b in zip(ours, by_policy[best], strict=True)
+    ]
+    tasks = [a.tasks_per_hour / b.tasks_per_hour for a, b in zip(ours, by_policy[busiest], strict=True)]
+    return Verdict(point, best, stall, tasks, stalls["impala"] / min(bounds) if bounds else 1.0)
+
+
+def setup(load: Workload, engine: timing.Timing, point: Point) -> Setup:
+    """HBM for the working set over the level, and the tiers for their share of it."""
+    hbm = max(round(load.working_set_tokens() / point.level), load.longest_tokens() + 2 * load.block_size)
+    host, nvme = TIERS[point.tiers]
+    share = LINKS[point.links]
+    rates = ("host_bytes_per_s", "nvme_read_bytes_per_s", "nvme_write_bytes_per_s")
+    slowed = {n: share * rate for n in rates if (rate := getattr(engine, n)) is not None}
+    slow = structs.replace(engine, **slowed)
+    return Setup(slow, hbm, host_tokens=round(host * hbm), nvme_tokens=round(nvme * hbm), arrivals=Arrivals())
+
+
+def _run(
+    points: Sequence[Point],
+    kinds: Sequence[str],
+    logs: Logs,
+    engine: timing.Timing,
+    scale: tuple[int, int, int],
+    console: Console,
+) -> Found:
+    tasks, turns, seeds = scale
+    found: Found = {}
+    made: dict[tuple[str, int], Workload] = {}
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(points) * len(kinds) * seeds)
+        for point in points:
+            for seed in range(seeds):
+                key = point.workload, seed
+                if key not in made:
+                    made[key] = logs.make(point.workload, tasks, turns, seed)
+                for kind in kinds:
+                    progress.update(task, description=f"{point}, seed {seed}: {kind}")
+                    measures = run(made[key], setup(made[key], engine, point), KINDS[kind]).measures
+                    found.setdefault(point, {}).setdefault(kind, []).append(measures)
+                    progress.advance(task)
+            console.print(_line(judge(point, found[point])), highlight=False)
+    return found
+
+
+def _line(v: Verdict) -> str:
+    verdict = "" if v.wins else "  <- not won"
+    return f"{v.point}: stall {mean(v.stall):.2f} and tasks {mean(v.tasks):.2f} of {v.best}{verdict}"
+
+
+def _show(verdicts: Iterable[Verdict], console: Console) -> None:
+    table = Table(
+        "point", "best rival", "stall", "tasks/h", "stall / bound", "", title="impala / best rival, simulated"
+    )
+    for v in verdicts:
+        won = "" if v.wins else "[red]not won[/]"
+        table.add_row(str(v.point), v.best, f"{mean(v.stall):.2f}", f"{mean(v.tasks):.3f}", f"{v.to_bound:.2f}", won)
+    console.print(table)
+
+
+def _records(verdicts: Iterable[Verdict], params: dict[str, object]) -> list[Record]:
+    origin = record.origin()
+    made: list[Record] = []
+    for v in verdicts:
+        note = {**params, "best rival": v.best, "": "impala wins or equals it" if v.wins else "**impala does not win**"}
+        for metric, better, values in (
+            ("stall / best rival's", "lower", v.stall),
+            ("tasks an hour / best rival's", "higher", v.tasks),
+        ):
+            spread = [quantile(values, share) for share in (0.2, 0.5, 0.8)]
+            made.append(
+                Record(
+                    question="sim/study",
+                    variant=str(v.point),
+                    params=note,
+                    metric=metric,
+                    unit="x",
+                    better=better,
+                    n=len(values),
+                    p20=spread[0],
+                    p50=spread[1],
+                    p80=spread[2],
+                    source="simulated",
+                    seed=None,
+                    commit=origin.commit,
+                    versions=origin.versions,
+                    machine=origin.machine,
+                    command=origin.command,
+                )
+            )
+    return made
+
+
+if __name__ == "__main__":
+    main()
