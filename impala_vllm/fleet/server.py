@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,11 +20,15 @@ import zmq.asyncio
 from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower, Removed, Stored
 from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.events.follower import Completeness
+from impala_vllm.fleet.events.snapshot import SnapshotError
 from impala_vllm.fleet.hashing import Adapter, Hello, HelloError, handshake
 from impala_vllm.fleet.index import Index
 from impala_vllm.fleet.places import Replica, ServerId, Tier
 
 logger = logging.getLogger("impala.fleet")
+
+BLOCKS_A_PAGE = 10_000
+"""Of a snapshot: half a millisecond of the engine loop, 160 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +250,19 @@ class Server:
     def _start_feed(self, replica: Replica, endpoints: Endpoints, group: int) -> None:
         follower = Follower(_Into(self._index, replica, group), can_replay=endpoints.replay is not None)
         self.followers[replica] = follower
-        feed = Feed(self._context, endpoints, follower)
+        feed = Feed(self._context, endpoints, follower, partial(self._ask_blocks, replica.dp_rank))
         self._feeds.append(asyncio.create_task(feed.run(), name=f"events of {replica.server}"))
+
+    async def _ask_blocks(self, dp_rank: int, after: str | None) -> bytes:
+        """A page of a snapshot. Raises SnapshotError."""
+        more = f"&after={after}" if after is not None else ""
+        try:
+            status, body = await self._get(f"/impala/blocks?rank={dp_rank}&limit={BLOCKS_A_PAGE}{more}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            raise SnapshotError(type(e).__name__) from e
+        if status != 200:
+            raise SnapshotError(f"status {status}")
+        return body
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=self._config.within_s)

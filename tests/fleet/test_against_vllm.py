@@ -1,8 +1,11 @@
 """vLLM's own block pool and publisher on one side, our hashes, feed and index on the other: they must agree."""
 
 import asyncio
+import base64
 import contextlib
+import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import zmq.asyncio
@@ -15,7 +18,9 @@ from vllm.v1.core import kv_cache_utils  # noqa: E402
 from vllm.v1.core.block_pool import BlockPool  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
+from impala_vllm.adapters.vllm import snapshot  # noqa: E402
 from impala_vllm.fleet.events import Endpoints, Feed, Follower, Removed, Stored  # noqa: E402
+from impala_vllm.fleet.events.follower import Completeness  # noqa: E402
 from impala_vllm.fleet.hashing import Scheme  # noqa: E402
 from impala_vllm.fleet.hashing.scheme import function  # noqa: E402
 from impala_vllm.fleet.index import MaskIndex  # noqa: E402
@@ -49,13 +54,18 @@ class Into:
 class Engine:
     """vLLM's pool with events, used as its KV cache manager uses it."""
 
-    def __init__(self, folder, num_blocks: int) -> None:
+    def __init__(self, folder, num_blocks: int, buffer_steps: int = 10_000) -> None:
         kv_cache_utils.init_none_hash(sha256)
         self.hasher = kv_cache_utils.get_request_block_hasher(BLOCK_TOKENS, sha256)
         self.pool = BlockPool(num_blocks, True, BLOCK_TOKENS, enable_kv_cache_events=True)
         self.endpoints = Endpoints(f"ipc://{folder}/e", f"ipc://{folder}/r")
-        self.publisher = kv_events.ZmqEventPublisher(0, self.endpoints.events, self.endpoints.replay)
+        self.publisher = kv_events.ZmqEventPublisher(0, self.endpoints.events, self.endpoints.replay, buffer_steps)
         self.num_steps = 0
+        self.scheduler = SimpleNamespace(
+            kv_cache_manager=SimpleNamespace(block_pool=self.pool, take_events=self.pool.take_events),
+            kv_event_publisher=self.publisher,
+            get_kv_event_publisher_config=self.publisher.get_publisher_config,
+        )
 
     def serve(self, tokens: list[int], salt: str | None = None) -> None:
         """Compute a prompt that shares nothing cached (as two that arrive together do), free it, publish."""
@@ -116,6 +126,47 @@ async def test_the_index_says_what_the_engine_would_hit(tmp_path):
         await agree()
         assert follower.counts.losses == 0
         assert sink.index.stats().num_unheld == 0
+    finally:
+        feed.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await feed
+        context.term()
+        engine.publisher.shutdown()
+
+
+async def test_a_snapshot_of_the_pool_makes_a_late_router_whole(tmp_path):
+    """Pages of seven blocks, with steps in between: what a replay no longer has comes from the engine itself."""
+    engine, sink, lot = Engine(tmp_path, 300, buffer_steps=2), Into(), random.Random(6)
+    scheme = Scheme("sha256", function("sha256")(kv_cache_utils.get_none_hash_seed()), BLOCK_TOKENS)
+    prompts = [lot.choices(range(30_000), k=BLOCK_TOKENS * lot.randrange(3, 40)) for _ in range(12)]
+    for tokens in prompts[:8]:
+        engine.serve(tokens)
+    pages = 0
+
+    async def ask(after: str | None) -> bytes:
+        nonlocal pages
+        taken = snapshot.take(engine.scheduler, 0, {"of": "blocks", "rank": 0, "limit": 7, "after": after})["blocks"]
+        if after is None:
+            engine.num_steps += 1  # the batch that marks the moment
+        elif pages < 4:
+            engine.serve(prompts[8 + pages])
+        pages += 1
+        return json.dumps({**taken, "keys": base64.b64encode(taken["keys"]).decode()}).encode()
+
+    follower = Follower(sink, can_replay=True)
+    context = zmq.asyncio.Context()
+    feed = asyncio.create_task(Feed(context, engine.endpoints, follower, ask).run())
+    try:
+        async with asyncio.timeout(100):
+            while follower.completeness is not Completeness.HBM or follower.next_seq != engine.num_steps:
+                sink.changed.clear()
+                await sink.changed.wait()
+        assert pages > 10
+        for tokens in prompts:
+            depths = sink.index.prefixes(scheme.chain(tokens).keys).get(REPLICA)
+            assert (depths.hbm if depths is not None else 0) == engine.num_cached(tokens)
+        assert sum(engine.num_cached(tokens) > 0 for tokens in prompts[:8]) > 2
+        assert follower.counts.snapshots == 1
     finally:
         feed.cancel()
         with contextlib.suppress(asyncio.CancelledError):

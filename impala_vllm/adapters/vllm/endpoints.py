@@ -1,5 +1,6 @@
-"""The routes under /impala: health, traces, links, hello, outcome. JSON, bounded, ids and hashes only."""
+"""The routes under /impala: health, traces, links, hello, blocks, outcome. JSON, bounded, ids and hashes only."""
 
+import base64
 import json
 import re
 from http import HTTPStatus
@@ -8,7 +9,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from impala_vllm.adapters.vllm import health, hello
+from impala_vllm.adapters.vllm import blocks, health, hello
 from impala_vllm.adapters.vllm.engine import Engine
 from impala_vllm.adapters.vllm.facts import bounded_id
 from impala_vllm.adapters.vllm.snapshot import MAX_ROWS
@@ -20,6 +21,12 @@ OPEN_PATHS = ("/impala/health",)
 OUTCOME_PATH = "/impala/outcome"
 MAX_OUTCOME_BYTES = 8192
 DEFAULT_ROWS = 100
+_BLOCKS_AFTER = re.compile(r"[0-9a-f]{32}:[0-9]{1,12}")
+_NO_BLOCKS = {
+    "off": (HTTPStatus.CONFLICT, "KV events are off; start the server with --kv-events-config"),
+    "busy": (HTTPStatus.SERVICE_UNAVAILABLE, "others are reading; come back in a minute"),
+    "gone": (HTTPStatus.GONE, "this snapshot is no longer kept; begin again"),
+}
 _CURSORS = {"traces": re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?:t[0-9]{1,18}"), "links": re.compile(r"[0-9]{1,18}")}
 
 
@@ -42,7 +49,13 @@ async def answer(engine: Engine, path: str, query: str) -> Answer:
         return await _rows(engine, page)
     if path == "/impala/hello":
         return await _hello(engine)
-    known = ", ".join(f"{PREFIX}/{name}" for name in ("health", "traces", "links", "hello"))
+    if path == "/impala/blocks":
+        try:
+            page = _blocks_page(parse_qs(query))
+        except ValueError as e:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(e)})
+        return await _blocks(engine, page)
+    known = ", ".join(f"{PREFIX}/{name}" for name in ("health", "traces", "links", "hello", "blocks"))
     return _json(HTTPStatus.NOT_FOUND, {"error": f"{path}: unknown; there are {known}, and POST {OUTCOME_PATH}"})
 
 
@@ -91,6 +104,35 @@ async def _hello(engine: Engine) -> Answer:
     if answers is None:
         return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
     return _json(HTTPStatus.OK, hello.describe(engine.vllm_config, [answer["hello"] for answer in answers]))
+
+
+async def _blocks(engine: Engine, page: dict[str, Any]) -> Answer:
+    """A page of `fleet.events.snapshot.Page`."""
+    answers = await engine.page(page)
+    if answers is None:
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
+    found = next((a["blocks"] for a in answers if a["rank"] == page["rank"]), None)
+    if found is None:
+        return _json(HTTPStatus.NOT_FOUND, {"error": f"rank: there is no rank {page['rank']}"})
+    if "error" in found:
+        status, error = _NO_BLOCKS[found["error"]]
+        return _json(status, {"error": error})
+    return _json(HTTPStatus.OK, {**found, "keys": base64.b64encode(found["keys"]).decode()})
+
+
+def _blocks_page(query: dict[str, list[str]]) -> dict[str, Any]:
+    """As `_page`."""
+    if unknown := sorted(set(query) - {"rank", "limit", "after"}):
+        raise ValueError(f"{unknown[0]}: unknown parameter; there are after, limit, rank")
+    values = {name: given[-1] for name, given in query.items()}
+    limit, rank, after = values.get("limit", "5000"), values.get("rank", "0"), values.get("after")
+    if not limit.isdecimal() or not 1 <= int(limit) <= blocks.MAX_BLOCKS:
+        raise ValueError(f"limit: must be 1 to {blocks.MAX_BLOCKS}, not {limit!r}")
+    if not rank.isdecimal() or len(rank) > 6:
+        raise ValueError(f"rank: must be a number, not {rank!r}")
+    if after is not None and not _BLOCKS_AFTER.fullmatch(after):
+        raise ValueError(f"after: must be the `next` of an earlier answer, not {after!r}")
+    return {"of": "blocks", "rank": int(rank), "limit": int(limit), "after": after}
 
 
 def _page(of: str, query: dict[str, list[str]]) -> dict[str, Any]:

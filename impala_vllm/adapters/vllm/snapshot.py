@@ -8,6 +8,7 @@ import heapq
 from typing import Any
 
 from impala_vllm.adapters.vllm import facts, hello
+from impala_vllm.adapters.vllm.blocks import Blocks
 from impala_vllm.adapters.vllm.bookkeeper import Bookkeeper
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.core.traces import Trace
@@ -44,8 +45,14 @@ def note_outcome(scheduler: Any, asked: dict[str, Any]) -> int | None:
 def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[str, Any]:
     """The state of one engine. `page` asks for rows too: `of` (traces or links), `limit`, `state`, `after`.
 
-    With `of` hello it asks for the handshake instead.
+    With `of` hello it asks for the handshake instead, with `of` blocks for what rank `rank` holds.
     """
+    if page is not None and page.get("of") == "blocks":
+        if page["rank"] != rank:
+            return {"rank": rank, "blocks": None}
+        if not hasattr(scheduler, "impala_blocks"):
+            scheduler.impala_blocks = Blocks()
+        return {"rank": rank, "blocks": scheduler.impala_blocks.page(scheduler, page["after"], page["limit"])}
     if page is not None and page.get("of") == "hello":
         return {"rank": rank, "hello": hello.rank(scheduler, rank)}
     observer: Observer | None = getattr(scheduler, "observer", None)

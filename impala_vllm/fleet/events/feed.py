@@ -1,23 +1,29 @@
 """The sockets behind one follower: a subscription, and a replay where the follower asks for one.
 
-One asyncio task a replica, started and ended by `run`. Batches that arrive during a replay wait in the
-subscription's own queue. No byte is read here that the follower does not take before the next one.
+One asyncio task a replica, started and ended by `run`, and one more while it reads a snapshot. Batches that arrive
+during a replay wait in the subscription's own queue. No byte is read here that the follower does not take before the
+next one.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
+from impala_vllm.fleet.events import snapshot
 from impala_vllm.fleet.events.follower import Follower
+from impala_vllm.fleet.events.snapshot import Snapshot, SnapshotError
 
 logger = logging.getLogger("impala.fleet")
 
 REPLAY_TIMEOUT_S = 2.0
 """Longest silence within a replay. The publisher looks for questions ten times a second."""
+SNAPSHOT_AGAIN_S = 5.0
+"""Between two attempts to get a snapshot, and for the batch that marks its moment to arrive."""
 BATCHES_A_TURN = 64
 """Batches taken before others of the event loop get their turn."""
 MAX_BATCH_BYTES = 64 << 20
@@ -54,13 +60,30 @@ class Endpoints:
 class Feed:
     """Follows one replica as long as `run` runs."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoints: Endpoints, follower: Follower) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoints: Endpoints,
+        follower: Follower,
+        ask_blocks: Callable[[str | None], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """`ask_blocks`: a page of a snapshot, see `snapshot.read`; without it what is lost stays lost."""
+        self._ask_blocks = ask_blocks
+        self._asking: asyncio.Task[None] | None = None
         self._context = context
         self._endpoints = endpoints
         self._follower = follower
 
     async def run(self) -> None:
         """Never returns; cancel it. The subscription is made before anything is awaited."""
+        try:
+            await self._run()
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+                await asyncio.gather(self._asking, return_exceptions=True)
+
+    async def _run(self) -> None:
         with self._context.socket(zmq.SUB) as subscription, _watch(self._context) as watch:
             subscription.linger = 0
             subscription.rcvhwm = 100_000  # as many as vLLM's publisher keeps
@@ -73,6 +96,7 @@ class Feed:
             num_taken = 0
             while True:
                 await self._settle()
+                self._make_whole()
                 frames = await subscription.recv_multipart()
                 # The watch's notice was queued before anything that came over the next connection.
                 while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
@@ -85,6 +109,27 @@ class Feed:
                 num_taken += 1
                 if num_taken % BATCHES_A_TURN == 0:
                     await asyncio.sleep(0)
+
+    def _make_whole(self) -> None:
+        """Read a snapshot beside the stream, where one is wanted."""
+        is_asking = self._asking is not None and not self._asking.done()
+        if self._ask_blocks is not None and self._follower.wants_snapshot and not is_asking:
+            self._asking = asyncio.create_task(self._read_snapshots(self._ask_blocks), name="snapshot")
+
+    async def _read_snapshots(self, ask: Callable[[str | None], Awaitable[bytes]]) -> None:
+        while self._follower.wants_snapshot:
+            self._follower.snapshot_begins()
+            try:
+                found: Snapshot = await snapshot.read(ask)
+            except SnapshotError as e:
+                logger.warning("%s: no snapshot (%s)", self._endpoints.events, e)
+                self._follower.snapshot_failed()
+            else:
+                self._follower.snapshot_came(found)
+            until_s = asyncio.get_running_loop().time() + SNAPSHOT_AGAIN_S
+            while asyncio.get_running_loop().time() < until_s and self._follower.is_incomplete:
+                await asyncio.sleep(0.1)
+            self._follower.snapshot_failed()
 
     async def _settle(self) -> None:
         """Ask until nothing is left to ask."""

@@ -3,7 +3,7 @@
 A publisher counts from 0 and starts again with its engine; ZeroMQ drops what a slow subscriber does not
 take. Whatever looks odd is settled by a replay that begins at the last batch applied: if that comes back
 unchanged, it is the same life. What cannot be settled is lost: the sink forgets the replica, and what
-follows is true but incomplete. No sockets here, see `feed`.
+follows is true but incomplete, until a snapshot of the engine makes it whole. No sockets here, see `feed`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,12 @@ from typing import NamedTuple, Protocol
 
 import xxhash
 
-from impala_vllm.fleet.events.wire import Batch, Event, WireError, decode
+from impala_vllm.fleet.events.snapshot import Snapshot
+from impala_vllm.fleet.events.wire import Batch, Cleared, Event, WireError, decode
+from impala_vllm.fleet.places import Tier
+
+MAX_REMEMBERED = 10_000
+"""Batches that may come while a snapshot is read; with more it is read again."""
 
 
 class Sink(Protocol):
@@ -35,6 +40,8 @@ class Completeness(Enum):
     """No event so far, or none since a loss."""
     PART = "part"
     """What is known is true, but blocks may be held that we never heard of."""
+    HBM = "hbm"
+    """All that HBM holds; what lies below it only since then."""
     ALL = "all"
     """Every event since the engine started."""
 
@@ -49,6 +56,7 @@ class Counts:
     epochs: int = 0
     """Lives of the publisher after the first."""
     losses: int = 0
+    snapshots: int = 0
     undecodable: int = 0
     unknown_events: int = 0
 
@@ -86,6 +94,35 @@ class Follower:
         """The highest number seen in this life."""
         self._last_print: int | None = None
         self._last_written_s = float("-inf")
+        self._is_incomplete = False
+        self._remembered: list[tuple[float, list[Event]]] | None = None
+        """Batches since a snapshot was asked for: changes of HBM."""
+        self._snapshot: Snapshot | None = None
+        """It has come, but the batch that marks its moment has not."""
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """It is incomplete, and no snapshot is on its way."""
+        return self._is_incomplete and self._remembered is None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Something was missed that no replay brings back."""
+        return self._is_incomplete
+
+    def snapshot_begins(self) -> None:
+        """One is being asked for; `snapshot_came` or `snapshot_failed` follows."""
+        self._remembered, self._snapshot = [], None
+
+    def snapshot_came(self, snapshot: Snapshot) -> None:
+        """It counts as soon as the batch that marks its moment has been applied."""
+        if self._remembered is not None:
+            self._snapshot = snapshot
+            self._take_snapshot()
+
+    def snapshot_failed(self) -> None:
+        """Another one may be asked for."""
+        self._remembered = self._snapshot = None
 
     def live(self, seq: int, payload: bytes) -> None:
         """The publisher sent a batch."""
@@ -165,14 +202,38 @@ class Follower:
         batch = self._decoded(payload)
         if batch is None:  # it may have told of removals
             self._sink.lost()
-            self.completeness = Completeness.PART
+            self.completeness, self._is_incomplete = Completeness.PART, True
+            self.snapshot_failed()
             return
         if self.completeness is Completeness.NOTHING:
             self.completeness = Completeness.ALL if seq == 0 else Completeness.PART
+            self._is_incomplete = seq > 0
         self._last_written_s = batch.written_s
         self.counts.batches += 1
         self.counts.unknown_events += batch.num_unknown
         self._sink.apply(batch.events)
+        if self._remembered is not None:
+            changes = [event for event in batch.events if isinstance(event, Cleared) or event.tier is Tier.HBM]
+            self._remembered.append((batch.written_s, changes))
+            if self._snapshot is not None:
+                self._take_snapshot()
+            elif len(self._remembered) > MAX_REMEMBERED:
+                self.snapshot_failed()
+
+    def _take_snapshot(self) -> None:
+        """HBM as the snapshot says, and what has changed since; where its moment has come."""
+        assert self._remembered is not None
+        assert self._snapshot is not None
+        moments = [
+            number for number, (written_s, _) in enumerate(self._remembered) if written_s == self._snapshot.written_s
+        ]
+        if not moments:
+            return
+        since = [event for _, events in self._remembered[moments[-1] + 1 :] for event in events]
+        self._sink.apply([Cleared(), *self._snapshot.stored, *since])
+        self.completeness, self._is_incomplete = Completeness.HBM, False
+        self.counts.snapshots += 1
+        self.snapshot_failed()
 
     def _is_old(self, payload: bytes) -> bool:
         batch = self._decoded(payload)
@@ -189,6 +250,8 @@ class Follower:
         self._sink.lost()
         self.completeness = Completeness.NOTHING
         self.next_seq, self._last_print = None, None
+        self.snapshot_failed()
+        self._is_incomplete = not other_life
         self._last_written_s = float("-inf")
         if other_life:
             self._highest, self._has_asked_all = -1, False

@@ -3,7 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impala_vllm.fleet.events import Stored
 from impala_vllm.fleet.events.follower import Completeness, Follower
+from impala_vllm.fleet.events.snapshot import Snapshot
+from impala_vllm.fleet.places import Tier
 from tests.fleet.events.publishing import CLEARED, Copies, Publisher, batch, removed, stored
 
 
@@ -138,6 +141,104 @@ def test_a_poisoned_batch_costs_what_was_known_and_no_more():
     follower.live(2, batch(publisher.now_s + 1, stored(2)))
     assert set(sink.blocks) == {2}
     assert follower.completeness is Completeness.PART
+
+
+def taken(publisher: Publisher) -> tuple[Snapshot, tuple[int, bytes]]:
+    """What an engine answers, and the batch by which it marks the moment."""
+    marker = publisher.publish()
+    return Snapshot(publisher.now_s, [Stored(Tier.HBM, list(publisher.truth.blocks))]), marker
+
+
+def after_a_gap() -> tuple[Publisher, Copies, Follower]:
+    publisher, sink, follower = start(memory=2)
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1), stored(2)))
+    publisher.publish(stored(3))
+    publisher.publish(removed(1))
+    for block in range(10, 13):
+        last = publisher.publish(stored(block))
+    follower.live(*last)
+    settle(follower, publisher)
+    assert follower.wants_snapshot
+    return publisher, sink, follower
+
+
+def test_a_snapshot_makes_whole_what_no_replay_brings_back():
+    publisher, sink, follower = after_a_gap()
+    follower.snapshot_begins()
+    assert not follower.wants_snapshot
+    snapshot, marker = taken(publisher)
+    follower.live(*marker)
+    follower.live(*publisher.publish(removed(2)))
+    follower.live(*publisher.publish(stored(20)))
+    follower.snapshot_came(snapshot)
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.completeness is Completeness.HBM
+    assert not follower.wants_snapshot
+    follower.live(*publisher.publish(removed(3)))
+    assert sink.blocks == publisher.truth.blocks
+
+
+def test_a_snapshot_waits_for_the_batch_that_marks_its_moment():
+    publisher, sink, follower = after_a_gap()
+    follower.snapshot_begins()
+    before = publisher.publish(removed(12))
+    snapshot, marker = taken(publisher)
+    follower.snapshot_came(snapshot)
+    follower.live(*before)
+    assert follower.completeness is Completeness.PART
+    follower.live(*marker)
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.completeness is Completeness.HBM
+
+
+def test_a_snapshot_of_an_earlier_life_is_not_taken():
+    publisher, sink, follower = after_a_gap()
+    follower.snapshot_begins()
+    snapshot, marker = taken(publisher)
+    follower.live(*marker)
+    publisher.restart()
+    follower.reconnected()
+    settle(follower, publisher)
+    follower.snapshot_came(snapshot)
+    follower.live(*publisher.publish(stored(7)))
+    assert set(sink.blocks) == {7}
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from("srxTALD"), st.integers(0, 5)), max_size=40), st.integers(0, 3))
+def test_snapshots_leave_nothing_false_whenever_they_come(steps, memory):
+    """Store, remove, clear; take a snapshot, let it arrive; lose a batch; restart."""
+    publisher, sink, follower = start(memory)
+    settle(follower, publisher)
+    on_its_way: list[Snapshot] = []
+
+    def deliver(sent: tuple[int, bytes]) -> None:
+        follower.live(*sent)
+        settle(follower, publisher)
+
+    for kind, block in steps:
+        held = publisher.truth.blocks[block] > 0
+        if kind == "T" and (follower.wants_snapshot or not follower._remembered):
+            follower.snapshot_begins()
+            snapshot, marker = taken(publisher)
+            on_its_way = [snapshot]
+            deliver(marker)
+        elif kind == "A" and on_its_way:
+            follower.snapshot_came(on_its_way.pop())
+        elif kind == "L":
+            publisher.publish(removed(block) if held else stored(block))
+            continue
+        elif kind == "D":
+            publisher.restart()
+            follower.reconnected()
+            settle(follower, publisher)
+        elif kind in "srx" and (kind == "x" or held == (kind == "r")):
+            deliver(publisher.publish({"s": stored(block), "r": removed(block), "x": CLEARED}[kind]))
+        if follower.next_seq == len(publisher.sent):
+            assert sink.blocks <= publisher.truth.blocks
+            if follower.completeness in (Completeness.ALL, Completeness.HBM):
+                assert sink.blocks == publisher.truth.blocks
 
 
 blocks = st.integers(0, 5)
