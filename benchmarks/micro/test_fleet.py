@@ -2,12 +2,16 @@
 
 from random import Random
 
+import msgspec
 import pytest
 
+from impala_vllm.adapters.vllm.blocks import Blocks, _Copy
 from impala_vllm.core.types import Namespace, Outcome
+from impala_vllm.fleet.events.wire import decode
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.index import IndexConfig, MaskIndex
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
+from impala_vllm.fleet.registry import SharedIndex
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router, Turn
 from impala_vllm.fleet.scoring import Load, Policy, Question
@@ -87,3 +91,53 @@ def test_store_of_128_blocks(benchmark, index):
 def test_loss_of_a_replica_in_half_a_million_blocks(benchmark, index):
     left = list(REPLICAS)
     benchmark.pedantic(index.clear, setup=lambda: ((left.pop(),), {}), rounds=60)
+
+
+def test_decode_of_a_batch_of_128_blocks(benchmark):
+    """As vLLM writes it: hashes of 32 bytes, token ids that are skipped."""
+    lot = Random(4)
+    event = {
+        "type": "BlockStored",
+        "block_hashes": [lot.randbytes(32) for _ in range(128)],
+        "parent_block_hash": lot.randbytes(32),
+        "token_ids": [lot.randrange(128_000) for _ in range(128 * BLOCK_TOKENS)],
+        "block_size": BLOCK_TOKENS,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+    }
+    payload = msgspec.msgpack.encode([1.0, [event], 0])
+    assert len(decode(payload).events) == 1
+    benchmark.pedantic(decode, args=(payload,), rounds=500)
+
+
+def test_copy_of_an_engines_blocks_for_a_snapshot(benchmark):
+    """What the engine loop waits for when a router asks for a snapshot: the keys of 100,000 blocks."""
+    lot = Random(5)
+    cache = {lot.randbytes(36): None for _ in range(100_000)}
+    benchmark.pedantic(list, args=(cache,), rounds=50)
+
+
+def test_page_of_10_000_blocks_of_a_snapshot(benchmark):
+    lot = Random(6)
+    blocks = Blocks()
+    found = [lot.randbytes(36) for _ in range(10_000)]
+
+    def page():
+        blocks._copies["t"] = _Copy(found, 0.0, float("inf"))
+        return (None, "t:0", 10_000), {}
+
+    benchmark.pedantic(blocks.page, setup=page, rounds=100)
+
+
+def test_telling_128_changed_blocks(benchmark, index):
+    """Noting what a router has to tell others, and what is written to Redis without the writing."""
+    shared, lot = SharedIndex(MaskIndex()), Random(7)
+    shared.begin_telling(REPLICAS[0])
+    shared.take_renewed()
+
+    def tell(fresh: list[BlockKey]) -> None:
+        shared.store(REPLICAS[0], Tier.HBM, fresh, 1.0)
+        shared.take_unsaid()
+
+    benchmark.pedantic(tell, setup=lambda: (([BlockKey(lot.getrandbits(64)) for _ in range(128)],), {}), rounds=300)
