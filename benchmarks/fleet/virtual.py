@@ -33,6 +33,8 @@ from impala_vllm.workload import load as load_log
 
 ARMS = ("round_robin", "least_loaded", "consistent_hash", "sticky", "cache_aware", "dynamo_cost", "impala")
 MAX_GAP_S = 120.0
+MAX_TOKENS = 131_072
+"""A recording stops before the first prompt that is longer: the model of the timing takes no more."""
 
 
 class Step(NamedTuple):
@@ -221,6 +223,8 @@ def sessions_of(path: Path, num_turns: int) -> list[list[Step]]:
         steps: list[Step] = []
         end_s = turns[0].arrival_s
         for turn in turns[:num_turns]:
+            if turn.input_tokens > MAX_TOKENS:
+                break
             keys = [key_of((block + 1) * 0x9E3779B97F4A7C15) for block in turn.blocks]
             gap_s = min(MAX_GAP_S, max(0.0, turn.arrival_s - end_s))
             steps.append(Step(keys, turn.input_tokens, turn.block_size, min(turn.output_tokens or 100, 1000), gap_s))
