@@ -11,17 +11,15 @@ from collections.abc import Callable
 
 from impala_vllm.transfer.block_io import BlockIo, Completion
 from impala_vllm.transfer.breaker import Breaker
-from impala_vllm.transfer.counters import Counters
-from impala_vllm.transfer.flights import Flight, Flights
+from impala_vllm.transfer.flights import Flights
 from impala_vllm.transfer.jobs import Item, Job, JobQueue, Result
+from impala_vllm.transfer.landings import Landings
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.messages import Drain, Forget, Hasten, Message, Withdraw
 from impala_vllm.transfer.probe import PROBE_TOKEN, Probe
 from impala_vllm.transfer.slab import Slab
 
 logger = logging.getLogger("vllm.impala")
-
-_SAVE_WEAR_EVERY_S = 1.0
 
 
 class Coordinator:
@@ -32,21 +30,19 @@ class Coordinator:
     ) -> None:
         self.inbox: deque[Message] = deque()
         self.results: deque[Result] = deque()
-        self.counters = Counters()
         self.breaker = Breaker(limits.max_consecutive_errors, limits.cooldown_s, limits.max_cooldown_s)
+        self._landings = Landings(slab, self.breaker, self._withdraw_all, today)
+        self.counters = self._landings.counters
         self.flights = Flights(io, limits, clock())
         self.busy_since_s: float | None = None
         """Since when `step` has done something else than wait for ops: on a bad disk index I/O hangs as well."""
         self.oldest_read_s: float | None = None
         """When the oldest read at the disk started."""
-        self._slab, self._io, self._limits, self._clock, self._today = slab, io, limits, clock, today
+        self._slab, self._io, self._limits, self._clock = slab, io, limits, clock
         self._probe = Probe(io, slab.probe_offset_bytes)
         self._queue = JobQueue()
         self._jobs: dict[int, Job] = {}
-        self._void_below: dict[int | None, int] = {}
-        """Serials below which a slot's jobs, or all jobs (None), are void."""
         self._drains: list[Drain] = []
-        self._save_wear_s: float | None = None
 
     def step(self, max_wait_s: float = 60.0) -> None:
         """Take messages, start what may start, wait until an op ends or something is due, and finish what ended."""
@@ -54,7 +50,7 @@ class Coordinator:
         self._take_all(now)
         self._check_stuck(now)
         self._start(now)
-        self._save_wear(now)
+        self._landings.save_wear(now)
         self._answer_drains()
         self.oldest_read_s = self.flights.oldest_read_s()
         wait_s = min(max_wait_s, self._idle_s(now))
@@ -119,24 +115,12 @@ class Coordinator:
                 if job_id in self._jobs:
                     self._queue.hasten(self._jobs[job_id])
             case Forget():
-                self._forget(message, now)
+                self._landings.forget(message.slot, message.serial, now)
             case Drain():
                 self._drains.append(message)
                 for job in list(self._queue.waiting()):
                     if job.not_before_s is not None and job.not_before_s > now:
                         self._withdraw(job)
-
-    def _forget(self, message: Forget, now: float) -> None:
-        self._void_below[message.slot] = message.serial
-        try:
-            if message.slot is None:
-                self._slab.clear()
-            else:
-                self._slab.invalidate(message.slot)
-        except OSError as error:
-            what = "its contents" if message.slot is None else f"slot {message.slot}"
-            logger.error("%s: cannot forget %s, a restart may bring it back: %s", self._slab.path, what, error)
-            self._note_error(error, True, now)
 
     def _start(self, now: float) -> None:
         """Start what order, room, rates and the breaker allow."""
@@ -150,7 +134,7 @@ class Coordinator:
         for refusal in self.flights.launch():
             self._finish(refusal, now)
         if not self._jobs:
-            self._void_below.clear()
+            self._landings.no_jobs_left()
 
     def _next_job(self, now: float) -> Job | None:
         """The job whose next item is to start now. Writes wait for no read that cannot start itself."""
@@ -163,14 +147,14 @@ class Coordinator:
         item = job.items[job.num_started]
         job.begin(now)
         record = self._slab.record(item.slot)
-        if self._is_void(job, item.slot):
+        if self._landings.is_void(job, item.slot):
             self._end(job, item, False)
             return
         if job.is_write:
             try:
                 self._slab.invalidate(item.slot)
             except OSError as error:
-                self._note_error(error, True, now)
+                self._landings.note_error(error, True, now)
                 self._end(job, item, False)
                 return
             record = None
@@ -189,49 +173,7 @@ class Coordinator:
                     logger.info("%s: the disk works again", self._slab.path)
             return
         flight = self.flights.land(completion, now)
-        finish = self._finish_write if flight.job.is_write else self._finish_read
-        try:
-            is_done = finish(flight, completion, now)
-        except OSError as error:
-            is_done = False
-            self._note_error(error, flight.job.is_write, now)
-        self._end(flight.job, flight.item, is_done)
-
-    def _finish_write(self, flight: Flight, completion: Completion, now: float) -> bool:
-        item = flight.item
-        self._slab.add_written(item.buffer.nbytes, self._today())
-        if self._save_wear_s is None:
-            self._save_wear_s = now + _SAVE_WEAR_EVERY_S
-        if completion.error is not None:
-            raise completion.error
-        assert completion.checksum is not None
-        if self._is_void(flight.job, item.slot):
-            return False
-        self._slab.commit(item.slot, item.key, item.buffer.nbytes, completion.checksum)
-        self.breaker.succeed()
-        self.counters.num_writes += 1
-        self.counters.write_bytes += item.buffer.nbytes
-        return True
-
-    def _finish_read(self, flight: Flight, completion: Completion, now: float) -> bool:
-        item, record = flight.item, flight.record
-        assert record is not None
-        if completion.error is None and completion.checksum == record.checksum:
-            self.breaker.succeed()
-            if self._is_void(flight.job, item.slot):
-                return False
-            self.counters.num_reads += 1
-            self.counters.read_bytes += item.buffer.nbytes
-            return True
-        if self._slab.record(item.slot) == record:
-            self._slab.invalidate(item.slot)
-        if completion.error is not None:
-            raise completion.error
-        self.counters.num_checksum_failures += 1
-        if self.counters.num_checksum_failures == 1:
-            logger.warning("%s: slot %d held other bytes than were written; dropped", self._slab.path, item.slot)
-        self._trouble(now, "wrong checksums")
-        return False
+        self._end(flight.job, flight.item, self._landings.land(flight, completion, now))
 
     def _end(self, job: Job, item: Item, is_done: bool) -> None:
         job.end(item, is_done, self._clock())
@@ -244,9 +186,6 @@ class Coordinator:
             self.results.append(job.result(self._clock()))
             job.items = ()  # it may stay in the queue for a while, its buffers must not
 
-    def _is_void(self, job: Job, slot: int) -> bool:
-        return job.serial < max(self._void_below.get(slot, 0), self._void_below.get(None, 0))
-
     def _withdraw(self, job: Job) -> None:
         job.is_withdrawn = True
         self._settle(job)
@@ -257,27 +196,12 @@ class Coordinator:
 
     def _check_stuck(self, now: float) -> None:
         oldest_s = self.flights.oldest_read_s()
-        if oldest_s is not None and now - oldest_s >= self._limits.stuck_s and self.breaker.trip(now):
-            self._note_trip(f"no answer to a read for {now - oldest_s:.1f} s")
-
-    def _note_error(self, error: OSError, is_write: bool, now: float) -> None:
-        if is_write:
-            self.counters.num_write_errors += 1
-        else:
-            self.counters.num_read_errors += 1
-        self._trouble(now, str(error))
-
-    def _trouble(self, now: float, why: str) -> None:
-        if self.breaker.fail(now):
-            self._note_trip(why)
-
-    def _note_trip(self, why: str) -> None:
-        logger.error("%s: the disk is left alone for a while: %s", self._slab.path, why)
-        self._withdraw_all()
+        if oldest_s is not None and now - oldest_s >= self._limits.stuck_s:
+            self._landings.note_stuck(now - oldest_s, now)
 
     def _idle_s(self, now: float) -> float:
         """Seconds until something is due that no completion and no message announces."""
-        due_s = self._save_wear_s if self._save_wear_s is not None else math.inf
+        due_s = self._landings.due_s
         if self.breaker.is_open:
             in_s = math.inf if self._io.num_in_flight else self.breaker.probe_in_s(now)
             return max(0.0, min(in_s, due_s - now))
@@ -290,14 +214,6 @@ class Coordinator:
             if job is not None and self.flights.has_room(job):
                 due_s = min(due_s, now + self.flights.ready_in_s(job.is_write, now))
         return max(0.0, due_s - now)
-
-    def _save_wear(self, now: float) -> None:
-        if self._save_wear_s is not None and now >= self._save_wear_s:
-            self._save_wear_s = None
-            try:
-                self._slab.save_wear()
-            except OSError as error:
-                self._note_error(error, True, now)
 
     def _answer_drains(self) -> None:
         if self._drains and not self._jobs:
