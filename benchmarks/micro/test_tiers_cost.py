@@ -73,6 +73,8 @@ class Server:
         gaps, cost = GapForecast(), StepCost(CostConfig(prefill_s_per_token=1e-4))
         self.gaps, self.idle = gaps, None
         scheduler: Any = SimpleNamespace(
+            running=[],
+            kv_cache_manager=SimpleNamespace(block_pool=SimpleNamespace(get_num_free_blocks=lambda: NUM_CHUNKS)),
             block_size=TOKENS,
             hash_block_size=TOKENS,
             kv_cache_config=SimpleNamespace(prefix_cacheable_group_ids=[0]),

@@ -34,6 +34,12 @@ from impala_vllm.workload import WorkloadError
 ARMS = "stock,impala-identity,impala-rank,impala-rank-admission,impala-enforce,unbounded"
 FIGURES = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("/h", "higher")}
 RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "computed_tokens")
+TIER_SHARES = {
+    "resumes that found their KV in HBM or host": ("resumed_turns_found", "resumed_turns", "higher"),
+    "recalled in vain": ("recall_wasted_bytes", "recall_bytes", "lower"),
+    "KV of one-shots on NVMe": ("one_shot_nvme_bytes", "one_shot_bytes", "lower"),
+}
+"""Of our tiers: part, whole, what is better."""
 AGENTS = "agents"
 
 
@@ -51,6 +57,7 @@ AGENTS = "agents"
 @click.option("--max-num-seqs", type=click.IntRange(min=1), help="The experiment's otherwise, or 128.")
 @click.option("--timing", type=click.Choice(list(TIMINGS)), default="cpu-26m", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Other sessions for each.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, help="Others than a policy was chosen on.")
 @click.option("--host-share", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Of HBM.")
 @click.option("--nvme-share", type=click.FloatRange(min=0.01), default=8.0, show_default=True, help="Of HBM.")
 @click.option("--host-cap", type=click.FloatRange(min=1), help="KV to and from host, in tokens a second each way.")
@@ -100,8 +107,9 @@ def _plans(bench: Bench, experiment: Experiment, traces: Path, options: dict[str
         experiment = dataclasses.replace(
             experiment, scale=dataclasses.replace(experiment.scale, num_turns=options["turns"])
         )
-    for seed in range(options["seeds"]):
-        with console.status(f"reading {traces.name}, choice {seed + 1} of {options['seeds']}"):
+    for number in range(options["seeds"]):
+        seed = options["first_seed"] + number
+        with console.status(f"reading {traces.name}, choice {number + 1} of {options['seeds']}"):
             source = Source(traces, seed, bench.vocabulary, options["sessions"])
             made.append(experiment.plan(source, experiment))
     return made
@@ -133,6 +141,7 @@ def _level(
     origin = record.origin()
     params = {
         "sessions": options["sessions"] or experiment.num_sessions,
+        **({"first seed": options["first_seed"]} if options["first_seed"] else {}),
         "scale": experiment.scale.describe(),
         "turns": options["turns"] or experiment.scale.num_turns or "all",
         "load": experiment.load.describe(),
@@ -157,6 +166,10 @@ def _level(
     for arm, runs in trials.items():
         for metric, (unit, better) in FIGURES.items():
             made.append(of(arm, metric, unit, better, [figures.figure(t, metric) or 0.0 for t in runs]))
+        for metric, (part, whole, better) in TIER_SHARES.items():
+            shares = [100 * t.tiers[part] / t.tiers[whole] for t in runs if t.tiers.get(whole)]
+            if shares:
+                made.append(of(arm, metric, "%", better, shares))
         for metric in dict.fromkeys((*RATIOS, *experiment.ratios)) if arm != base else ():
             pairs = [
                 (b, v)

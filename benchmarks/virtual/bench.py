@@ -34,14 +34,14 @@ class Bench:
 
     def trial(self, plan: Plan, arm: Arm, num_blocks: int, load: Load, repetition: int) -> Trial:
         """One cold run of `plan` on `arm` as `load` says."""
-        done, computed_tokens = self.run(plan, arm, num_blocks, load)
+        done, computed_tokens, tiers = self.run(plan, arm, num_blocks, load)
         measures = measure(done, computed_tokens=computed_tokens, new_tokens=plan.new_tokens(BLOCK_SIZE), cpu_s=0.0)
-        return Trial(arm.name, repetition, done, measures)
+        return Trial(arm.name, repetition, done, measures, tiers=tiers)
 
-    def run(self, plan: Plan, arm: Arm, num_blocks: int, load: Load) -> tuple[Run, int]:
-        """One cold run of `plan` on `arm` as `load` says, and the prompt tokens computed."""
+    def run(self, plan: Plan, arm: Arm, num_blocks: int, load: Load) -> tuple[Run, int, dict[str, float]]:
+        """One cold run of `plan` on `arm` as `load` says, the prompt tokens computed, and what our tiers counted."""
 
-        async def go() -> tuple[Run, int]:
+        async def go() -> tuple[Run, int, dict[str, float]]:
             size = 4 * num_blocks + 4000 if arm.unbounded else num_blocks
             async with VirtualEngine(
                 self.model,
@@ -53,7 +53,7 @@ class Bench:
                 tiers=self._tiers(arm, num_blocks),
                 eos=self.vocabulary.eos,
             ) as engine:
-                return await drive(plan, engine, load), engine.computed_tokens
+                return await drive(plan, engine, load), engine.computed_tokens, engine.tier_stats()
 
         return clock.run(go())
 

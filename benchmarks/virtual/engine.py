@@ -22,6 +22,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from benchmarks.virtual.tiers import Tiers, VirtualWorker
 from impala_vllm.adapters.vllm import choice
+from impala_vllm.adapters.vllm.tiers.policy import tier_manager
 from impala_vllm.config import Settings
 from impala_vllm.replay.client import Answer
 from impala_vllm.replay.plan import PlannedTurn
@@ -143,6 +144,14 @@ class VirtualEngine:
         self._awake.set()
         await opened.done
         return Answer(start_s, loop.time(), opened.first_s, len(turn.prompt), opened.num_sent, opened.num_cached)
+
+    def tier_stats(self) -> dict[str, float]:
+        """What our tiers have counted by the end of a run; empty where there are none."""
+        manager = tier_manager(self.scheduler)
+        if manager is None:
+            return {}
+        manager.one_shots.end_all()
+        return manager.stats()
 
     async def _loop(self) -> None:
         try:

@@ -66,6 +66,8 @@ class SlotPool:
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
+        self.ready: set[Key] = set()
+        """Chunks that may be read. To look at; asked for by the thousand, so there is no method in between."""
         self._slot_of: dict[Key, int] = {}
         self._state = [State.FREE] * num_slots
         self._pins = [0] * num_slots
@@ -92,8 +94,7 @@ class SlotPool:
         return self._slot_of.get(key)
 
     def is_ready(self, key: Key) -> bool:
-        slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is _READY
+        return key in self.ready
 
     def is_filling(self, key: Key) -> bool:
         slot = self._slot_of.get(key)
@@ -101,8 +102,17 @@ class SlotPool:
 
     def is_evictable(self, key: Key) -> bool:
         """Ready and unpinned."""
-        slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is _READY and not self._pins[slot]
+        return key in self.ready and not self._pins[self._slot_of[key]]
+
+    def filling(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of `keys` whose bytes are on their way in, in their order."""
+        slot_of, states = self._slot_of, self._state
+        return [key for key in keys if key in slot_of and states[slot_of[key]] is _FILLING]
+
+    def evictable(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of `keys` that are ready and unpinned, in their order."""
+        ready, slot_of, pins = self.ready, self._slot_of, self._pins
+        return [key for key in keys if key in ready and not pins[slot_of[key]]]
 
     def reserve(self, keys: Sequence[Key]) -> list[int] | None:
         """Slots to fill, one for each key, none of which may be held yet. None: too few are free, nothing changed."""
@@ -123,11 +133,13 @@ class SlotPool:
         assert not self._slot_of, "only an empty pool is restored"
         self._move(slot_of.values(), "restore")
         self._slot_of.update(slot_of)
+        self.ready.update(slot_of)
         self._free = [slot for slot in self._free if self._state[slot] is State.FREE]
 
-    def commit(self, keys: Iterable[Key]) -> None:
+    def commit(self, keys: Sequence[Key]) -> None:
         """The bytes are there."""
         self._move([self._slot_of[key] for key in keys], "commit")
+        self.ready.update(keys)
 
     def abort(self, keys: Iterable[Key]) -> None:
         """The bytes will not come, and nothing writes to the slots any more."""
@@ -135,15 +147,15 @@ class SlotPool:
 
     def evict(self, keys: Sequence[Key]) -> None:
         """Free the slots of ready, unpinned chunks; all of them or, with an AssertionError, none."""
-        assert all(self.is_evictable(key) for key in keys), "only ready, unpinned chunks are evicted"
+        assert len(self.evictable(keys)) == len(keys), "only ready, unpinned chunks are evicted"
         self._let_go(keys, "evict")
+        self.ready.difference_update(keys)
 
     def pin(self, keys: Sequence[Key]) -> Pin:
         """Protect ready chunks while their bytes are read."""
-        slots = [self._slot_of[key] for key in keys]
-        states, pins = self._state, self._pins
-        for slot in slots:
-            assert states[slot] is _READY, "only ready chunks are pinned"
+        assert self.ready.issuperset(keys), "only ready chunks are pinned"
+        slots = list(map(self._slot_of.__getitem__, keys))
+        pins = self._pins
         for slot in slots:
             pins[slot] += 1
         return Pin(self, keys, slots, self._generation)
@@ -166,6 +178,7 @@ class SlotPool:
         for verb, state in (("abort", _FILLING), ("evict", _READY)):
             self._let_go([key for key, slot in self._slot_of.items() if states[slot] is state], verb)
         self._slot_of.clear()
+        self.ready.clear()
         self._pins = [0] * self.num_slots
         self._generation += 1
         return doomed
@@ -187,6 +200,7 @@ class SlotPool:
             assert (slot in held) == (state in (_FILLING, _READY))
             assert self._pins[slot] >= 0
             assert state is _READY or not self._pins[slot]
+        assert self.ready == {key for key, slot in self._slot_of.items() if self._state[slot] is _READY}
 
     def _let_go(self, keys: Iterable[Key], verb: str) -> None:
         slots = [self._slot_of.pop(key) for key in keys]
@@ -195,11 +209,13 @@ class SlotPool:
 
     def _move(self, slots: Iterable[int], verb: str) -> None:
         states, moves = self._state, _MOVES[verb]
+        (source, target), *others = moves
         for slot in slots:
+            if states[slot] is source:
+                states[slot] = target
+                continue
             state = states[slot]
-            for source, target in moves:
-                if state is source:
-                    states[slot] = target
-                    break
-            else:
+            found = [to for state_from, to in others if state_from is state]
+            if not found:
                 raise AssertionError(f"cannot {verb} a slot that is {state.value}")
+            states[slot] = found[0]

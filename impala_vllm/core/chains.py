@@ -50,6 +50,11 @@ class Chains:
         """Whose chunk it is; None: nobody's, or shared."""
         return self._of.get(id(self._home.get(key)))
 
+    def traces_of(self, keys: Iterable[Key]) -> set[TraceId]:
+        """Whose chunks these are; what is nobody's or shared is not in it."""
+        of = self._of
+        return {of[number] for number in set(map(id, map(self._home.get, keys))) if number in of}
+
     def add(self, keys: Sequence[Key], trace_id: TraceId | None = None) -> None:
         """Chunks, root first, that come into the tier behind what the trace's newest chain has here.
 
@@ -59,11 +64,9 @@ class Chains:
         if chains:
             if trace_id is not None and not chains[-1]:
                 self._order.changed(trace_id)
-            for key in keys:
-                self._put(key, chains[-1])
+            self._put_all(keys, chains[-1])
         else:
-            for key in reversed(keys):
-                self._put(key, self._unclaimed)
+            self._put_all(keys[::-1], self._unclaimed)
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Chunks that left the tier. O(keys)."""
@@ -88,18 +91,15 @@ class Chains:
             chain, indices = _List(), range(len(keys))
             self._of[id(chain)] = trace_id
         shared: list[Key] = []
-        for index in indices:
+        for index in [i for i in indices if keys[i] in self._home]:
             key = keys[index]
-            home = self._home.get(key)
-            if home is None:
-                continue
+            home = self._home[key]
             other = home is not before and self._of.get(id(home), trace_id) != trace_id
             if index < stem or home is self._stems or other:
                 shared.append(key)
             else:
                 self._put(key, chain)
-        for key in reversed(shared):
-            self._put(key, self._stems)
+        self._put_all(shared[::-1], self._stems)
         for old in [c for c in chains if c is not chain and (c is before or not c)]:
             self._let_go(old)
         chains[:] = [c for c in chains if c is not chain and id(c) in self._of]
@@ -108,10 +108,9 @@ class Chains:
             self._let_go(chains.pop(0))
 
     def touch(self, keys: Sequence[Key]) -> None:
-        """Somebody of no trace goes over `keys`, root first: those that are nobody's are used. O(keys)."""
-        for key in reversed(keys):
-            if self._home.get(key) is self._unclaimed:
-                self._put(key, self._unclaimed)
+        """Somebody of no trace goes over `keys`, root first, some maybe twice: what is nobody's is used. O(keys)."""
+        home, unclaimed = self._home, self._unclaimed
+        self._put_all([key for key in reversed(dict.fromkeys(keys)) if home.get(key) is unclaimed], unclaimed)
 
     def release(self, trace_id: TraceId) -> None:
         """The trace is over: what was only its own goes first from now on. O(its chunks)."""
@@ -132,16 +131,20 @@ class Chains:
     def victims(
         self,
         num: int,
-        may_go: Callable[[Key], bool],
+        which_may_go: Callable[[Sequence[Key]], Sequence[Key]],
         spared: Collection[TraceId] = (),
         only_cheaper_than: TraceId | None = None,
     ) -> list[Key]:
-        """The `num` cheapest chunks that `may_go`, best victims first; fewer where there are no more.
+        """The `num` cheapest chunks that may go, best victims first; fewer where there are no more.
 
-        Chunks of traces `spared` stay, and with `only_cheaper_than` all that is worth as much as that trace's or more.
-        O(num + traces + chunks passed over), and traces log traces once a round.
+        `which_may_go` names those of some chunks, in their order. Chunks of traces `spared` stay, and with
+        `only_cheaper_than` all that is worth as much as that trace's or more. O(num + traces and chunks passed over),
+        and traces log traces once a round.
         """
-        chosen = list(islice(filter(may_go, self._in_order(spared, only_cheaper_than)), num))
+        order = self._in_order(spared, only_cheaper_than)
+        chosen: list[Key] = []
+        while len(chosen) < num and (some := list(islice(order, num - len(chosen)))):
+            chosen += which_may_go(some)
         self._order.chose(len(chosen))
         return chosen
 
@@ -158,7 +161,10 @@ class Chains:
         yield from islice(self._stems, surplus)
         yield from self._unclaimed
         limit_worth = self._order.worth(limit) if limit is not None else math.inf
-        for worth, trace_id in self._order.cheapest_first(self._chains.keys()):
+        entries = self._order.cheapest_first(self._chains.keys())
+        num_empty = next((i for i, (_, _, t) in enumerate(entries) if any(self._chains.get(t, ()))), len(entries))
+        self._order.skip_first(num_empty)
+        for worth, _, trace_id in entries:
             if limit is not None and worth >= limit_worth:
                 return
             if trace_id not in spared:
@@ -170,8 +176,7 @@ class Chains:
     def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
         """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""
         if self._chains[trace_id]:
-            for index in range(stem, len(keys)):
-                home = self._home.get(keys[index])
+            for index, home in enumerate(map(self._home.get, islice(keys, stem, None)), stem):
                 if home is not None and self._of.get(id(home)) == trace_id:
                     return index, home
         return len(keys), None
@@ -185,9 +190,16 @@ class Chains:
         return behind
 
     def _let_go(self, chain: _List) -> None:
-        for key in reversed(list(chain)):
-            self._put(key, self._unclaimed)
+        self._put_all(list(chain)[::-1], self._unclaimed)
         del self._of[id(chain)]
+
+    def _put_all(self, keys: Sequence[Key], target: _List) -> None:
+        """In this order, each once, behind what is there."""
+        home = self._home
+        for key in [key for key in keys if key in home]:
+            del home[key][key]
+        target.update(dict.fromkeys(keys))
+        home.update(dict.fromkeys(keys, target))
 
     def _put(self, key: Key, target: _List) -> None:
         home = self._home.get(key)

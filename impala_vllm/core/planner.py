@@ -8,6 +8,7 @@ state, adapters move the bytes.
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.first_turns import FirstTurns
@@ -15,6 +16,9 @@ from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.link import Link, LinkConfig
 from impala_vllm.core.retention import SOONEST_S
 from impala_vllm.core.types import Outcome, TraceId
+
+RECALL_SURE = 0.75
+"""A recall is made only with this chance to be used: what is wasted takes a disk's time and somebody's room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class PlannerConfig:
     recall: bool = True
     """Bring KV from NVMe to host before the trace is expected back; off: when its turn has arrived."""
     choose_loads: bool = True
-    """Compute again what a load would bring later; off: load whatever a tier has."""
+    """Compute again what costs all who wait less so than loaded; off: load whatever a tier has."""
     host_bytes_per_s: float = 8e9
     """Prior of the link between host and HBM."""
     nvme_bytes_per_s: float = 1e9
@@ -35,8 +39,6 @@ class PlannerConfig:
     """Where a second turn is less likely than this, a first turn's KV is not written to NVMe: one-shot traffic."""
     recall_quantile: float = 0.25
     """Recall so that the KV is there when this share of resumes has come."""
-    recall_ahead_s: float = 2.0
-    """Recalls due later than this are not looked at yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,23 @@ class Below:
 NOTHING = Below()
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What is asked for by the turns before one in the queue."""
+class Queue(NamedTuple):
+    """The queue around one turn."""
 
     compute_s: float = 0.0
+    """Asked for by the turns before it."""
     nvme_tokens: int = 0
-    """To be read from NVMe."""
+    """To be read from NVMe for them."""
+    num_behind: int = 0
+    """Turns that its computing keeps waiting: those that run, and those behind it that wait for no read."""
+    num_reading_behind: int = 0
+    """Turns behind it that NVMe is read for: its own read keeps them waiting."""
+    coming_tokens: int = 0
+    """Of its own, on their way from NVMe: they cost nothing any more."""
 
 
-NOBODY = Ahead()
+NOBODY = Queue()
+"""Nobody else wants anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,8 @@ class Way:
     nvme_tokens: int
     seconds: float
     """Until its last prompt token could be computed, loads and recompute included."""
+    price_s: float
+    """The same, and what others wait longer for it."""
 
 
 class Planner:
@@ -138,18 +149,18 @@ class Planner:
         if outcome is Outcome.STOP:
             self._first_turns.came_back(kind)
 
-    def way(self, prompt_tokens: int, hbm_tokens: int, below: Below, ahead: Ahead = NOBODY) -> Way:
-        """How a waiting turn gets its KV, with `ahead` of it in the queue.
+    def way(self, prompt_tokens: int, hbm_tokens: int, below: Below, queue: Queue = NOBODY) -> Way:
+        """How a waiting turn gets its KV.
 
         `below` are the tokens behind `hbm_tokens` that host and then NVMe hold. Loads run beside compute, so the turn
-        is ready when both the queue before it and its load are done.
+        is ready when both the queue before it and its load are done. Engine and disk are everybody's: what it takes of
+        them is waited for by all who want the same, so the way is taken that costs least waiting in all.
         """
         host, nvme = below.host_tokens, below.nvme_tokens
-        ways = [self._way(prompt_tokens, hbm_tokens, h, n, ahead) for h, n in {(0, 0), (host, 0), (host, nvme)}]
         if not self.config.choose_loads:
-            return max(ways, key=lambda w: w.host_tokens + w.nvme_tokens)
-        # Of ways that are as quick, the one that computes least: others wait for the engine too.
-        return min(ways, key=lambda w: (w.seconds, -w.host_tokens - w.nvme_tokens))
+            return self._way(prompt_tokens, hbm_tokens, host, nvme, queue)
+        ways = [self._way(prompt_tokens, hbm_tokens, h, n, queue) for h, n in {(0, 0), (host, 0), (host, nvme)}]
+        return min(ways, key=lambda w: (w.price_s, -w.host_tokens - w.nvme_tokens))
 
     def recall_due_s(self, trace_id: TraceId, num_bytes: int, now: float) -> float | None:
         """When the read of `num_bytes` has to start to be done before the trace is back. None: it is not expected."""
@@ -160,15 +171,26 @@ class Planner:
             return None
         return now + resume_s - self.nvme.wait_s() - self.nvme.seconds(num_bytes)
 
-    def _way(self, prompt_tokens: int, hbm_tokens: int, host: int, nvme: int, ahead: Ahead) -> Way:
-        arrives_s = 0.0
+    def recall_pays(self, trace_id: TraceId, life_s: float | None, now: float) -> bool:
+        """Will what is recalled be asked for before host gives it up, after `life_s`? None: it gives nothing up."""
+        if life_s is None:
+            return True
+        chance = self._gaps.chance_within(trace_id, life_s, now)
+        return chance is not None and chance >= RECALL_SURE
+
+    def _way(self, prompt_tokens: int, hbm_tokens: int, host: int, nvme: int, queue: Queue) -> Way:
+        arrives_s = read_s = 0.0
         if nvme:
-            queued_s = self.nvme.seconds(int(ahead.nvme_tokens * self._bytes_per_token))
-            arrives_s = max(self.nvme.wait_s(), queued_s) + self.nvme.seconds(int(nvme * self._bytes_per_token))
+            fresh = max(0, nvme - queue.coming_tokens)
+            read_s = self.nvme.seconds(int(fresh * self._bytes_per_token))
+            queued_s = self.nvme.seconds(int(queue.nvme_tokens * self._bytes_per_token))
+            arrives_s = max(self.nvme.wait_s(), queued_s) + read_s
         if host + nvme:
             arrives_s += self.host.wait_s() + self.host.seconds(int((host + nvme) * self._bytes_per_token))
         compute_s = self._cost.prefill_s(prompt_tokens, hbm_tokens + host + nvme)
-        return Way(host, nvme, max(ahead.compute_s, arrives_s) + compute_s)
+        seconds = max(queue.compute_s, arrives_s) + compute_s
+        others_s = queue.num_behind * compute_s + queue.num_reading_behind * read_s
+        return Way(host, nvme, seconds, seconds + others_s)
 
 
 def _per_wait(saved_s: float, wait_s: float | None, is_waiting: bool) -> float:

@@ -4,14 +4,19 @@ Worth changes as time passes and sorting is dear: an order is good for a round, 
 came or went are put in their place anew.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection
-from operator import itemgetter
+from itertools import count
+from typing import TypeAlias
 
 from impala_vllm.core.types import TraceId
 
 ROUND = 256
-"""Victims after which everything is put in order anew: what traces are worth has changed by then."""
+"""Victims after which everything is put in order anew, or as many as there are traces: what they are worth has
+changed by then."""
+
+Entry: TypeAlias = tuple[float, int, TraceId]
+"""Worth, a number of its own, trace."""
 
 
 class WorthOrder:
@@ -19,9 +24,12 @@ class WorthOrder:
 
     def __init__(self, worth: Callable[[TraceId], float]) -> None:
         self.worth = worth
-        self._order: list[tuple[float, TraceId]] | None = None
+        self._order: list[Entry] | None = None
+        self._entries: dict[TraceId, Entry] = {}
+        """What is in the order."""
         self._changed: dict[TraceId, None] = {}
         self._num_chosen = 0
+        self._numbers = count()
 
     def changed(self, trace_id: TraceId) -> None:
         """A turn of the trace came or went, or its first chunks came in."""
@@ -35,18 +43,30 @@ class WorthOrder:
         """Everything is worth something else."""
         self._order = None
 
-    def cheapest_first(self, traces: Collection[TraceId]) -> list[tuple[float, TraceId]]:
-        """Worth and trace. O(traces) where turns came or went, O(traces log traces) once a round.
+    def cheapest_first(self, traces: Collection[TraceId]) -> list[Entry]:
+        """Of `traces` all but those that `skip_first` left out, and maybe some that no longer are.
 
-        Of `traces` all are in it; so may be some that no longer are.
+        O(log traces) for each whose turn came or went, O(traces log traces) once a round.
         """
-        if self._order is None or self._num_chosen >= ROUND:
-            self._order = sorted(((self.worth(t), t) for t in traces), key=itemgetter(0))
+        if self._order is None or self._num_chosen >= max(ROUND, len(traces)):
+            worth, numbers = self.worth, self._numbers
+            self._order = sorted((worth(t), next(numbers), t) for t in traces)
+            self._entries = {entry[2]: entry for entry in self._order}
             self._num_chosen = 0
-        elif self._changed:
-            self._order = [entry for entry in self._order if entry[1] not in self._changed]
+        else:
             for trace_id in self._changed:
+                entry = self._entries.pop(trace_id, None)
+                if entry is not None:
+                    del self._order[bisect_left(self._order, entry)]
                 if trace_id in traces:
-                    insort(self._order, (self.worth(trace_id), trace_id), key=itemgetter(0))
+                    entry = self._entries[trace_id] = (self.worth(trace_id), next(self._numbers), trace_id)
+                    insort(self._order, entry)
         self._changed.clear()
         return self._order
+
+    def skip_first(self, num: int) -> None:
+        """The cheapest `num` have nothing here until they are `changed`: leave them out."""
+        if num and self._order is not None:
+            for _, _, trace_id in self._order[:num]:
+                self._entries.pop(trace_id, None)
+            del self._order[:num]

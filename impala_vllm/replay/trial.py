@@ -5,9 +5,9 @@ arm); a repetition is cold because its cache salt is new. `fresh_engines` starts
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,8 @@ class Trial:
     """The server's trace table after the run."""
     observer_s: float | None = None
     """Seconds of the engine loop spent in impala's hooks."""
+    tiers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What our tiers count, as of the end."""
 
 
 def run_trials(

@@ -7,7 +7,7 @@ import pytest
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.first_turns import PRIOR_CHANCE, PRIOR_WEIGHT, FirstTurns
 from impala_vllm.core.gaps import GapForecast
-from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner, PlannerConfig, Way
+from impala_vllm.core.planner import NOBODY, NOTHING, Below, Planner, PlannerConfig, Queue, Way
 from impala_vllm.core.retention import SOONEST_S
 from impala_vllm.core.types import Outcome, TraceId
 
@@ -103,15 +103,15 @@ def test_while_others_compute_a_load_costs_nothing() -> None:
     p = planner(nvme=5_000.0)
     below = Below(0, 1000, 1000)
     assert told(p.way(1000, 0, below)) == (0, 0, pytest.approx(1.0))
-    assert told(p.way(1000, 0, below, Ahead(compute_s=2.5))) == (0, 1000, pytest.approx(2.5))
+    assert told(p.way(1000, 0, below, Queue(compute_s=2.5))) == (0, 1000, pytest.approx(2.5))
 
 
 def test_what_turns_ahead_ask_of_the_disk_is_waited_for() -> None:
     p = planner()
     below = Below(0, 1000, 1000)
     assert p.way(1000, 0, below, NOBODY).nvme_tokens == 1000
-    assert told(p.way(1000, 0, below, Ahead(nvme_tokens=2000))) == (0, 1000, pytest.approx(0.4 + 0.2 + 0.1))
-    assert told(p.way(1000, 0, below, Ahead(nvme_tokens=4000))) == (0, 0, pytest.approx(1.0))
+    assert told(p.way(1000, 0, below, Queue(nvme_tokens=2000))) == (0, 1000, pytest.approx(0.4 + 0.2 + 0.1))
+    assert told(p.way(1000, 0, below, Queue(nvme_tokens=4000))) == (0, 0, pytest.approx(1.0))
 
 
 def test_what_is_on_a_link_already_is_waited_for_and_not_counted_twice() -> None:
@@ -119,14 +119,14 @@ def test_what_is_on_a_link_already_is_waited_for_and_not_counted_twice() -> None
     below = Below(0, 1000, 1000)
     p.nvme.queued_bytes = 15_000
     assert p.way(1000, 0, below).seconds == pytest.approx(0.3 + 0.2 + 0.1)
-    assert p.way(1000, 0, below, Ahead(nvme_tokens=2000)).seconds == pytest.approx(0.4 + 0.2 + 0.1)
+    assert p.way(1000, 0, below, Queue(nvme_tokens=2000)).seconds == pytest.approx(0.4 + 0.2 + 0.1)
     p.host.queued_bytes = 20_000
     assert p.way(1000, 0, below).seconds == pytest.approx(0.3 + 0.2 + 0.2 + 0.1)
     assert p.way(1000, 0, Below(1000)).seconds == pytest.approx(0.2 + 0.1)
 
 
 def test_of_two_ways_as_quick_the_one_that_computes_less_is_taken() -> None:
-    way = planner().way(1000, 0, Below(400, 600, 1000), Ahead(compute_s=9.0))
+    way = planner().way(1000, 0, Below(400, 600, 1000), Queue(compute_s=9.0))
     assert (way.host_tokens, way.nvme_tokens) == (400, 600)
 
 
@@ -220,3 +220,36 @@ def test_recall_is_off_where_it_is_switched_off() -> None:
     gaps.finish(A, 100.0)
     assert planner(gaps).recall_due_s(A, 1000, 100.0) is not None
     assert planner(gaps, recall=False).recall_due_s(A, 1000, 100.0) is None
+
+
+def test_a_turn_that_keeps_others_from_the_engine_loads_though_computing_were_quicker_for_itself() -> None:
+    p = planner(nvme=5_000.0)  # 2 s to read what takes 1 s to compute
+    below = Below(0, 1000, 1000)
+    assert p.way(1000, 0, below, Queue(num_behind=1)).nvme_tokens == 0, "1 s each, against 2.1 s for itself alone"
+    assert told(p.way(1000, 0, below, Queue(num_behind=2))) == (0, 1000, pytest.approx(2.0 + 0.1))
+
+
+def test_a_turn_that_keeps_others_from_the_disk_computes_though_loading_were_quicker_for_itself() -> None:
+    p = planner()  # 0.2 s to read, 0.1 s to load, 1 s to compute
+    below = Below(0, 1000, 1000)
+    assert p.way(1000, 0, below, Queue(num_reading_behind=3)).nvme_tokens == 1000
+    assert told(p.way(1000, 0, below, Queue(num_reading_behind=4))) == (0, 0, pytest.approx(1.0))
+    assert p.way(1000, 0, below, Queue(num_behind=1, num_reading_behind=4)).nvme_tokens == 1000
+
+
+def test_what_is_on_its_way_already_costs_the_disk_nothing_more() -> None:
+    p = planner(nvme=5_000.0)
+    below = Below(0, 1000, 1000)
+    p.nvme.queued_bytes = 1_000  # the last tenth of it
+    assert p.way(1000, 0, below).nvme_tokens == 0
+    assert told(p.way(1000, 0, below, Queue(coming_tokens=1000))) == (0, 1000, pytest.approx(0.2 + 0.1))
+
+
+def test_a_recall_that_host_would_give_up_unused_does_not_pay() -> None:
+    gaps = with_gaps_of(20.0)
+    gaps.finish(A, 100.0)
+    p = planner(gaps)
+    assert p.recall_pays(A, None, 110.0), "host gives nothing up"
+    assert p.recall_pays(A, 60.0, 110.0)
+    assert not p.recall_pays(A, 2.0, 110.0)
+    assert not p.recall_pays(TraceId("nobody"), 60.0, 110.0)

@@ -129,6 +129,8 @@ _TIERS: list[tuple[str, type[_Family], str]] = [
     ("host_store_bytes", CounterMetricFamily, "KV stored from HBM to host."),
     ("host_refused_bytes", CounterMetricFamily, "KV not stored: host had nothing to give up."),
     ("host_evicted_bytes", CounterMetricFamily, "KV given up in host."),
+    ("resumed_turns", CounterMetricFamily, "Turns of known traces that arrived."),
+    ("resumed_turns_found", CounterMetricFamily, "Of those, all of whose earlier KV HBM and host had on arrival."),
     ("nvme_usable", GaugeMetricFamily, "1: the NVMe tier answers; 0: left alone after errors."),
     ("nvme_size_bytes", GaugeMetricFamily, "Room for KV on NVMe."),
     ("nvme_used_bytes", GaugeMetricFamily, "Of that, filled."),
@@ -138,6 +140,8 @@ _TIERS: list[tuple[str, type[_Family], str]] = [
     ("nvme_failed_bytes", CounterMetricFamily, "KV that could not be read back: misses."),
     ("nvme_errors", CounterMetricFamily, "Reads and writes that failed."),
     ("nvme_checksum_failures", CounterMetricFamily, "Reads that gave other bytes than were written."),
+    ("one_shot_bytes", CounterMetricFamily, "KV stored of traces that ended after one turn."),
+    ("one_shot_nvme_bytes", CounterMetricFamily, "Of that, written to NVMe."),
     ("recall_bytes", CounterMetricFamily, "KV brought from NVMe to host before its trace was back."),
     ("recall_wasted_bytes", CounterMetricFamily, "Of that, given up unused."),
 ]

@@ -14,7 +14,7 @@ from impala_vllm.core.admission import Asking
 from impala_vllm.core.chains import Chains
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.idle import IdleKv
-from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner
+from impala_vllm.core.planner import NOBODY, NOTHING, Below, Planner, Queue
 from impala_vllm.core.reach import below, leading
 from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
@@ -44,7 +44,7 @@ class _Turn:
     keys: Sequence[int]
     writes: bool
     hbm_tokens: int = 0
-    ahead: Ahead = NOBODY
+    ahead: Queue = NOBODY
     awaited_blocks: int = 0
     nvme_tokens: int = 0
     skips_nvme: bool = False
@@ -123,7 +123,7 @@ class ImpalaTiers(Tiers):
                 ready.append(ask)
             before.add(turn.trace_id)
             compute_s = self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
-            ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
+            ahead = Queue(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
         return ready
 
     def below(self, trace_id: TraceId) -> Below:
@@ -267,7 +267,7 @@ class ImpalaTiers(Tiers):
         wished = set(fresh)
         victims = self._nvme_chains.victims(
             max(0, len(fresh) - self.nvme.num_free),
-            lambda k: k not in wished and self.nvme.may_go(k),
+            lambda some: [k for k in some if k not in wished and self.nvme.may_go(k)],
             only_cheaper_than=trace_id,
         )
         self._drop(victims, self._nvme_chains, self.nvme)
@@ -286,7 +286,9 @@ class ImpalaTiers(Tiers):
     ) -> None:
         if lacking > 0:
             chains, kept = self._host_chains, set(wished)
-            victims = chains.victims(lacking, lambda k: k not in kept and self.host.may_go(k), spared, limit)
+            victims = chains.victims(
+                lacking, lambda some: [k for k in some if k not in kept and self.host.may_go(k)], spared, limit
+            )
             self._drop(victims, chains, self.host)
 
     def _drop(self, keys: Iterable[int], chains: Any, store: Any) -> None:

@@ -25,10 +25,12 @@ from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
+from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
 from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.chains import Chains
 from impala_vllm.core.link import Link
+from impala_vllm.core.reach import leading
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from impala_vllm.core.planner import Planner
 
 
-_HIT = LookupResult.HIT
+_HIT, _MISS = LookupResult.HIT, LookupResult.MISS
 """Asked for chunk by chunk, and to look a member of an enum up is slow."""
 
 
@@ -57,13 +59,17 @@ class TierManager(OffloadingManager):
         self.tokens_per_chunk = tokens_per_chunk
         self.chunk_bytes = chunk_bytes
         self.host = SlotPool(num_chunks)
+        self._ready = self.host.ready
         self.chains = Chains(num_chunks, self._worth)
         self.nvme = nvme
         self.turns = Turns(tokens_per_chunk)
+        self.one_shots = OneShots()
+        self.num_resumes = self.num_resumes_found = 0
+        """Turns of known traces, and those of them whose KV HBM and host had when they arrived."""
         self.num_loaded = self.num_stored = self.num_refused = self.num_evicted = 0
         """Chunks."""
         self.host_pays = True
-        """Loads from host are quicker than computing."""
+        """Loads from host are quicker than computing, as far as policy knows."""
         self.writes_unasked = True
         """Without policy all that is stored goes on to NVMe, as with upstream's tiers."""
         self._idle: IdleKv | None = None
@@ -75,7 +81,7 @@ class TierManager(OffloadingManager):
         self._on_shutdown = on_shutdown
         self._events: list[OffloadingEvent] | None = [] if enable_events else None
         if nvme is not None:
-            nvme.bind(self.host, self.chains, self.turns, self._evict, self._came)
+            nvme.bind(self.host, self.chains, self.turns, self.one_shots, self._evict, self._came)
 
     def attach(self, idle: "IdleKv", planner: "Planner") -> None:
         """Let policy say what is worth what from now on."""
@@ -86,6 +92,7 @@ class TierManager(OffloadingManager):
     def detach(self) -> None:
         """Policy is gone: plain caches again, and nothing is any trace's."""
         self._idle = self._link = None
+        self.host_pays = True
         self.chains.release_all()
         self.turns.forget_all()
         if self.nvme is not None:
@@ -96,14 +103,14 @@ class TierManager(OffloadingManager):
         return RequestOffloadingContext()
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        if self.host.is_ready(key):
-            return _HIT if self._idle is None or self.host_pays else LookupResult.MISS
+        if key in self._ready:
+            return _HIT if self.host_pays else _MISS
         if self.nvme is not None and self.nvme.is_reading(key):
-            return LookupResult.HIT_PENDING if self._waits_for(key, req_context) else LookupResult.MISS
+            return LookupResult.HIT_PENDING if self._waits_for(key, req_context) else _MISS
         # With policy, whoever waits has been promoted before it is asked for.
         if self.nvme is not None and self._idle is None and self._promote(self.nvme, key, req_context):
             return LookupResult.HIT_PENDING
-        return LookupResult.MISS
+        return _MISS
 
     def get_load_source(self, key: OffloadKey, req_context: ReqContext) -> CacheHitSource:
         return CacheHitSource.DISK if self.nvme is not None and key in self.nvme.promoted else CacheHitSource.HOST
@@ -146,7 +153,8 @@ class TierManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         self._poll()
-        missing = [key for key in keys if key not in self.host]
+        held = self.host.keys()
+        missing = [key for key in keys if key not in held]
         turn = self._note_keys(keys, self.turns.open(req_context.req_id))
         evicted = self._make_room(len(missing), turn, req_context)
         fitting = missing[: self.host.num_free]
@@ -157,11 +165,11 @@ class TierManager(OffloadingManager):
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         turn = self.turns.get(req_context.req_id)
-        filling = [key for key in keys if self.host.is_filling(key)]
+        filling = self.host.filling(keys)
         if success:
             self.host.commit(filling)
             order = req_context.get_offload_key_position
-            filling.sort(key=lambda key: order(key) or 0)  # jobs name their chunks as a set
+            filling.sort(key=lambda key: order(OffloadKey(key)) or 0)  # jobs name their chunks as a set
             self.chains.add(filling, turn.trace_id if turn is not None else None)
             self.num_stored += len(filling)
             self._note(filling, removed=False)
@@ -170,6 +178,7 @@ class TierManager(OffloadingManager):
         if turn is None:
             return
         turn.num_storing -= 1
+        self.one_shots.stored(turn.trace_id, len(filling) if success else 0)
         self.turns.changed(turn.trace_id)
         if success and self.nvme is not None and (turn.writes or (self._idle is None and self.writes_unasked)):
             self.nvme.write(filling, turn.trace_id, self._clock())
@@ -230,6 +239,7 @@ class TierManager(OffloadingManager):
         """The trace is over, its open turns are nobody's."""
         self.chains.release(trace_id)
         self.turns.forget(trace_id)
+        self.one_shots.ended(trace_id)
         if self.nvme is not None:
             self.nvme.chains.release(trace_id)
 
@@ -242,6 +252,8 @@ class TierManager(OffloadingManager):
             "host_store_bytes": float(self.num_stored * self.chunk_bytes),
             "host_refused_bytes": float(self.num_refused * self.chunk_bytes),
             "host_evicted_bytes": float(self.num_evicted * self.chunk_bytes),
+            "resumed_turns": float(self.num_resumes),
+            "resumed_turns_found": float(self.num_resumes_found),
         }
         return found | (self.nvme.stats() if self.nvme is not None else {})
 
@@ -265,7 +277,9 @@ class TierManager(OffloadingManager):
 
     def _write(self, turn: Turn) -> None:
         if turn.writes and self.nvme is not None:
-            self.nvme.write(turn.keys, turn.trace_id, self._clock())
+            # What is lost there in the middle of a chain stays a miss.
+            held = leading(turn.keys, self.nvme.pool.__contains__)
+            self.nvme.write(turn.keys[held:], turn.trace_id, self._clock())
 
     def _note_keys(self, keys: Collection[Key], turn: Turn) -> Turn:
         """Without policy nobody names a turn's chunks; the connector does, bit by bit."""
@@ -293,15 +307,24 @@ class TierManager(OffloadingManager):
         lacking = num_chunks - self.host.num_free
         if lacking <= 0:
             return []
-        own = (turn.trace_id,) if turn.trace_id is not None else ()
-        mine = req_context.get_offload_key_position
-        victims = self.chains.victims(lacking, lambda k: self.host.is_evictable(k) and mine(OffloadKey(k)) is None, own)
+        spared = (turn.trace_id,) if turn.trace_id is not None else ()
+        stays = self._stays(turn, req_context)
+        victims = self.chains.victims(
+            lacking, lambda some: [key for key in self.host.evictable(some) if not stays(key)], spared
+        )
         self._evict(victims)
         return victims
 
+    def _stays(self, turn: Turn, req_context: ReqContext) -> Callable[[Key], bool]:
+        """Is a chunk the turn's own?"""
+        if self._idle is not None:
+            return turn.own_keys().__contains__
+        position = req_context.get_offload_key_position
+        return lambda key: position(OffloadKey(key)) is not None
+
     def _evict(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            self.turns.changed(self.chains.trace_of(key))
+        for trace_id in self.chains.traces_of(keys):
+            self.turns.changed(trace_id)
         self.host.evict(keys)
         self.chains.drop(keys)
         self.num_evicted += len(keys)

@@ -13,8 +13,9 @@ from vllm.v1.kv_offload.base import make_offload_key
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import WINDOW_S, NvmeTier
 from impala_vllm.adapters.vllm.tiers.turns import Turn
+from impala_vllm.core.admission import MAX_PASSED
 from impala_vllm.core.allocator import Key
-from impala_vllm.core.planner import NOBODY, NOTHING, Ahead, Below, Planner, PlannerConfig
+from impala_vllm.core.planner import NOTHING, Below, Planner, PlannerConfig, Queue
 from impala_vllm.core.reach import below, leading
 from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Outcome, TraceId
@@ -49,6 +50,7 @@ class TierPolicy:
     ) -> None:
         self.manager = manager
         self._cost = cost
+        self._scheduler = scheduler
         self.planner = Planner(gaps, cost, manager.chunk_bytes / manager.tokens_per_chunk, config)
         self._block_tokens = scheduler.block_size
         self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
@@ -72,13 +74,20 @@ class TierPolicy:
     def arrive(self, request: "Request", trace: Trace | None, stem_blocks: int) -> None:
         """`request` is about to be queued, a turn of `trace`. O(its chunks)."""
         stem = stem_blocks // self._chunk_blocks
-        writes = False
+        writes, trace_id = False, None
         if trace is not None:
+            trace_id = trace.trace_id
             writes = _may_outlive(request) and self.planner.writes(trace.num_turns, trace.opening)
+            if trace.num_turns == 1:
+                self.manager.one_shots.began(trace_id)
+            else:
+                self.manager.one_shots.came_back(trace_id)
             if trace.num_turns == 2 and trace.last_outcome is not None:
                 self.planner.resumed(trace.opening, trace.last_outcome)
-        trace_id = trace.trace_id if trace is not None else None
-        self.manager.arrive(request.request_id, trace_id, self._keys(request), stem, writes)
+        before = self.manager.turns.keys_of(trace_id) if trace_id is not None else ()
+        known = self._same(request, before)
+        self.manager.arrive(request.request_id, trace_id, self._keys(request, before[:known]), stem, writes)
+        self.manager.turns.open(request.request_id).known_chunks = known
 
     def reach(self, request: "Request", hbm_blocks: int) -> Reach:
         """How far the turn gets without computing, with `hbm_blocks` in HBM; decides what it waits for."""
@@ -87,6 +96,8 @@ class TierPolicy:
         if turn is None:
             return Reach(hbm_tokens, 0.0)
         turn.hbm_tokens = hbm_tokens
+        if turn.known_chunks:
+            self._count_resume(turn)
         return self._choose(turn, request.num_tokens)
 
     def load(self, asks: "Sequence[Asking]", now: float) -> list["Asking"]:
@@ -95,23 +106,40 @@ class TierPolicy:
         Turns whose chunks are still to be read may not: they would compute what is about to arrive.
         """
         self.manager.host_pays = self.planner.host_pays()
+        nvme = self.manager.nvme
+        if nvme is None:
+            return list(asks)
         ready: list[Asking] = []
-        traces: set[TraceId] = set()
-        ahead = NOBODY
-        for index, ask in enumerate(asks):
-            turn = self.manager.turns.get(ask.turn.request_id)
-            if turn is None or self.manager.nvme is None:
+        before: set[TraceId] = set()
+        turns = [self.manager.turns.get(ask.turn.request_id) for ask in asks]
+        num_reading = sum(turn is not None and turn.nvme_tokens > 0 for turn in turns)
+        nvme.is_wanted = num_reading > 0
+        num_computing = len(asks) + len(self._scheduler.running) - num_reading
+        compute_s, nvme_tokens, num_passed = 0.0, 0, 0
+        room = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        for index, (ask, turn) in enumerate(zip(asks, turns, strict=True)):
+            if num_passed > MAX_PASSED:
+                return ready + list(asks[index:])  # admission looks no further either
+            is_ready = turn is None
+            if turn is not None:
+                is_reading = turn.nvme_tokens > 0
+                num_reading -= is_reading
+                num_computing -= not is_reading
+                turn.queue = Queue(compute_s, nvme_tokens, num_computing, num_reading)
+                if index < MAX_CHOSEN:
+                    self._choose(turn, ask.turn.prompt_tokens)
+                is_ready = self._is_ready(nvme, turn, before, now)
+                if turn.trace_id is not None:
+                    before.add(turn.trace_id)
+                compute_s += self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
+                nvme_tokens += turn.nvme_tokens
+            if is_ready:
                 ready.append(ask)
-                continue
-            turn.ahead = ahead
-            if index < MAX_CHOSEN:
-                self._choose(turn, ask.turn.prompt_tokens)
-            if self._is_ready(self.manager.nvme, turn, traces, now):
-                ready.append(ask)
-            if turn.trace_id is not None:
-                traces.add(turn.trace_id)
-            compute_s = self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
-            ahead = Ahead(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
+                needed = ask.new_blocks + ask.own_idle_blocks
+                if needed <= room:
+                    room -= needed
+                else:
+                    num_passed += 1
         return ready
 
     def is_loading(self, now: float) -> bool:
@@ -125,7 +153,7 @@ class TierPolicy:
             return
         writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
         writes = writes and _may_outlive(request)
-        keys = self._keys(request, turn.keys)
+        keys = self._keys(request, turn.keys[: self._same(request, turn.keys)])
         self.manager.finish(request.request_id, keys, stem_blocks // self._chunk_blocks, writes)
 
     def moved(self, output: "KVConnectorOutput") -> None:
@@ -149,17 +177,23 @@ class TierPolicy:
         found = self._below(turn.keys, start)
         if turn.skips_nvme:
             found = Below(found.host_tokens)
+        queue, behind = turn.queue, start + found.host_tokens // per_chunk
+        if found.nvme_tokens and behind < turn.asked_chunks and self._is_reading(turn.keys[behind]):
+            queue = queue._replace(coming_tokens=(turn.asked_chunks - behind) * per_chunk)
         # The last token is always computed.
-        way = self.planner.way(prompt_tokens - 1, turn.hbm_tokens, found, turn.ahead)
+        way = self.planner.way(prompt_tokens - 1, turn.hbm_tokens, found, queue)
         loaded = way.host_tokens + way.nvme_tokens
         turn.awaited_chunks, turn.nvme_tokens = start + loaded // per_chunk, way.nvme_tokens
         reach = min(max(turn.hbm_tokens, turn.awaited_chunks * per_chunk), prompt_tokens - 1)
         return Reach(reach, self.planner.load_s(way.host_tokens, way.nvme_tokens) if loaded else 0.0)
 
     def _is_ready(self, nvme: NvmeTier, turn: Turn, ahead: set[TraceId], now: float) -> bool:
-        keys = turn.keys
+        keys, host = turn.keys, self.manager.host.ready
         # What HBM has may be in no tier: begin behind it.
-        behind = leading(keys, self.manager.host.is_ready, turn.hbm_tokens // self.manager.tokens_per_chunk)
+        start = turn.hbm_tokens // self.manager.tokens_per_chunk
+        if turn.awaited_chunks <= start or (keys[start] in host and keys[turn.awaited_chunks - 1] in host):
+            return True
+        behind = leading(keys, host.__contains__, start)
         if behind >= turn.awaited_chunks:
             return True
         key = keys[behind]
@@ -171,20 +205,42 @@ class TierPolicy:
         if nvme.queued_s() > WINDOW_S:
             return False
         wanted = keys[behind : leading(keys, nvme.has, behind)]
-        if not nvme.promote(wanted, turn.trace_id, now, set(keys).__contains__, ahead):
+        if not nvme.promote(wanted, turn.trace_id, now, turn.own_keys().__contains__, ahead):
             # With nobody before it there will be no more room than now.
             turn.skips_nvme = not ahead
+        else:
+            turn.asked_chunks = behind + len(wanted)
         return turn.skips_nvme
+
+    def _is_reading(self, key: Key) -> bool:
+        return self.manager.nvme is not None and self.manager.nvme.is_reading(key)
 
     def _below(self, keys: Sequence[Key], start: int) -> Below:
         nvme = self.manager.nvme
         if not keys:
             return NOTHING
         has = nvme.has if nvme is not None else _nothing
-        return below(keys, start, self.manager.tokens_per_chunk, self.manager.host.is_ready, has)
+        return below(keys, start, self.manager.tokens_per_chunk, self.manager.host.ready.__contains__, has)
 
-    def _keys(self, request: "Request", known: Sequence[Key] = ()) -> list[Key]:
-        """The request's full chunks; `known` are the first of them, from when it had fewer."""
+    def _count_resume(self, turn: Turn) -> None:
+        """Once a turn, as it is first looked at: where is what its trace had?"""
+        known, turn.known_chunks = turn.known_chunks, 0
+        self.manager.num_resumes += 1
+        in_hbm = turn.hbm_tokens // self.manager.tokens_per_chunk
+        found = leading(turn.keys, self.manager.host.ready.__contains__, min(in_hbm, known))
+        self.manager.num_resumes_found += found >= known
+
+    def _same(self, request: "Request", known: Sequence[Key]) -> int:
+        """How many of a turn's chunks are the request's too, root first. O(log chunks).
+
+        A hash names all that stands before it: where two chunks are equal, so are those before them.
+        """
+        hashes, step, suffix = request.block_hashes, self._per_chunk, self._suffix
+        num = min(len(known), len(hashes) // step)
+        return leading(range(num), lambda i: known[i] == hashes[(i + 1) * step - 1] + suffix)
+
+    def _keys(self, request: "Request", known: Sequence[Key]) -> list[Key]:
+        """The request's full chunks; `known` are the first of them."""
         hashes, step, suffix = request.block_hashes, self._per_chunk, self._suffix
         return [*known, *(digest + suffix for digest in hashes[(len(known) + 1) * step - 1 :: step])]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
-from impala_vllm.core.planner import NOBODY, Ahead
+from impala_vllm.core.planner import NOBODY, Queue
 from impala_vllm.core.types import TraceId
 
 
@@ -17,14 +17,18 @@ class Turn:
     """Its full chunks, root first."""
     seen: list[Key] = field(default_factory=list[Key])
     """The same as far as stored or loaded, where policy does not name them; those of several groups mixed."""
+    known_chunks: int = 0
+    """Leading chunks that the trace's turn before it had, until it has been looked for."""
     hbm_tokens: int = 0
     """Leading tokens that HBM had when last looked at."""
-    ahead: Ahead = NOBODY
-    """What stood before it in the queue then."""
+    queue: Queue = NOBODY
+    """What stood around it then."""
     awaited_chunks: int = 0
     """Leading chunks worth waiting for: what NVMe has of them is read first."""
     nvme_tokens: int = 0
     """Of those, what has to come from NVMe."""
+    asked_chunks: int = 0
+    """Leading chunks of which what NVMe had was asked for."""
     skips_nvme: bool = False
     """NVMe was too late, or host has no room for it: what lies there is computed."""
     writes: bool = False
@@ -33,6 +37,13 @@ class Turn:
     num_storing: int = 0
     """Jobs under way."""
     is_finished: bool = False
+    _own: tuple[Sequence[Key], frozenset[Key]] = ((), frozenset())
+
+    def own_keys(self) -> frozenset[Key]:
+        """`keys` as a set."""
+        if self._own[0] is not self.keys:
+            self._own = self.keys, frozenset(self.keys)
+        return self._own[1]
 
 
 @dataclass(slots=True)

@@ -197,9 +197,8 @@ class Tiers:
             assert self.planner.host.queued_bytes == 0
             assert self.planner.nvme.queued_bytes == 0
         if self.nvme is not None:
-            assert not self.nvme._jobs
-            assert not self.nvme._reading
-            assert self.nvme._recalled <= self.nvme.promoted <= set(manager.host.keys())
+            assert not self.nvme._moves
+            assert self.nvme.recalls._unused <= self.nvme.promoted <= set(manager.host.keys())
 
     def _started(self, request: Request, job: WorkerJob) -> int:
         self._num_jobs += 1
@@ -435,7 +434,7 @@ def test_recalled_chunks_that_leave_host_unused_are_counted_as_wasted() -> None:
     tiers.complete(request, tiers.load(request, 3))
     tiers.finish(request)
     tiers.manager._evict(prompt)
-    assert (tiers.nvme.num_recalled, tiers.nvme.num_wasted) == (4, 1)
+    assert (tiers.nvme.recalls.num_recalled, tiers.nvme.recalls.num_wasted) == (4, 1)
 
 
 def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(monkeypatch: Any) -> None:
