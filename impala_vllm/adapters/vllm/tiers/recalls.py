@@ -48,9 +48,9 @@ class Recalls:
         self._evicted_per_s = 0.0
 
     def expect(self, trace_id: TraceId, planner: Planner, now: float) -> None:
-        """The trace is silent and not all of it is in host: look at it when a recall may be due."""
+        """The trace is silent and not all of it is in host: recall it in time."""
         if trace_id not in self._expected:
-            due_s = planner.recall_due_s(trace_id, 0, now)
+            due_s = planner.recall_due_s(trace_id, len(self._behind(trace_id)) * self._chunk_bytes, now)
             if due_s is not None:
                 self._wait_until(due_s, trace_id)
 
@@ -95,21 +95,22 @@ class Recalls:
 
     def _recall(self, trace_id: TraceId, planner: Planner, now: float) -> None:
         self._expected.discard(trace_id)
-        keys = self._keys_of(trace_id)
-        behind = keys[leading(keys, self._host.__contains__) :]
-        due_s = planner.recall_due_s(trace_id, len(behind) * self._chunk_bytes, now)
-        if due_s is None or not behind:
-            return
-        if due_s > now + EVERY_S:
-            self._wait_until(due_s, trace_id)
+        behind = self._behind(trace_id)
+        # When it is due was asked as it fell silent: asked again, what is likely always lies a little ahead.
+        if not behind or planner.recall_due_s(trace_id, 0, now) is None:
             return
         life_s = self._host.num_slots / self._evicted_per_s if self._evicted_per_s else None
         if not planner.recall_pays(trace_id, life_s, now):
             return
         size = max(1, int(PIECE_S * planner.nvme.bytes_per_s) // self._chunk_bytes)
-        held = behind[: leading(behind, self._has)]
-        if self._read(held[:size], trace_id, now) and len(held) > size:
+        if self._read(behind[:size], trace_id, now) and len(behind) > size:
             self._wait_until(now, trace_id)
+
+    def _behind(self, trace_id: TraceId) -> Sequence[Key]:
+        """What host lacks of it, as far as NVMe has it."""
+        keys = self._keys_of(trace_id)
+        start = leading(keys, self._host.__contains__)
+        return keys[start : leading(keys, self._has, start)]
 
     def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
         self._num_due += 1

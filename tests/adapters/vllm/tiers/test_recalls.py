@@ -1,8 +1,6 @@
 """When a recall starts, how much of it at once, and what is counted of it."""
 
-import pytest
-
-pytest.importorskip("vllm")
+from collections.abc import Sequence
 
 from impala_vllm.adapters.vllm.tiers.recalls import EVERY_S, LIFE_MEMORY_S, PIECE_S, Recalls
 from impala_vllm.core.allocator import Key, SlotPool
@@ -35,7 +33,7 @@ class Scene:
         self.recalls = Recalls(self.host, CHUNK_BYTES, lambda _: CHAIN, lambda key: key in CHAIN[:9], self.read)
         self.recalls.expect(A, self.planner, 100.0)
 
-    def read(self, keys: list[Key], trace_id: TraceId, now: float) -> bool:
+    def read(self, keys: Sequence[Key], trace_id: TraceId, now: float) -> bool:
         """At once."""
         self.reads.append(list(keys))
         assert self.host.reserve(keys) is not None
