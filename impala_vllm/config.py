@@ -61,6 +61,20 @@ class HealthConfig:
     """How long /impala/* waits for the engine before it answers without it."""
 
 
+class KvFormat(Enum):
+    EXACT = "exact"
+    """KV as the model has it."""
+    FP8 = "fp8"
+    """Half the bytes, at a loss: answers may differ from stock vLLM's."""
+
+
+class Swap(Enum):
+    IMPALA = "impala"
+    """Our kernels and the GPU's DMA engines; vLLM's own where these cannot be had."""
+    VLLM = "vllm"
+    """vLLM's own worker."""
+
+
 @dataclass(frozen=True, slots=True)
 class TiersConfig:
     """Room below HBM."""
@@ -78,6 +92,10 @@ class TiersConfig:
     """Most that is read from NVMe."""
     nvme_write_bytes_per_s: float | None = None
     """Most that is written to NVMe: endurance is a budget too."""
+    kv_format: KvFormat = KvFormat.EXACT
+    """What tiers keep: exact, or fp8 in half the room, at a loss."""
+    swap: Swap = Swap.IMPALA
+    """Who copies between HBM and host on a GPU: impala or vllm."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The OffloadingSpec that puts impala's tiers behind vLLM's OffloadingConnector.
 
-Geometry and the CUDA worker are upstream's, so hybrid, MLA and tensor-parallel layouts come along; the manager is ours.
+Geometry is upstream's, so hybrid, MLA and tensor-parallel layouts come along; the manager is ours, and so is the worker
+where our copies can move what the model has, else upstream's.
 `tiering` chooses it and fills `kv_connector_extra_config`, whose key `impala` holds what is not upstream's.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.utils.math_utils import round_up
 from vllm.v1.kv_offload.base import (
     CanonicalKVCaches,
     OffloadingManager,
@@ -21,14 +23,18 @@ from vllm.v1.kv_offload.base import (
     OffloadingWorker,
 )
 from vllm.v1.kv_offload.config import OffloadingConfig
+from vllm.v1.kv_offload.cpu.gpu_worker import CPUOffloadingWorker, pin_mmap_region
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
+from impala_vllm import ops
 from impala_vllm.adapters.vllm.tiering import EXTRA_KEY
+from impala_vllm.adapters.vllm.tiers import page_copy
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.adapters.vllm.tiers.paced import PacedWorker
-from impala_vllm.adapters.vllm.tiers.row_copy import RowCopyWorker
+from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
+from impala_vllm.config import KvFormat, Swap
 from impala_vllm.transfer.block_io import open_block_io
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.nvme_store import NvmeStore
@@ -50,6 +56,13 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         self._ours: dict[str, Any] = config.extra_config.get(EXTRA_KEY, {})
         self._tiers: TierManager | None = None
         self._mover: OffloadingWorker | None = None
+        self._run_bytes = self._demoted_bytes() if self._ours.get("kv_format") == KvFormat.FP8.value else None
+        """Of a block in host memory, as FP8; None: blocks are kept as they are."""
+        if self._run_bytes is not None:
+            num_copies = 1 if self.replicated_layout else config.parallel.world_size
+            self.cpu_page_size_per_worker = self._run_bytes * self.blocks_per_chunk
+            self.kv_bytes_per_chunk = round_up(self.cpu_page_size_per_worker * num_copies, self.BLOCK_SIZE_ALIGNMENT)
+            self.num_chunks = int(config.extra_config["cpu_bytes_to_use"]) // self.kv_bytes_per_chunk
 
     def get_manager(self) -> OffloadingManager:
         if self._tiers is None:
@@ -82,15 +95,64 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         return self._mover
 
     def _build_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        if self._run_bytes is not None:
+            return self._demoting_worker(kv_caches, self._run_bytes)
         if current_platform.is_cpu():
-            region = host_region(self)
-            worker: OffloadingWorker = RowCopyWorker(kv_caches, region, self.blocks_per_chunk)
-        else:
-            worker = self.create_worker(kv_caches)
-            region = worker._mmap_region
-        if region is not None:
-            region._creator = False  # the scheduler takes the name away, see `get_manager`
+            region = self._region()
+            return PageCopyWorker(page_copy.of_region(kv_caches, region, self.blocks_per_chunk), region.cleanup)
+        theirs = self.create_worker(kv_caches)
+        if theirs._mmap_region is not None:
+            theirs._mmap_region._creator = False  # as in `_region`
+        try:
+            worker = self._worker_over(theirs, kv_caches)
+        except Exception as error:  # whatever compiler, driver or another vLLM raises: the other way is there
+            logger.warning("impala: KV moves by vLLM's own swap: %s", (str(error).splitlines() or [repr(error)])[0])
+            return theirs
+        logger.info("impala: KV moves by impala's kernels and DMA")
         return worker
+
+    def _worker_over(self, theirs: CPUOffloadingWorker, kv_caches: CanonicalKVCaches) -> PageCopyWorker:
+        """Ours on the memory of upstream's, which has pinned it. Raises LayoutError and what drivers raise."""
+        if self._ours.get("swap") == Swap.VLLM.value:
+            raise LayoutError("tiers.swap asks for it")
+        if self.config.canonical_layout or theirs._mmap_region is None:
+            raise LayoutError("the host's layout is not a worker's own")
+        handler = theirs._store_handler
+        room = page_copy.of_tensors(
+            handler.src_tensors, handler.dst_tensors, kv_caches.group_data_refs, self.blocks_per_chunk
+        )
+        self._check_kernels(room)
+        return PageCopyWorker(room, theirs.shutdown)
+
+    def _demoting_worker(self, kv_caches: CanonicalKVCaches, run_bytes: int) -> PageCopyWorker:
+        """Raises where it cannot be: upstream's worker does not know FP8, so there is no other way."""
+        region = self._region()
+        if not current_platform.is_cpu():
+            pin_mmap_region(region)
+        room = page_copy.of_runs(kv_caches, region, self.blocks_per_chunk, run_bytes)
+        if not current_platform.is_cpu():
+            self._check_kernels(room)
+        logger.info("impala: KV below HBM is FP8, at a loss: answers may differ from stock vLLM's")
+        return PageCopyWorker(room, region.cleanup)
+
+    def _region(self) -> SharedOffloadRegion:
+        region = host_region(self)
+        region._creator = False  # the scheduler takes the name away, see `get_manager`
+        return region
+
+    def _check_kernels(self, room: page_copy.Room) -> None:
+        device = room.pools[0].hbm.device
+        if device.type != "cuda" or not ops.has_triton(device):
+            raise LayoutError(f"no kernels on {device.type} here")
+        page_copy.prove(room)
+
+    def _demoted_bytes(self) -> int | None:
+        """Room for a block's run in any layout of its layers; None, with a line, for KV that is not demoted."""
+        config, num_bytes = self.config, self.config.worker_kv_bytes_per_block
+        if len(config.groups) != 1 or config.canonical_layout or config.model.dtype != "bfloat16" or not num_bytes:
+            logger.warning("impala: tiers keep KV as it is: fp8 wants bfloat16 and one KV cache group")
+            return None
+        return ops.most_demoted_bytes(num_bytes, len(config.groups[0].layer_names))
 
     def _nvme(self, region: SharedOffloadRegion) -> NvmeTier | None:
         directory = self._ours.get("nvme_path")
@@ -110,8 +172,13 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         )
         rows = region.base_tensor.view(torch.uint8).view(self.num_chunks, -1).numpy()
         recovered, slab.recovered = slab.recovered, {}
-        logger.info("impala: NVMe tier of %d chunks in %s, %d filled", slab.num_slots, directory, len(recovered))
-        store = NvmeStore(slab, open_block_io(slab.fd), limits)
+        # Past this the disk hangs; what has not begun there is then given back, its room in host with it.
+        io = open_block_io(slab.fd, limits.max_in_flight, 2 * limits.stuck_s, rows.reshape(-1).data)
+        store = NvmeStore(slab, io, limits)
+        logger.info(
+            "impala: NVMe tier of %d chunks in %s, %d filled, by %s",
+            *(slab.num_slots, directory, len(recovered), io.name),
+        )
         return NvmeTier(store, slab.num_slots, recovered, lambda slot: memoryview(rows[slot]), self.kv_bytes_per_chunk)
 
     def _namespace(self) -> str:
@@ -125,6 +192,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
             "chunk": [self.blocks_per_chunk, self.tokens_per_hash, self.kv_bytes_per_chunk],
             "parallel": [config.parallel.world_size, config.parallel.tp_size, config.parallel.pp_size],
             "layout": [config.kv_cache_layout, config.canonical_layout, self.replicated_layout],
+            "run_bytes": self._run_bytes,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

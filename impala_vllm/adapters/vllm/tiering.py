@@ -84,6 +84,8 @@ def _connector(size_gib: float, settings: Config) -> Any:
         "host_bytes_per_s": tiers.host_bytes_per_s,
         "nvme_read_bytes_per_s": tiers.nvme_read_bytes_per_s,
         "nvme_write_bytes_per_s": tiers.nvme_write_bytes_per_s,
+        "kv_format": tiers.kv_format.value,
+        "swap": tiers.swap.value,
     }
     return KVTransferConfig(
         kv_connector="OffloadingConnector",

@@ -1,4 +1,4 @@
-"""vLLM's own tiers on a CPU engine, for comparison: its managers and policies, our row-copy worker, the same caps.
+"""vLLM's own tiers on a CPU engine, for comparison: its managers and policies, our worker, the same caps.
 
 Upstream's worker refuses the CPU platform, and neither it nor the fs tier knows a byte rate. For benchmarks only.
 """
@@ -14,8 +14,9 @@ from vllm.v1.kv_offload.tiering.fs.manager import FileSystemTierManager
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from impala_vllm.adapters.vllm.offload_spec import host_region
+from impala_vllm.adapters.vllm.tiers import page_copy
 from impala_vllm.adapters.vllm.tiers.paced import PacedWorker
-from impala_vllm.adapters.vllm.tiers.row_copy import RowCopyWorker
+from impala_vllm.adapters.vllm.tiers.page_copy import PageCopyWorker
 
 
 class UpstreamSpec(TieringOffloadingSpec):
@@ -25,7 +26,8 @@ class UpstreamSpec(TieringOffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         if self._mover is None:
-            self._mover = RowCopyWorker(kv_caches, host_region(self), self.blocks_per_chunk)
+            region = host_region(self)
+            self._mover = PageCopyWorker(page_copy.of_region(kv_caches, region, self.blocks_per_chunk), region.cleanup)
             if cap := self.extra_config.get("host_bytes_per_s"):
                 self._mover = PacedWorker(self._mover, float(cap))
         return self._mover

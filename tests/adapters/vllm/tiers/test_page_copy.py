@@ -1,4 +1,7 @@
-"""Rows there and back: real tensors, a real region in /dev/shm, and nothing else is touched."""
+"""Pages there and back: real tensors, a real region in /dev/shm, and nothing else is touched.
+
+`test_page_copy_kernels` runs all of it again with Triton's interpreter.
+"""
 
 import os
 import random
@@ -17,7 +20,10 @@ from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCaches, Cano
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
-from impala_vllm.adapters.vllm.tiers.row_copy import RowCopyWorker
+from impala_vllm.adapters.vllm.tiers import page_copy
+from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
+from impala_vllm.ops import Courier, most_demoted_bytes
+from tests.ops.lanes import ManualLane
 
 NUM_BLOCKS, NUM_CHUNKS = 40, 30
 PAGES = (48, 32, 64)
@@ -35,7 +41,7 @@ class Side:
     pool: list[torch.Tensor]
     """As int8: [num_blocks, page_bytes]."""
     region: SharedOffloadRegion
-    worker: RowCopyWorker
+    worker: PageCopyWorker
 
     def rows(self) -> torch.Tensor:
         return self.region.base_tensor.view(self.region.num_chunks, -1)
@@ -48,7 +54,7 @@ class Maker:
         self.engine_id = f"test-{uuid.uuid4()}"
         self._sides: list[Side] = []
 
-    def side(self, per_chunk: int, rank: int = 0, num_ranks: int = 1) -> Side:
+    def side(self, per_chunk: int, rank: int = 0, num_ranks: int = 1, courier: Courier | None = None) -> Side:
         cell = sum(PAGES) * per_chunk
         row = -(-cell * num_ranks // os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PAGE_SIZE")
         region = SharedOffloadRegion(self.engine_id, NUM_CHUNKS, rank, row, cell)
@@ -61,7 +67,8 @@ class Maker:
             pool.append(whole)
             tensors.append(CanonicalKVCacheTensor(whole.view(dtype), page))
         refs = [[CanonicalKVCacheRef(tensor, PAGES[tensor]) for tensor in group] for group in GROUPS]
-        side = Side(pool, region, RowCopyWorker(CanonicalKVCaches(tensors, refs), region, per_chunk))
+        room = page_copy.of_region(CanonicalKVCaches(tensors, refs), region, per_chunk)
+        side = Side(pool, region, PageCopyWorker(room, region.cleanup, courier))
         self._sides.append(side)
         return side
 
@@ -195,3 +202,107 @@ def test_jobs_are_done_when_they_are_submitted_and_told_once(maker: Maker) -> No
     assert [(r.job_id, r.success, r.transfer_size) for r in results] == [(5, True, num_bytes), (6, True, num_bytes)]
     assert all(r.transfer_time > 0.0 for r in results)
     assert side.worker.get_finished() == []
+
+
+def test_a_job_is_told_when_its_bytes_are_there_and_not_before(maker: Maker) -> None:
+    stores, loads = ManualLane(), ManualLane()
+    side = maker.side(3, courier=Courier(torch.device("cpu"), (stores, loads)))
+    move, other = plan(random.Random(0), 3), plan(random.Random(1), 3)
+    side.rows().zero_()
+    side.worker.submit_store(1, move.gpu(), move.host())
+    side.worker.submit_store(2, other.gpu(), other.host())
+    side.worker.submit_load(3, move.host(), move.gpu())
+    assert side.worker.get_finished() == []
+    assert not side.rows().any()
+    stores.advance()
+    assert side.rows().any()
+    assert [r.job_id for r in side.worker.get_finished()] == [1]
+    loads.advance()
+    assert [(r.job_id, r.transfer_time) for r in side.worker.get_finished()] == [(3, 0.25)]
+    stores.advance()
+    assert [r.job_id for r in side.worker.get_finished()] == [2]
+
+
+def test_a_wait_ends_with_the_jobs_named_and_leaves_later_ones_under_way(maker: Maker) -> None:
+    stores, loads = ManualLane(), ManualLane()
+    side = maker.side(1, courier=Courier(torch.device("cpu"), (stores, loads)))
+    for job_id in (1, 2, 3):
+        move = plan(random.Random(job_id), 1)
+        side.worker.submit_store(job_id, move.gpu(), move.host())
+    side.worker.submit_load(4, move.host(), move.gpu())
+    side.worker.wait({2, 77})
+    assert len(stores.waiting) == len(loads.waiting) == 1
+    assert [r.job_id for r in side.worker.get_finished()] == [1, 2]
+
+
+def test_shutdown_waits_for_what_is_under_way_before_it_lets_go_of_memory(maker: Maker) -> None:
+    stores, loads = ManualLane(), ManualLane()
+    side = maker.side(1, courier=Courier(torch.device("cpu"), (stores, loads)))
+    move = plan(random.Random(2), 1)
+    side.worker.submit_store(1, move.gpu(), move.host())
+    side.worker.submit_load(2, move.host(), move.gpu())
+    side.worker.shutdown()
+    assert not stores.waiting
+    assert not loads.waiting
+    side.worker.shutdown()
+
+
+def test_blocks_are_as_they_were_after_the_proof(maker: Maker) -> None:
+    side = maker.side(3)
+    before = [tensor.clone() for tensor in side.pool]
+    assert side.worker._room is not None
+    page_copy.prove(side.worker._room)
+    assert all(torch.equal(now, then) for now, then in zip(side.pool, before, strict=True))
+
+
+def test_a_pool_that_loses_bytes_does_not_pass_the_proof(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = maker.side(3)
+    monkeypatch.setattr(page_copy.ops, "swap_pages", lambda *_: None)
+    assert side.worker._room is not None
+    with pytest.raises(LayoutError, match="other bytes"):
+        page_copy.prove(side.worker._room)
+
+
+def test_pages_that_a_kernel_could_not_address_are_refused(maker: Maker) -> None:
+    side = maker.side(1)
+    odd = torch.zeros(4, 12, dtype=torch.int8)
+    with pytest.raises(LayoutError, match="multiples of 8"):
+        page_copy.of_tensors([odd], [side.rows()[:, :12]], [[CanonicalKVCacheRef(0, 12)]], 1)
+
+
+@pytest.mark.parametrize("per_chunk", [1, 3])
+def test_demoted_blocks_take_half_the_room_and_come_back_within_fp8s_error(per_chunk: int) -> None:
+    page, num_layers, num_blocks = 4096, 3, 12
+    run_bytes = most_demoted_bytes(num_layers * page, num_layers)
+    assert run_bytes < 0.51 * num_layers * page
+    row = -(-run_bytes * per_chunk // 4096) * 4096
+    region = SharedOffloadRegion(f"test-{uuid.uuid4()}", 6, 0, row, run_bytes * per_chunk)
+    generator = torch.Generator().manual_seed(1)
+    pool = [torch.randn(num_blocks, page // 2, generator=generator).to(torch.bfloat16) for _ in range(num_layers)]
+    tensors = [CanonicalKVCacheTensor(layer.view(torch.int8), page) for layer in pool]
+    refs = [CanonicalKVCacheRef(i, page) for i in range(num_layers)]
+    room = page_copy.of_runs(CanonicalKVCaches(tensors, [refs]), region, per_chunk, run_bytes)
+    worker = PageCopyWorker(room, region.cleanup)
+    before = [layer.clone() for layer in pool]
+    page_copy.prove(room)
+    chunks = [4, 2, 5, 0, 1][: -(-5 // per_chunk)]
+    origin, to = [7, 1, 9, 3, 0], [2, 4, 5, 6, 8]
+    worker.submit_store(1, GPULoadStoreSpec(origin, [5], [0]), CPULoadStoreSpec(chunks))
+    worker.submit_load(2, CPULoadStoreSpec(chunks), GPULoadStoreSpec(to, [5], [0]))
+    moved = sum(r.transfer_size or 0 for r in worker.get_finished())
+    assert moved < 0.51 * 2 * 5 * num_layers * page
+    for layer, old in zip(pool, before, strict=True):
+        wanted = old[origin].float()
+        assert torch.allclose(layer[to].float(), wanted, rtol=1 / 16, atol=2.0**-16)
+        assert not torch.equal(layer[to].float(), wanted)
+        untouched = [i for i in range(num_blocks) if i not in to]
+        assert torch.equal(layer[untouched], old[untouched])
+    worker.shutdown()
+    assert not os.path.exists(region.mmap_path)
+
+
+def test_demotion_is_for_one_group() -> None:
+    tensors = [CanonicalKVCacheTensor(torch.zeros(2, 64, dtype=torch.int8), 64)]
+    refs = [CanonicalKVCacheRef(0, 64)]
+    with pytest.raises(LayoutError, match="several"):
+        page_copy.of_runs(CanonicalKVCaches(tensors, [refs, refs]), None, 1, 64)  # pyright: ignore[reportArgumentType]
