@@ -16,6 +16,10 @@ from impala_vllm.replay.plan import PlannedTurn
 GIB = 1 << 30
 FORCED = {"v1": "impala_vllm.adapters.vllm.forced_replay:ForcedReplay", "v2": "benchmarks.gpu.forced:Forced"}
 GRAPH_SIZES = [1, 2, 4, 8, 16, 32]
+VLLM_SWAP = "impala-vllm-swap"
+"""The arm in which impala decides and vLLM's own worker copies."""
+FP8 = "impala-fp8"
+"""The arm whose tiers keep half the bytes, at a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,16 @@ def start(arm: str, setting: Setting) -> Any:
     return LLM(**arguments)
 
 
+def mover() -> str | None:
+    """Which worker of this process's engine moves KV below HBM; None where none does."""
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    if not has_kv_transfer_group():
+        return None
+    worker = getattr(getattr(get_kv_transfer_group(), "connector_worker", None), "worker", None)
+    return type(worker).__name__
+
+
 def _common(setting: Setting) -> dict[str, Any]:
     mode = setting.mode
     arguments: dict[str, Any] = {
@@ -89,6 +103,7 @@ def _arm(arm: str, setting: Setting) -> dict[str, Any]:
         return {}
     if arm == "upstream":
         return {"kv_transfer_config": _upstream(setting.host_bytes)}
+    assert arm in ("impala", VLLM_SWAP, FP8), arm
     try:
         from impala_vllm.adapters.vllm.choice import Choice
         from impala_vllm.adapters.vllm.offload_spec import ImpalaOffloadingSpec
@@ -101,6 +116,8 @@ def _arm(arm: str, setting: Setting) -> dict[str, Any]:
     flags = {
         "tiers.host_gib": ("--host-gib", setting.host_bytes / GIB),
         "planner.choose_loads": ("this benchmark", not setting.always_loads),
+        "tiers.swap": ("this benchmark", "vllm" if arm == VLLM_SWAP else "impala"),
+        "tiers.kv_format": ("this benchmark", "fp8" if arm == FP8 else "exact"),
     }
     settings = load(flags=flags)
     return {"scheduler_cls": Choice.of(settings)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import bundle, device, shapes, smoke, traces
-from benchmarks.gpu.engine import GIB, Sender, Setting, scrape, start
+from benchmarks.gpu.engine import GIB, Sender, Setting, mover, scrape, start
 from benchmarks.gpu.out import Out
 from benchmarks.gpu.shapes import Shape
 from impala_vllm.replay import counters
@@ -86,7 +86,8 @@ def run(out: Out, shape: str, arm: str) -> None:
     llm = start(arm, setting)
     out.line(
         f"{kind.parameters / 1e9:.1f} B parameters, HBM pool of {pool.num_blocks} blocks, host "
-        f"{pool.host_bytes / GIB:.1f} GiB, {mode.describe()}: up after {time.monotonic() - began:.0f} s"
+        f"{pool.host_bytes / GIB:.1f} GiB, {mode.describe()}, "
+        f"KV moved by {mover()}: up after {time.monotonic() - began:.0f} s"
     )
     measured = asyncio.run(_replay(out, llm, load.plan, words, pool, block_size))
     _record(out, shape, arm, kind, setting, load, measured)

@@ -1,0 +1,111 @@
+"""Whole jobs of the offloading worker, ours and vLLM's, over the layers of real models: what the engine's thread spends
+to submit one, and how long its bytes take.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import device
+from benchmarks.gpu.out import Out
+from impala_vllm.replay.measures import quantile
+
+QUESTION = "micro/gpu-worker"
+KIB = 1 << 10
+SHAPES = {"8b, a tensor a layer": (36, 64 * KIB), "8b, packed": (1, 36 * 64 * KIB), "MLA, 61 layers": (61, 18 * KIB)}
+"""Tensors, and bytes of a block of 16 tokens in each."""
+BLOCKS = (2, 32, 256)
+PER_CHUNK = 2
+NUM_CHUNKS = 512
+REPETITIONS = 12
+LIMIT_S = 60.0
+
+
+def run(out: Out) -> None:
+    """Both workers on the same memory, turn by turn."""
+    place = device.get()
+    is_real = place.type == "cuda"
+    deadline = time.monotonic() + LIMIT_S
+    shapes = SHAPES if is_real else {"rehearsal": (2, 64)}
+    for name, (num_tensors, page_bytes) in shapes.items():
+        num_chunks = NUM_CHUNKS if is_real else 8
+        pool = [
+            device.device_bytes(num_chunks * PER_CHUNK * page_bytes, place).view(torch.int8).view(-1, page_bytes)
+            for _ in range(num_tensors)
+        ]
+        host = device.host_bytes(num_chunks * PER_CHUNK * page_bytes * num_tensors, place).view(torch.int8)
+        rows = list(host.view(num_chunks, -1).split(PER_CHUNK * page_bytes, dim=1))
+        workers = _workers(pool, rows, is_real)
+        for count in BLOCKS if is_real else (3,):
+            if time.monotonic() > deadline:
+                out.line(f"{name} and what follows: left out, no time")
+                return
+            for is_store in (True, False):
+                _measure(out, workers, f"{name}, {'D2H' if is_store else 'H2D'}", count, num_chunks, is_store)
+
+
+def _workers(pool: list[torch.Tensor], rows: list[torch.Tensor], is_real: bool) -> dict[str, Any]:
+    from vllm.v1.kv_offload.base import CanonicalKVCacheRef
+    from vllm.v1.kv_offload.cpu.gpu_worker import SingleDirectionOffloadingHandler
+
+    from impala_vllm.adapters.vllm.tiers import page_copy
+
+    refs = [[CanonicalKVCacheRef(i, tensor.shape[1]) for i, tensor in enumerate(pool)]]
+    room = page_copy.of_tensors(pool, rows, refs, PER_CHUNK)
+    page_copy.prove(room)
+    made: dict[str, Any] = {"impala": page_copy.PageCopyWorker(room, lambda: None)}
+    if is_real:
+        made["vllm"] = _Theirs(
+            *(SingleDirectionOffloadingHandler(pool, rows, PER_CHUNK, refs, way) for way in (True, False))
+        )
+    return made
+
+
+class _Theirs:
+    """vLLM's worker, of its two handlers."""
+
+    def __init__(self, stores: Any, loads: Any) -> None:
+        self._stores, self._loads = stores, loads
+        self.submit_store: Callable[..., bool] = stores.transfer_async
+        self.submit_load: Callable[..., bool] = loads.transfer_async
+
+    def get_finished(self) -> list[Any]:
+        return self._stores.get_finished() + self._loads.get_finished()
+
+    def wait(self, job_ids: set[int]) -> None:
+        self._stores.wait(job_ids)
+        self._loads.wait(job_ids)
+
+
+def _measure(out: Out, workers: dict[str, Any], what: str, count: int, num_chunks: int, is_store: bool) -> None:
+    from vllm.v1.kv_offload.base import GPULoadStoreSpec
+    from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+
+    rng = random.Random(count)
+    submit_s: dict[str, list[float]] = {name: [] for name in workers}
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    for repetition in range(REPETITIONS if len(workers) > 1 else 2):
+        gpu = GPULoadStoreSpec(rng.sample(range(num_chunks * PER_CHUNK), count), [count], [0])
+        cpu = CPULoadStoreSpec(rng.sample(range(num_chunks), -(-count // PER_CHUNK)))
+        for name, worker in workers.items():
+            began = time.perf_counter()
+            if is_store:
+                worker.submit_store(repetition, gpu, cpu)
+            else:
+                worker.submit_load(repetition, cpu, gpu)
+            took_s = time.perf_counter() - began
+            worker.wait({repetition})
+            (result,) = worker.get_finished()
+            if repetition >= 2 or len(workers) == 1:
+                submit_s[name].append(took_s)
+                rates[name].append(result.transfer_size / max(result.transfer_time, 1e-9))
+    said: list[str] = []
+    where = f"{what}, {count} blocks"
+    for name in workers:
+        rate = out.figure(QUESTION, name, where, "GB/s", [r / 1e9 for r in rates[name]], better="higher")
+        out.figure(QUESTION, name, f"submit, {where}", "us", [s * 1e6 for s in submit_s[name]], better="lower")
+        said.append(f"{name} {rate:.1f} GB/s, submitted in {quantile(submit_s[name], 0.5) * 1e6:.0f} us")
+    out.line(f"{where}: {'; '.join(said)}")
