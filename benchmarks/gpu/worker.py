@@ -28,7 +28,7 @@ def run(out: Out) -> None:
     """Both workers on the same memory, turn by turn."""
     place = device.get()
     is_real = place.type == "cuda"
-    deadline = time.monotonic() + LIMIT_S
+    deadline: float | None = None
     shapes = SHAPES if is_real else {"rehearsal": (2, 64)}
     for name, (num_tensors, page_bytes) in shapes.items():
         num_chunks = NUM_CHUNKS if is_real else 8
@@ -39,8 +39,10 @@ def run(out: Out) -> None:
         host = device.host_bytes(num_chunks * PER_CHUNK * page_bytes * num_tensors, place).view(torch.int8)
         rows = list(host.view(num_chunks, -1).split(PER_CHUNK * page_bytes, dim=1))
         workers = _workers(pool, rows, is_real)
+        # From here: the first call has imported vLLM.
+        deadline = deadline or time.monotonic() + LIMIT_S
         for count in BLOCKS if is_real else (3,):
-            if time.monotonic() > deadline:
+            if is_real and time.monotonic() > deadline:
                 out.line(f"{name} and what follows: left out, no time")
                 return
             for is_store in (True, False):
