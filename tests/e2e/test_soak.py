@@ -13,6 +13,7 @@ import random
 import socket
 import time
 import urllib.error
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,17 @@ class Load:
     max_gap_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Survivor:
+    """A server that has been through a load."""
+
+    client: Client
+    answered_s: list[float]
+    """When it answered, in order."""
+    histories: list[list[int]]
+    """Where the agents stood at the end."""
+
+
 class Agent:
     """One badly behaved client with its own random state."""
 
@@ -45,7 +57,7 @@ class Agent:
         self._client = client
         self._load = load
         self._rng = random.Random(seed)
-        self._history = self._fresh()
+        self.history = self._fresh()
         self.answered_s: list[float] = []
 
     def live(self, until: float) -> list[float]:
@@ -61,10 +73,10 @@ class Agent:
         return [7] * 64 + [self._rng.randrange(20, 900) for _ in range(self._rng.randrange(40, 400))]
 
     def _turn(self) -> None:
-        answer = self._client.complete(self._history, max_tokens=self._rng.randrange(8, self._load.max_tokens + 1))
-        self._history += answer["choices"][0]["token_ids"] + [self._rng.randrange(20, 900) for _ in range(24)]
+        answer = self._client.complete(self.history, max_tokens=self._rng.randrange(8, self._load.max_tokens + 1))
+        self.history += answer["choices"][0]["token_ids"] + [self._rng.randrange(20, 900) for _ in range(24)]
         self.answered_s.append(time.monotonic())
-        if len(self._history) > self._load.max_history:
+        if len(self.history) > self._load.max_history:
             self._start_over()
 
     def _hang_up(self) -> None:
@@ -80,23 +92,23 @@ class Agent:
         self._turn()
 
     def _roll_back(self) -> None:
-        self._history = self._history[: max(64, len(self._history) * 2 // 3)]
+        self.history = self.history[: max(64, len(self.history) * 2 // 3)]
 
     def _nonsense(self) -> None:
         with pytest.raises(urllib.error.HTTPError) as error:
-            self._client.complete(self._history, max_tokens=-self._rng.randrange(1, 9))
+            self._client.complete(self.history, max_tokens=-self._rng.randrange(1, 9))
         assert error.value.code == 400
 
     def _start_over(self) -> None:
-        self._history = self._fresh()
+        self.history = self._fresh()
 
     def _long(self) -> dict[str, object]:
-        return {"model": "tiny", "prompt": self._history, "max_tokens": 200, "ignore_eos": True}
+        return {"model": "tiny", "prompt": self.history, "max_tokens": 200, "ignore_eos": True}
 
 
 @contextlib.contextmanager
-def survived(model: str, folder: Path, load: Load, config: str, *flags: str) -> Iterator[tuple[Client, list[float]]]:
-    """A server that has been through the load, and when it answered."""
+def survived(model: str, folder: Path, load: Load, config: str, *flags: str) -> Iterator[Survivor]:
+    """A server that has been through the load."""
     file = folder / "impala.yaml"
     file.write_text(f"identity:\n  max_traces: {MAX_TRACES}\n{config}")
     serve = command(model, "--scheduler", "impala", "--impala-config", str(file), *flags)
@@ -112,7 +124,7 @@ def survived(model: str, folder: Path, load: Load, config: str, *flags: str) -> 
         assert health["status"] in ("ok", "idle"), health
         assert 0 < len(client.rows("traces")) <= MAX_TRACES
         assert 'impala_identity_on{engine="0"} 1.0' in client.get("/metrics")[1]
-        yield client, sorted(itertools.chain(*answered))
+        yield Survivor(client, sorted(itertools.chain(*answered)), [agent.history for agent in agents])
         assert "Traceback" not in server.log.read_text(errors="replace").partition("Application startup complete")[2]
 
 
@@ -128,7 +140,8 @@ def test_a_server_stays_well_under_traffic_that_does_not(model: str, tmp_path: P
 def test_with_kv_for_three_of_sixty_agents_nobody_waits_beyond_the_bound(model: str, tmp_path: Path) -> None:
     load = Load(num_agents=60, max_history=900, max_tokens=64, max_gap_s=3.0)
     flags = ("--impala-mode", "enforce", "--num-gpu-blocks-override", "90")
-    with survived(model, tmp_path, load, f"rank:\n  hold_s: {HOLD_S}\n", *flags) as (client, answered_s):
+    with survived(model, tmp_path, load, f"rank:\n  hold_s: {HOLD_S}\n", *flags) as survivor:
+        client, answered_s = survivor.client, survivor.answered_s
         until(lambda: client.json("/impala/health")["status"] == "idle")
         assert client.metric("impala_policy_on{") == 1
         assert client.metric("impala_held_turns{") == 0
@@ -149,10 +162,20 @@ def test_tiers_smaller_than_the_traffic_stay_whole(model: str, tmp_path: Path) -
     tiers = ("--impala-host-gib", str(90 * chunk_gib), "--impala-nvme-path", str(tmp_path / "nvme"))
     flags = ("--num-gpu-blocks-override", "90", *tiers, "--impala-nvme-gib", str(400 * chunk_gib))
     slow = "tiers:\n  host_bytes_per_s: 50.0e6\n  nvme_read_bytes_per_s: 10.0e6\n  nvme_write_bytes_per_s: 10.0e6\n"
-    with survived(model, tmp_path, load, slow, *flags) as (client, _):
+    with survived(model, tmp_path, load, slow, *flags) as survivor:
+        client = survivor.client
         until(lambda: client.json("/impala/health")["status"] == "idle")
         assert client.metric("impala_policy_on{") == 1
         for name in ("host_load", "host_evicted", "nvme_read", "nvme_write"):
             assert client.metric(f"impala_kv_{name}_bytes_total{{") > 0, f"{name}: the tiers were never used"
         assert client.metric("impala_kv_nvme_failed_bytes_total{") == 0
         assert client.metric("impala_kv_nvme_usable{") == 1
+        loaded = client.metric("impala_kv_host_load_bytes_total{")
+        for history in survivor.histories[:10]:
+            # With a salt of its own nothing is found: what was kept must say the same.
+            answers = [
+                client.complete(history, max_tokens=8, **salt) for salt in ({"cache_salt": uuid.uuid4().hex}, {})
+            ]
+            fresh, kept = (answer["choices"][0]["token_ids"] for answer in answers)
+            assert kept == fresh
+        assert client.metric("impala_kv_host_load_bytes_total{") > loaded, "nothing of it was in the tiers"
