@@ -120,6 +120,27 @@ QUESTIONS = {
         "What hooks cost the engine loop", "Microseconds of the observing scheduler, with 2,000 traces known."
     ),
     "micro/identity": Question("What recognising a trace costs", "Microseconds an arrival, with 2,000 traces known."),
+    "micro/fleet": Question(
+        "What routing costs",
+        "Processor time (a thread's own clock) of a decision for 142k tokens among 64 servers, of events, of what "
+        "routers tell each other, and of what a snapshot costs the engine loop.",
+    ),
+    "serving/fleet-emulated": Question(
+        "Several servers under several routers, over HTTP",
+        "Emulated servers (an engine's timing, real KV events) and synthetic agents without ids; packaged routers as "
+        "their own processes, impala in the clients'. `sticky` is told each session's number. One machine runs all of "
+        "it: figures compare arms and say nothing absolute.",
+    ),
+    "sim/fleet": Question(
+        "Which server? Recorded sessions on a fleet in virtual time",
+        "The router's own decisions beside other policies, re-implemented, on emulated engines. consistent_hash and "
+        "sticky are told which session a turn belongs to; impala is told nothing. Spread is the busiest server's "
+        "prefill over the mean.",
+    ),
+    "sim/fleet-restarts": Question(
+        "The same while servers restart",
+        "Every minute a share of the servers loses all KV.",
+    ),
     "sim/sustained": Question(
         "How many sessions are sustained, open loop",
         "The same in virtual time, with sessions that arrive at a Poisson rate whoever is still there. A load of n is "

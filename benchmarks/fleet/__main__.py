@@ -3,19 +3,22 @@
 Sessions are synthetic agents: a shared system prompt, turns that each extend the last, tool gaps. No ids are sent. Arms
 are interleaved within each repetition; all run in this process, so figures compare arms and say nothing absolute.
 
-    python -m benchmarks.fleet --servers 4 --sessions 16 --turns 6 --repetitions 3
+    python -m benchmarks.fleet --servers 4 --sessions 16 --turns 6 --repetitions 3 \
+        --rival "vllm-router=vllm-router --port {port} --policy cache_aware --worker-urls {urls}"
 """
 
 import argparse
 import asyncio
 import json
 import logging
+import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -23,12 +26,15 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from benchmarks import record
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
 from impala_vllm.fleet.fleet import parse_address
 from impala_vllm.fleet.hashing import Tokenizer
 from impala_vllm.fleet.proxy import RouterOptions
 from impala_vllm.replay import tiny_model
+from impala_vllm.replay.measures import quantile
+from impala_vllm.replay.server import Server
 from impala_vllm.sim.timing import DEFAULT, load
 
 Pick = Callable[[list[str], int], str]
@@ -57,9 +63,18 @@ def main() -> None:
     parser.add_argument(
         "--speed", type=float, default=0.1, help="of the timing: below 1, prefill outweighs this machine"
     )
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another router, with {port} and {urls} in its command",
+    )
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    args.rivals = dict(rival.split("=", 1) for rival in args.rival)
     logging.disable(logging.WARNING)
-    found: dict[str, list[Outcome]] = {arm: [] for arm in ("round_robin", "sticky", "impala")}
+    found: dict[str, list[Outcome]] = {arm: [] for arm in ("round_robin", "sticky", *args.rivals, "impala")}
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
         tokenizer = Tokenizer(folder)
@@ -70,6 +85,8 @@ def main() -> None:
     for arm, outcomes in found.items():
         medians = {name: statistics.median(getattr(o, name) for o in outcomes) for name in Outcome._fields}
         print(json.dumps({"arm": arm, "medians_of": len(outcomes), **medians}), file=sys.stderr)
+    if args.record:
+        print(record.append(_records(found, args, record.origin())))
 
 
 async def _run(arm: str, args: argparse.Namespace, tokenizer: Tokenizer, folder: Path, seed: int) -> Outcome:
@@ -86,6 +103,13 @@ async def _run(arm: str, args: argparse.Namespace, tokenizer: Tokenizer, folder:
         if arm == "impala":
             options = RouterOptions(tuple(parse_address(url) for url in urls), tokenizer=str(folder))
             urls = [await stack.enter_async_context(serving(options))]
+        elif arm in args.rivals:
+            parts = [urls if part == "{urls}" else [part] for part in shlex.split(args.rivals[arm])]
+            rival = Server(arm, [word for part in parts for word in part], folder / f"{arm}.log")
+            stack.callback(rival.stop)
+            rival.start()
+            await asyncio.to_thread(rival.wait_ready, 120.0)
+            urls = [rival.url]
         client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         start_s = time.monotonic()
         stalls = await asyncio.gather(
@@ -131,6 +155,34 @@ def _picks(arm: str) -> Pick:
         return lambda urls, session: urls[session % len(urls)]
     turn = count()
     return lambda urls, _: urls[next(turn) % len(urls)]
+
+
+def _records(found: dict[str, list[Outcome]], args: argparse.Namespace, origin: record.Origin) -> list[record.Record]:
+    kinds = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("tasks/h", "higher"), "hit_ratio": ("share", "higher"),
+             "spread": ("ratio", "lower"), "failures": ("requests", "lower")}  # fmt: skip
+    params = {name: getattr(args, name) for name in ("servers", "sessions", "turns", "hbm_tokens", "speed")}
+    records: list[record.Record] = []
+    for arm, outcomes in found.items():
+        for metric, (unit, better) in kinds.items():
+            values = [float(getattr(o, metric)) for o in outcomes]
+            records.append(
+                record.Record(
+                    question="serving/fleet-emulated",
+                    variant=arm,
+                    params=params,
+                    metric=metric,
+                    unit=unit,
+                    better=better,
+                    n=len(values),
+                    p20=quantile(values, 0.2),
+                    p50=quantile(values, 0.5),
+                    p80=quantile(values, 0.8),
+                    source="measured",
+                    seed=None,
+                    **asdict(origin),
+                )
+            )
+    return records
 
 
 if __name__ == "__main__":
