@@ -170,12 +170,8 @@ def test_tiers_smaller_than_the_traffic_stay_whole(model: str, tmp_path: Path) -
             assert client.metric(f"impala_kv_{name}_bytes_total{{") > 0, f"{name}: the tiers were never used"
         assert client.metric("impala_kv_nvme_failed_bytes_total{") == 0
         assert client.metric("impala_kv_nvme_usable{") == 1
-        loaded = client.metric("impala_kv_host_load_bytes_total{")
-        for history in survivor.histories[:10]:
-            # With a salt of its own nothing is found: what was kept must say the same.
-            answers = [
-                client.complete(history, max_tokens=8, **salt) for salt in ({"cache_salt": uuid.uuid4().hex}, {})
-            ]
-            fresh, kept = (answer["choices"][0]["token_ids"] for answer in answers)
-            assert kept == fresh
-        assert client.metric("impala_kv_host_load_bytes_total{") > loaded, "nothing of it was in the tiers"
+        # Now from whatever tier has it, then with a salt, under which nothing is found: both must say the same.
+        plain = [client.complete(history, max_tokens=8) for history in survivor.histories]
+        for history, answer in zip(survivor.histories, plain, strict=True):
+            salted = client.complete(history, max_tokens=8, cache_salt=uuid.uuid4().hex)
+            assert answer["choices"][0]["token_ids"] == salted["choices"][0]["token_ids"]
