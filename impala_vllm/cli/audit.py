@@ -2,14 +2,17 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from impala_vllm.cli import audit_table
-from impala_vllm.insight.audit import Finding, document
+from impala_vllm.cli import audit_table, live_server
+from impala_vllm.cli.live_server import Unreachable, is_address
+from impala_vllm.config import ConfigError
+from impala_vllm.insight.audit import Finding, Report, document, server
 from impala_vllm.insight.audit import audit as run
 from impala_vllm.workload import Format
 from impala_vllm.workload.text_blocks import BLOCK_TOKENS
@@ -18,7 +21,7 @@ FORMATS = [f.value for f in Format if f is not Format.AZURE]
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FILE|URL")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="auto", show_default=True, help="Log format.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
 @click.option("--each", is_flag=True, help="Print one JSON line for each turn that lost its prefix, and nothing else.")
@@ -52,8 +55,9 @@ FORMATS = [f.value for f in Format if f is not Format.AZURE]
     metavar="TOKENS",
     help="Prompt tokens that GPU computes in a second.",
 )
+@click.option("--api-key", envvar="VLLM_API_KEY", show_envvar=True, help="Where a server at URL asks for one.")
 def audit(
-    file: Path,
+    source: str,
     form: str,
     as_json: bool,
     each: bool,
@@ -63,30 +67,56 @@ def audit(
     price: float | None,
     gpu_price: float | None,
     rate: float | None,
+    api_key: str | None,
 ) -> None:
-    """Say why prompts in FILE, a log or a directory of logs, do not begin with the prompt before them."""
+    """Say why prompts do not begin with the prompt before them: those in FILE, a log or a directory of logs, or the
+    last ones of the server at URL, by their hashes.
+    """
     per_mtok = _price(price, gpu_price, rate)
     if as_json and each:
         raise click.UsageError("--json and --each exclude one another: take one")
+    note = _echo if each else None
+    if is_address(source):
+        given = [name for name, value in (("--show-text", show_text), ("--normalise", normalise)) if value]
+        if form != "auto" or given:
+            raise click.UsageError(f"{given[0] if given else '--format'} is for logs; a server keeps no prompts")
+        report = _server(source.rstrip("/"), api_key, note)
+    else:
+        report = _log(Path(source), form, block_tokens, show_text, normalise, note)
+    if as_json:
+        click.echo(json.dumps(document(report, per_mtok, show_text), indent=2))
+    elif not each:
+        audit_table.show(report, per_mtok, show_text, Console())
+
+
+def _server(url: str, api_key: str | None, note: Callable[[Finding], None] | None) -> Report:
+    try:
+        report = server.audit(live_server.links(url, api_key), note)
+    except Unreachable as e:
+        raise ConfigError(f"{url}: {e}; give the http://HOST:PORT of a running server, or a log") from e
+    if not report.requests:
+        raise ConfigError(f"{url}: it has served no request yet; send it some, or give a log")
+    return report
+
+
+def _log(
+    file: Path, form: str, block_tokens: int, show_text: bool, normalise: bool, note: Callable[[Finding], None] | None
+) -> Report:
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.completed} requests"),
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         task = progress.add_task("auditing", total=None)
-        report = run(
+        return run(
             file,
             Format(form),
             block_tokens=block_tokens,
             show_text=show_text,
             normalised=normalise,
             on_request=lambda: progress.advance(task),
-            on_finding=_echo if each else None,
+            on_finding=note,
         )
-    if as_json:
-        click.echo(json.dumps(document(report, per_mtok, show_text), indent=2))
-    elif not each:
-        audit_table.show(report, per_mtok, show_text, Console())
 
 
 def _echo(finding: Finding) -> None:

@@ -1,12 +1,6 @@
 """`impala top`: a live server in a terminal: traces by state, KV by tier, hit ratio, holds, what is degraded."""
 
-import json
-import os
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from typing import Any
 
 import click
 from rich.console import Console, Group
@@ -15,21 +9,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from impala_vllm.cli.live_server import Unreachable, get, get_json, is_address
 from impala_vllm.config import ConfigError
 from impala_vllm.insight import live
 from impala_vllm.insight.live import Rates, Tier, View
 
-TIMEOUT_S = 5.0
 MAX_ROWS = 500
 """Traces asked for in each state."""
 _STYLES = {"ok": "green", "idle": "green", "degraded": "yellow", "stalled": "red"}
 _NAMES = {"local_compute": "computed", "local_cache_hit": "HBM", "external_kv_transfer": "below HBM"}
-_OK = (200, 503)
-"""/impala/health of a stalled server is answered with 503, and says why."""
-
-
-class Unreachable(Exception):
-    """Why the server cannot be asked, in a few words."""
 
 
 @click.command()
@@ -40,7 +28,7 @@ class Unreachable(Exception):
 def top(url: str, interval: float, api_key: str | None, once: bool) -> None:
     """Watch a server. Ctrl-C leaves."""
     url = url.rstrip("/")
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not is_address(url):
         raise ConfigError(f"--url {url}: not the address of a server; give http://HOST:PORT")
     try:
         now = look(url, api_key)
@@ -55,11 +43,11 @@ def top(url: str, interval: float, api_key: str | None, once: bool) -> None:
 
 def look(url: str, api_key: str | None) -> View:
     """One look at the server. Raises Unreachable."""
-    health = _json(url, "/impala/health", api_key)
-    pages = [_json(url, f"/impala/traces?limit={MAX_ROWS}&state={state}", api_key) for state in ("running", "gap")]
+    health = get_json(url, "/impala/health", api_key)
+    pages = [get_json(url, f"/impala/traces?limit={MAX_ROWS}&state={state}", api_key) for state in ("running", "gap")]
     if not all("ranks" in answer for answer in (health, *pages)):
         raise Unreachable("the engine does not answer")
-    return live.view(time.monotonic(), health, pages, _get(url, "/metrics", api_key))
+    return live.view(time.monotonic(), health, pages, get(url, "/metrics", api_key))
 
 
 def screen(url: str, now: View, since: Rates, problem: str | None, num_rows: int) -> Group:
@@ -146,30 +134,3 @@ def _age(value_s: float) -> str:
     if value_s >= 5400:
         return f"{value_s / 3600:.1f} h"
     return f"{value_s / 60:.1f} min" if value_s >= 90 else f"{value_s:.1f} s"
-
-
-def _json(url: str, path: str, api_key: str | None) -> dict[str, Any]:
-    text = _get(url, path, api_key)
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise Unreachable(f"{path} answers something else than impala")
-    return found
-
-
-def _get(url: str, path: str, api_key: str | None) -> str:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url + path, headers=headers), timeout=TIMEOUT_S) as answer:
-            return answer.read().decode("utf-8", "replace")
-    except urllib.error.HTTPError as e:
-        if e.code in _OK:
-            return e.read().decode("utf-8", "replace")
-        reasons = {401: "it wants an API key (--api-key or VLLM_API_KEY)", 404: "vLLM without --scheduler impala"}
-        raise Unreachable(reasons.get(e.code, f"{path} answers {e.code}")) from e
-    except (urllib.error.URLError, OSError, ValueError) as e:
-        reason = getattr(e, "reason", e)
-        code = getattr(reason, "errno", None)
-        raise Unreachable(f"cannot be reached ({os.strerror(code) if code else reason})") from e

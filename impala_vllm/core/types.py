@@ -97,3 +97,7 @@ class Link:
     """Leading prompt blocks already known in this namespace, the stem included."""
     previous_request_id: RequestId | None = None
     """The turn this one follows, repeats or forks from; None where it starts afresh."""
+    previous_prompt_tokens: int = 0
+    """Prompt tokens of that turn."""
+    previous_tokens: int = 0
+    """The same and its output, as far as it has finished."""

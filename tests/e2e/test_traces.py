@@ -3,6 +3,9 @@
 import json
 import time
 
+from click.testing import CliRunner
+
+from impala_vllm.cli.main import impala
 from impala_vllm.config import IdentityConfig
 from impala_vllm.core.identity import Identity
 from impala_vllm.core.types import Arrival
@@ -109,6 +112,23 @@ def test_a_forged_tenant_does_not_reach_another_ones_trace(observed, salt):
     forged = {"impala": "x", "impala_tenant": "one", "tenant": "one"}
     other = observed.complete("hello", {"Authorization": "Bearer two"}, vllm_xargs=forged, **session)
     assert observed.link(mine["id"])["trace_id"] != observed.link(other["id"])["trace_id"]
+
+
+def test_a_live_server_is_audited_by_its_hashes(observed, salt):
+    def turn(prompt):
+        answer = observed.complete(prompt, cache_salt=salt, session_id=salt)
+        return answer["id"], answer["usage"]["prompt_tokens"]
+
+    turn("started at 10:01 " + WORDS * 8)
+    kept, _ = turn("started at 10:01 " + WORDS * 9)
+    dated, num_tokens = turn("started at 10:02 " + WORDS * 9)
+    done = CliRunner().invoke(impala, ["audit", observed.url, "--each"])
+    assert done.exit_code == 0
+    found = {f["request_id"]: f for f in map(json.loads, done.stdout.splitlines())}
+    assert not any(kept in name for name in found)
+    (finding,) = (f for name, f in found.items() if dated in name)
+    assert (finding["cause"], finding["block"], finding["turn"]) == ("blocks differ", 1, 3)
+    assert num_tokens - BLOCK_SIZE <= finding["lost_tokens"] < num_tokens
 
 
 def test_a_client_that_goes_away_ends_its_turn(observed, salt):

@@ -22,7 +22,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.impala")
 
 MAX_LINKS = 16_384
-"""Answers kept for whoever checks them: some 6 MB."""
+"""Answers kept for whoever checks them: some 8 MB."""
+
+
+class Answered:
+    """What was said of a request when it arrived, and what it found when it ran."""
+
+    __slots__ = ("_stats", "link", "prompt_tokens", "turn")
+
+    def __init__(self, turn: RequestId, link: Link, request: "Request") -> None:
+        self.turn = turn
+        self.link = link
+        self.prompt_tokens = request.num_prompt_tokens
+        self._stats = request.prefill_stats  # the request lets go of it with its first token
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that it need not compute, in HBM or below; None: it has not begun."""
+        stats = self._stats
+        return stats.num_cached_tokens if stats is not None and stats.num_prompt_tokens else None
 
 
 class Observer:
@@ -51,7 +69,7 @@ class Observer:
         self.clock = clock
         self._tool_call_tokens = tool_call_tokens
         self._num_open: dict[RequestId, int] = {}
-        self._links: deque[tuple[RequestId, Link]] = deque(maxlen=MAX_LINKS)
+        self._links: deque[Answered] = deque(maxlen=MAX_LINKS)
 
     def on_arrival(self, request: "Request") -> Link | None:
         """Before the scheduler queues `request`. Whose turn it is; None where nobody can tell."""
@@ -95,12 +113,11 @@ class Observer:
                 self._switch_off(e)
         self.spent_ns += time.perf_counter_ns() - started_ns
 
-    def links(self, after: int, limit: int) -> list[tuple[int, RequestId, Link]]:
+    def links(self, after: int, limit: int) -> list[tuple[int, Answered]]:
         """Up to `limit` answers numbered above `after`, oldest first; the oldest of all may be gone."""
         first = self.num_links - len(self._links) + 1
         skipped = max(0, after + 1 - first)
-        numbered = enumerate(islice(self._links, skipped, skipped + limit), first + skipped)
-        return [(number, turn, link) for number, (turn, link) in numbered]
+        return list(enumerate(islice(self._links, skipped, skipped + limit), first + skipped))
 
     def _arrive(self, identity: Identity, request: "Request", now: float) -> Link | None:
         if request.sampling_params is None:
@@ -116,7 +133,7 @@ class Observer:
             return None
         link = identity.arrive(facts.arrival(request), now)
         self.num_links += 1
-        self._links.append((turn, link))
+        self._links.append(Answered(turn, link, request))
         return link
 
     def _finish(self, identity: Identity, request: "Request", now: float) -> None:

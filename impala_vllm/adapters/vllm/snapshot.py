@@ -81,7 +81,7 @@ def take(scheduler: Any, rank: int, page: dict[str, Any] | None = None) -> dict[
         "identity": _identity(observer),
         "policy": _policy(scheduler),
         "ledger": _ledger(scheduler),
-        "page": _page(observer, page, now) if page is not None else None,
+        "page": _page(observer, page, now, scheduler.hash_block_size) if page is not None else None,
     }
 
 
@@ -139,10 +139,10 @@ def _ledger(scheduler: Any) -> dict[str, Any] | None:
     return {"on": False, "error": error} if error is not None else None
 
 
-def _page(observer: Observer, page: dict[str, Any], now: float) -> dict[str, Any]:
+def _page(observer: Observer, page: dict[str, Any], now: float, block_tokens: int) -> dict[str, Any]:
     limit = max(1, min(int(page.get("limit") or MAX_ROWS), MAX_ROWS))
     if page.get("of") == "links":
-        return _links(observer, int(page.get("after") or 0), limit)
+        return {"block_tokens": block_tokens, **_links(observer, int(page.get("after") or 0), limit)}
     return _traces(observer, page.get("after"), page.get("state"), limit, now)
 
 
@@ -152,14 +152,18 @@ def _links(observer: Observer, after: int, limit: int) -> dict[str, Any]:
     rows = [
         {
             "number": number,
-            "request_id": facts.client_id(turn),
-            "trace_id": link.trace_id,
+            "request_id": facts.client_id(answered.turn),
+            "trace_id": (link := answered.link).trace_id,
             "parent_trace_id": link.parent_trace_id,
             "source": link.source.value,
             "confidence": link.confidence,
             "matched_blocks": link.matched_blocks,
+            "prompt_tokens": answered.prompt_tokens,
+            "cached_tokens": answered.cached_tokens,
+            "previous_prompt_tokens": link.previous_prompt_tokens,
+            "previous_tokens": link.previous_tokens,
         }
-        for number, turn, link in links
+        for number, answered in links
     ]
     more = bool(links) and links[-1][0] < observer.num_links
     return {"rows": rows, "next": str(links[-1][0]) if more else None, "total": observer.num_links}

@@ -80,6 +80,8 @@ class Identity:
             rung.confidence,
             rung.matched.depth,
             rung.chain.request_id if rung.chain else (trace.last_request_id if rung.trace else None),
+            rung.chain.prompt_tokens if rung.chain else 0,
+            rung.chain.tokens if rung.chain else 0,
         )
         chain = self._chain(rung, trace, len(arrival.blocks))
         self._move(chain, arrival.blocks)

@@ -31,6 +31,7 @@ class FakeRequest(_Anything):
     lora_request: Any = None
     sampling_params: FakeParams | None = field(default_factory=FakeParams)
     reason: str | None = "stop"
+    prefill_stats: Any = None
     _block_hasher: Any = len
 
     def get_finished_reason(self) -> str | None:

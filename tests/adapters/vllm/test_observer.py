@@ -20,6 +20,7 @@ class FakeScheduler:
     """What a snapshot reads of a scheduler."""
 
     pause_state = 0
+    hash_block_size = 16
 
     def __init__(self, observer):
         self.observer = observer
@@ -54,7 +55,8 @@ def test_a_continuation_is_linked_to_its_trace(observer, clock):
     run(observer, FakeRequest("a", chain(*range(20))))
     clock.now += 2
     observer.on_arrival(FakeRequest("b", chain(*range(24)), num_prompt_tokens=120))
-    (_, _, first), (_, turn, second) = observer.links(0, 10)
+    (_, one), (_, two) = observer.links(0, 10)
+    first, turn, second = one.link, two.turn, two.link
     assert turn == "b"
     assert second.trace_id == first.trace_id
 
@@ -113,7 +115,7 @@ def test_time_spent_is_counted(observer):
 def test_links_are_paged_and_bounded(observer, monkeypatch):
     for i in range(5):
         run(observer, FakeRequest(f"r{i}", chain(i)))
-    assert [turn for _, turn, _ in observer.links(1, 2)] == ["r1", "r2"]
+    assert [answered.turn for _, answered in observer.links(1, 2)] == ["r1", "r2"]
     assert observer.links(5, 2) == []
     assert observer._links.maxlen == MAX_LINKS
 
@@ -122,7 +124,7 @@ def test_links_are_numbered_on_after_the_oldest_are_gone(observer):
     observer._links = type(observer._links)(maxlen=3)
     for i in range(5):
         run(observer, FakeRequest(f"r{i}", chain(i)))
-    assert [(n, turn) for n, turn, _ in observer.links(0, 10)] == [(3, "r2"), (4, "r3"), (5, "r4")]
+    assert [(n, answered.turn) for n, answered in observer.links(0, 10)] == [(3, "r2"), (4, "r3"), (5, "r4")]
 
 
 def test_traces_are_paged_without_gaps_or_repeats(observer, clock):
