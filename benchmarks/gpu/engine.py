@@ -55,6 +55,8 @@ def start(arm: str, setting: Setting) -> Any:
     """An `LLM`. Raises Skipped for an arm that cannot be built here."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if setting.mode.runner == "v2" else "0"
     arguments = _common(setting) | _arm(arm, setting)
+    if arm == FP8:
+        arguments["dtype"] = "bfloat16"  # also in a rehearsal: there is no FP8 of anything else
     from vllm import LLM
 
     return LLM(**arguments)
@@ -67,7 +69,7 @@ def mover() -> str | None:
     if not has_kv_transfer_group():
         return None
     worker = getattr(getattr(get_kv_transfer_group(), "connector_worker", None), "worker", None)
-    return type(worker).__name__
+    return f"{type(worker).__name__}{', as FP8' if getattr(worker, 'is_demoting', False) else ''}"
 
 
 def _common(setting: Setting) -> dict[str, Any]:

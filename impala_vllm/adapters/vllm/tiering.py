@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from impala_vllm.config import Config, ConfigError, Mode
+from impala_vllm.config import Config, ConfigError, KvFormat, Mode
 
 FREE_SHARE = 0.25
 """Of free memory, for the host tier: what else the machine runs is unknown."""
@@ -101,7 +101,9 @@ def _connector(size_gib: float, settings: Config) -> Any:
 
 
 def _finish(config: Any, settings: Config) -> None:
-    """What only the finished configuration knows."""
+    """What only the finished configuration knows. Raises ConfigError where FP8 would damage what is no KV."""
+    if settings.tiers.kv_format is KvFormat.FP8 and config.model_config.has_inner_state:
+        raise ConfigError("tiers.kv_format fp8 is for KV; this model keeps a state beside it or instead: use exact")
     extra = config.kv_transfer_config.kv_connector_extra_config
     extra["blocks_per_chunk"] = max(1, CHUNK_TOKENS // (config.cache_config.block_size or CHUNK_TOKENS))
     # Sizes are this machine's; every data-parallel rank on it makes tiers of its own.

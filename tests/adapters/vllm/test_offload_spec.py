@@ -146,6 +146,8 @@ def test_fp8_halves_what_a_chunk_takes_and_keeps_kv_within_its_error(make: MakeS
     layers, caches = _caches()
     before = [layer.float() for layer in layers]
     worker = demoted.get_worker(caches)
+    assert isinstance(worker, PageCopyWorker)
+    assert worker.is_demoting
     _there_and_back(worker)
     for layer, old in zip(layers, before, strict=True):
         assert torch.allclose(layer[5:8].float(), old[1:4], rtol=1 / 16, atol=2.0**-16)

@@ -8,16 +8,16 @@ pytest.importorskip("vllm")
 
 from impala_vllm.adapters.vllm import tiering
 from impala_vllm.adapters.vllm.tiering import EXTRA_KEY, GIB
-from impala_vllm.config import Config, Mode, TiersConfig
+from impala_vllm.config import Config, ConfigError, KvFormat, Mode, Swap, TiersConfig
 
 TIERS = TiersConfig(host_gib=8.0, nvme_path="/kv", nvme_gib=64.0)
 
 
-def build(settings, num_local=1, connector=None):
+def build(settings, num_local=1, connector=None, has_inner_state=False):
     """What `tiering` makes of the settings, and what it says."""
     args, said = SimpleNamespace(kv_transfer_config=connector), []
     model = SimpleNamespace(model="m", revision=None, quantization=None, hf_config=None, is_encoder_decoder=False)
-    model.runner_type = "generate"
+    model.runner_type, model.has_inner_state = "generate", has_inner_state
 
     def build_config():
         return SimpleNamespace(
@@ -49,3 +49,15 @@ def test_a_mode_that_decides_nothing_has_no_tiers():
     connector, said = build(Config(mode=Mode.OBSERVE, tiers=TIERS))
     assert connector is None
     assert said == ["tiers need --impala-mode enforce; none in mode observe"]
+
+
+def test_the_spec_hears_how_kv_is_kept_and_who_copies_it():
+    connector, _ = build(Config(tiers=TiersConfig(host_gib=8.0, kv_format=KvFormat.FP8, swap=Swap.VLLM)))
+    ours = connector.kv_connector_extra_config[EXTRA_KEY]
+    assert (ours["kv_format"], ours["swap"]) == ("fp8", "vllm")
+
+
+def test_a_state_that_is_no_kv_is_not_kept_as_fp8():
+    with pytest.raises(ConfigError, match="keeps a state"):
+        build(Config(tiers=TiersConfig(host_gib=8.0, kv_format=KvFormat.FP8)), has_inner_state=True)
+    assert build(Config(tiers=TiersConfig(host_gib=8.0)), has_inner_state=True)[0] is not None

@@ -56,7 +56,8 @@ def test_a_rehearsal_replays_sessions_on_real_engines(tmp_path: Path, capfd):
     assert entry.main(["--rehearse", *asked, "--out", str(tmp_path), "--budget-s", "10000"]) == 0
     printed = capfd.readouterr().out
     assert "2 done, 0 skipped, 0 FAILED" in printed, printed
-    assert "KV moved by PageCopyWorker" in printed
+    assert "KV moved by PageCopyWorker: up" in printed
+    assert "KV moved by PageCopyWorker, as FP8" in printed
     assert "from FP8" in printed
     failed = [r.p50 for r in record.read(tmp_path.glob("*.jsonl")) if r.metric == "num_failed"]
     assert failed == [0.0]

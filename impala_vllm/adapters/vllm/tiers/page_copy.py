@@ -68,7 +68,7 @@ def of_region(kv_caches: CanonicalKVCaches, region: SharedOffloadRegion, blocks_
 def of_runs(kv_caches: CanonicalKVCaches, region: SharedOffloadRegion, blocks_per_chunk: int, run_bytes: int) -> Room:
     """FP8 in the region: a chunk is `blocks_per_chunk` runs of `run_bytes`.
 
-    Raises LayoutError for several KV cache groups and for KV that is not bfloat16.
+    KV is bfloat16, which nothing here tells. Raises LayoutError for several KV cache groups.
     """
     if len(kv_caches.group_data_refs) != 1:
         raise LayoutError("the model has several KV cache groups")
@@ -89,6 +89,11 @@ class PageCopyWorker(OffloadingWorker):
         self._courier = courier or Courier(room.pools[0].hbm.device)
         self._stores: deque[tuple[int, Ticket]] = deque()
         self._loads: deque[tuple[int, Ticket]] = deque()
+
+    @property
+    def is_demoting(self) -> bool:
+        """Whether what it stores is FP8."""
+        return self._room is not None and self._room.pools[0].is_demoted
 
     def submit_store(self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec) -> bool:
         self._stores.append((job_id, self._courier.store(self._batches(src_spec, dst_spec))))
@@ -158,7 +163,7 @@ def prove(room: Room) -> None:
             continue
         ids = torch.arange(2, device=hbm.device)
         before = [hbm.read(layer, ids) for layer in range(len(hbm.layers))]
-        sent = [_pattern(pages[:1], number) for pages in before]
+        sent = [_pattern(pages[:1], layer) for layer, pages in enumerate(before)]
         for layer, pages in enumerate(sent):
             hbm.write(layer, ids[:1], pages)
         _there_and_back(pool, ids)
