@@ -116,6 +116,12 @@ QUESTIONS = {
     "sim/validation": Question("The simulator beside vLLM's own scheduler", _VALIDATION),
     "sim/validation-host": Question("The simulator beside vLLM's own scheduler, with a host tier", _VALIDATION),
     "sim/validation-host-nvme": Question("The simulator beside vLLM's own scheduler, host and NVMe", _VALIDATION),
+    "micro/block-io-load": Question(
+        "Block I/O for the NVMe tier: io_uring, threads and fio on one file",
+        "Random blocks at a fixed number of operations at once, past the page cache, turn by turn. Ours also checksums "
+        "every block, fio does not. Ratios are of runs that followed each other. Where others use the machine too, "
+        "bandwidth says as much of them as of us, and CPU seconds a GB are the steadier figure.",
+    ),
     "micro/scheduler_overhead": Question(
         "What hooks cost the engine loop", "Microseconds of the observing scheduler, with 2,000 traces known."
     ),

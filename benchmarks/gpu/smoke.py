@@ -12,9 +12,8 @@ from impala_vllm.replay.vocabulary import Vocabulary
 
 PROMPT_TOKENS = 640
 ANSWER_TOKENS = 8
-FP8_TOLERANCE = 0.25
-"""Of the log probability of the first token that KV from an FP8 tier gave. With random weights such KV is off by a few
-hundredths; KV of another block, or in another place, by more than one."""
+FP8_TOLERANCE = 0.05
+"""Of the log probability of the first token that KV from an FP8 tier gave. Seen: 0.001 with the 1 M model on a CPU."""
 
 
 class Answer(NamedTuple):
