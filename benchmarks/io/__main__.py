@@ -4,6 +4,7 @@ All on one file in DIRECTORY, turn by turn in an order drawn anew for each repet
 is fair to all. fio is left out, and said to be, where it is not installed.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def _run(
     arms = _arms(depth)
     if "fio" not in arms:
         console.print("no fio here (`apt-get install fio`): left out")
+    others = f"{os.getloadavg()[0]:.0f}"
     loads = [Load(is_write, kib << 10, depth, seconds) for kib in _sizes(sizes) for is_write in (False, True)]
     made: list[Record] = []
     origin = record.origin()
@@ -71,16 +73,16 @@ def _run(
                     progress.update(task, description=f"{_name(load)}: {name}")
                     rates[name].append(arms[name](path, load))
                     progress.advance(task)
-            made += records(load, file_mib, rates, origin)
+            made += records(load, {"file MiB": file_mib, "load average before": others}, rates, origin)
     _show(made, Console())
     if not no_record:
         console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
 
 
-def records(load: Load, file_mib: int, rates: dict[str, list[Rate]], origin: Origin) -> list[Record]:
+def records(load: Load, about: dict[str, Any], rates: dict[str, list[Rate]], origin: Origin) -> list[Record]:
     """Of one load: each arm's rates, and the ratio to it that io_uring had in the same repetition."""
     made: list[Record] = []
-    params: dict[str, Any] = {"file MiB": file_mib, "ops at once": load.depth, "seconds a run": load.seconds}
+    params: dict[str, Any] = {**about, "ops at once": load.depth, "seconds a run": load.seconds}
 
     def add(variant: str, metric: str, unit: str, better: str, values: list[float]) -> None:
         p20, p50, p80 = (quantile(values, q) for q in (0.2, 0.5, 0.8))

@@ -53,7 +53,7 @@ def test_ratios_are_taken_within_a_repetition(tmp_path: Path):
         "io_uring": [Rate(2e8, 0.1), Rate(4e8, 0.1), Rate(8e8, 0.1)],
         "8 threads": [Rate(1e8, 0.3), Rate(2e8, 0.3), Rate(4e8, 0.3)],
     }
-    made = bench.records(Load(False, 64 << 10, 16, 2.0), 1024, rates, ORIGIN)
+    made = bench.records(Load(False, 64 << 10, 16, 2.0), {"file MiB": 1024}, rates, ORIGIN)
     found = {(r.variant, r.metric): (r.p20, r.p50, r.p80) for r in made}
     assert found["read 64 KiB: io_uring over 8 threads", "bandwidth"] == (2.0, 2.0, 2.0)
     assert found["read 64 KiB: io_uring", "bandwidth"][1] == 400.0
