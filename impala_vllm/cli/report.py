@@ -12,9 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from impala_vllm.cli import out_file
 from impala_vllm.config import ConfigError
 from impala_vllm.insight.ledger.read import Reading, neighbours, read
-from impala_vllm.insight.report import Advice, Figures, Totals, advise, figures, text
+from impala_vllm.insight.report import Advice, Figures, Totals, advise, figures, prices, text
 from impala_vllm.insight.report.page import Page, Simulated
 from impala_vllm.sim import counterfactual, timing
 from impala_vllm.sim.counterfactual import Counterfactual, Impossible
@@ -26,6 +27,13 @@ MAX_SERVERS_SHOWN = 12
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--price-per-gpu-hour", "price", type=click.FloatRange(min=0), metavar="P", help="What a device costs: adds money."
+)
+@click.option(
+    "--prices",
+    "table",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The same for several kinds of device: YAML lines of NAME: PRICE.",
 )
 @click.option("--html", "html_out", type=click.Path(path_type=Path), metavar="OUT", help="Write a page, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of tables.")
@@ -39,19 +47,30 @@ MAX_SERVERS_SHOWN = 12
     help=f"How long simulated steps take: a YAML file, or one of {', '.join(timing.names())}.",
 )
 def report(
-    file: Path, price: float | None, html_out: Path | None, as_json: bool, no_simulation: bool, timing_name: str
+    file: Path,
+    price: float | None,
+    table: Path | None,
+    html_out: Path | None,
+    as_json: bool,
+    no_simulation: bool,
+    timing_name: str,
 ) -> None:
     """Say what the traces in FILE, a ledger with its rotated and live parts, took, and what they waited for."""
     if price is not None and not math.isfinite(price):
         raise click.BadParameter(f"{price} is no price", param_hint="'--price-per-gpu-hour'")
+    if price is not None and table is not None:
+        raise click.UsageError("--price-per-gpu-hour and --prices exclude one another: take one")
+    priced = prices.load(table) if table is not None else None
     engine = timing.load(timing_name)
-    _check(html_out, file)
+    if html_out is not None:
+        _check_page(html_out, file)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         totals, reading = _gather(file, progress)
+        price = priced.mean(totals.runs.values()) if priced is not None else price
         found = figures(totals)
         simulated = "left out as asked for" if no_simulation else _simulate(totals, engine, progress)
     headers = [run.header for run in totals.runs.values() if run.header is not None]
@@ -59,7 +78,7 @@ def report(
     advice = advise(found, next(iter(modes)) if len(modes) == 1 else None)
     if html_out is not None:
         page = Page(f"Ledger {file.name}", found, advice, reading, _shown(simulated), price, _servers(totals))
-        _write(html_out, page.render())
+        out_file.write(html_out, page.render())
     if as_json:
         click.echo(json.dumps(_document(found, advice, reading, simulated, price), indent=2))
     else:
@@ -211,25 +230,9 @@ def _servers(totals: Totals) -> list[str]:
     return [*lines, f"and {len(named) - len(lines):,} servers before them"] if len(named) > len(lines) else lines
 
 
-def _check(out: Path | None, ledger: Path) -> None:
+def _check_page(out: Path, ledger: Path) -> None:
     """Whether the page can be made and written, before anything is read."""
-    if out is None:
-        return
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--html needs {' and '.join(missing)}; pip install 'impala-vllm[bench]', or leave it out")
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"{out}: cannot write there; give a file in a writable folder")
-    if any(out.exists() and out.samefile(part) for part in neighbours(ledger)):
-        raise ConfigError(f"{out}: that is the ledger itself; give another file")
-
-
-def _write(out: Path, page: str) -> None:
-    """All of it or nothing."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"{out}: cannot write it ({e.strerror}); make room, or give another folder") from e
+    out_file.check(out, neighbours(ledger), "the ledger")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import click
@@ -10,13 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from impala_vllm.config import ConfigError
+from impala_vllm.cli import out_file
 from impala_vllm.sim import report, timing
 from impala_vllm.sim.chrome_trace import ChromeTrace
 from impala_vllm.sim.policies import KINDS, Kind, pick
 from impala_vllm.sim.question import Asked, Question, ask
 from impala_vllm.sim.simulation import Outcome, run
-from impala_vllm.workload import Format, WorkloadError, load
+from impala_vllm.workload import Format, load
 
 DEFAULT_POLICIES = "stock,impala,unbounded"
 
@@ -75,7 +74,8 @@ def simulate(
     kinds = pick(names)
     engine = timing.load(timing_name)
     for out in (json_out, trace_out):
-        _check(out, file)
+        if out is not None and out != Path("-"):
+            out_file.check(out, [file], "the log")
     console = Console(stderr=True)
     trace = ChromeTrace() if trace_out is not None else None
     with Progress(
@@ -135,25 +135,8 @@ def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
         console.print(f"- {line}", highlight=False)
 
 
-def _check(out: Path | None, log: Path) -> None:
-    """Whether the file can be written, before anything runs."""
-    if out is None or out == Path("-"):
-        return
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out}: cannot write there; give a file in a writable folder")
-    if out.exists() and log.exists() and out.samefile(log):
-        raise WorkloadError(f"{out}: that is the log itself; give another file")
-
-
 def _write(out: Path, text: str) -> None:
-    """All of it or nothing."""
     if out == Path("-"):
         click.echo(text, nl=False)
-        return
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"{out}: cannot write it ({e.strerror}); make room, or give another folder") from e
+    else:
+        out_file.write(out, text)

@@ -132,3 +132,41 @@ def test_a_page_is_written_whole_or_not_at_all(ledger, tmp_path, capsys):
 @pytest.mark.parametrize("price", ["-1", "nan", "free"])
 def test_a_price_that_is_none_is_refused(ledger, capsys, price):
     assert failing(capsys, ledger, "--price-per-gpu-hour", price)[0] == 2
+
+
+DEVICES = [
+    Header("aa", 1_000_000.0, device="NVIDIA H200", block=16, hbm=2048),
+    trace(1, start=1_000_000.0, end=1_003_600.0),
+    Header("bb", 1_000_000.0, device="NVIDIA H100 80GB HBM3", block=16, hbm=2048, gpus=2),
+    trace(1, trace="bb/t1", start=1_000_000.0, end=1_001_800.0),
+]
+
+
+def test_a_price_table_prices_each_device_by_its_longest_name(tmp_path):
+    write(tmp_path / "l.jsonl", *DEVICES)
+    (tmp_path / "prices.yaml").write_text("nvidia: 9\nNVIDIA H200: 4\nh100 80gb hbm3: 2\n")
+    done = json.loads(
+        run(tmp_path / "l.jsonl", "--json", "--no-simulation", "--prices", tmp_path / "prices.yaml").output
+    )
+    assert done["money"]["cost"] == pytest.approx(1 * 4 + 0.5 * 2 * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("NVIDIA H200: 4\n", "no price for 'NVIDIA H100 80GB HBM3'; add a line like"),
+        ("NVIDIA H200: dear\n", "NVIDIA H200: 'dear' is no price"),
+        ("NVIDIA: -1\n", "is no price"),
+        ("NVIDIA: .inf\n", "is no price"),
+        ("3: 4\n", "is no price"),
+        ("just text\n", "no price table"),
+        ("a: [\n", "no YAML"),
+        ("", "no price table"),
+    ],
+)
+def test_a_price_table_that_does_not_do_is_one_line_and_2(tmp_path, capsys, text, line):
+    write(tmp_path / "l.jsonl", *DEVICES)
+    (tmp_path / "prices.yaml").write_text(text)
+    code, error = failing(capsys, tmp_path / "l.jsonl", "--prices", tmp_path / "prices.yaml")
+    assert code == 2
+    assert line in error

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.platforms import current_platform
+
 from impala_vllm import __version__
 from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.tiers.policy import tier_manager
@@ -254,6 +256,7 @@ def _header(scheduler: "Scheduler", config: Config) -> Header:
         impala=__version__,
         mode=config.mode.value,
         model=digest("model", str(model.model)),
+        device=_device(),
         rank=vllm_config.parallel_config.data_parallel_index,
         gpus=vllm_config.parallel_config.world_size,
         block=scheduler.hash_block_size,
@@ -261,6 +264,14 @@ def _header(scheduler: "Scheduler", config: Config) -> Header:
         host=host,
         nvme=nvme,
     )
+
+
+def _device() -> str:
+    """What its driver calls it; a CPU is one as any other. Empty where nothing can be learned."""
+    try:
+        return str(current_platform.get_device_name())
+    except Exception:
+        return ""
 
 
 def _path(path: Path, rank: int) -> Path:

@@ -38,6 +38,8 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", 
     mode: str = ""
     model: str = ""
     """Digest of the served model's name."""
+    device: str = ""
+    """What its driver calls the device: prices are looked up by it."""
     rank: int = 0
     gpus: int = 1
     """Devices of this engine: its share of the machine is charged by it."""
