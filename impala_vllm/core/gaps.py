@@ -1,9 +1,10 @@
 """When will a silent trace speak again? A survival curve, learned online, never a fixed TTL.
 
 Gaps fall into bins that grow by sqrt(2). A bin's hazard (the chance to resume there, given silence
-until there) is learned for the population, for each tool signature and for each trace, each level
-shrunk towards the one above. Traces that are silent now count as at risk (right censoring), so that
-traces which never return lower the hazard of long silences while they are still being waited for.
+until there) is learned for the population, for each tool signature and for each trace's gaps after
+that signature, each level shrunk towards the one above. Traces that are silent now count as at risk
+(right censoring), so that traces which never return lower the hazard of long silences while they are
+still being waited for.
 """
 
 import math
@@ -29,7 +30,7 @@ class GapConfig:
     """Chance to resume within a bin before anything was seen: a median two octaves wide."""
     prior_weight: float = 2.0
     """Gaps the prior counts for."""
-    signature_weight: float = 8.0
+    signature_weight: float = 2.0
     """Gaps the population counts for when a signature is scored."""
     trace_weight: float = 16.0
     """Gaps the level above counts for when a trace is scored: most traces are short."""
@@ -39,6 +40,8 @@ class GapConfig:
     """Age at which a silent trace's curve is built anew when asked for: bounds the cost at 2,000 traces."""
     max_signatures: int = 512
     """Signatures remembered; the least recently seen goes first. A tool set has tens."""
+    max_trace_signatures: int = 8
+    """The same of one trace: its counts take a kilobyte each."""
 
 
 class GapForecast:
@@ -52,7 +55,8 @@ class GapForecast:
         self.config = config or GapConfig()
         self._population = _Counts(self.config.memory)
         self._signatures: dict[str, _Counts] = {}
-        self._traces: dict[TraceId, _Counts] = {}
+        self._traces: dict[TraceId, dict[str | None, _Counts]] = {}
+        """By signature; None: all of the trace's gaps."""
         self._gaps: dict[TraceId, _Gap] = {}
         self._hazards = [self.config.prior_hazard] * NUM_BINS
         self._shared: dict[str | None, tuple[list[float], list[float]]] = {}
@@ -72,7 +76,13 @@ class GapForecast:
         self._population.add(index)
         if gap.signature is not None:
             self._signature(gap.signature).add(_bin(max(0.0, now - gap.since_s)))
-        self._traces.setdefault(trace_id, _Counts(self.config.memory)).add(index)
+        mine = self._traces.setdefault(trace_id, {})
+        for signature, since_s in {None: gap.started_s, gap.signature: gap.since_s}.items():
+            counts = mine.pop(signature, None) or _Counts(self.config.memory)
+            counts.add(_bin(max(0.0, now - since_s)))
+            mine[signature] = counts
+        if len(mine) > self.config.max_trace_signatures + 1:
+            del mine[next(name for name in mine if name is not None)]
         return length_s
 
     def delegate(self, trace_id: TraceId) -> None:
@@ -158,7 +168,7 @@ class GapForecast:
             counts = self._signatures.get(signature) if signature is not None else None
             hazards = self._hazards if counts is None else counts.hazards(self._hazards, self.config.signature_weight)
             shared = self._shared[signature] = hazards, _integrated(hazards)
-        counts = self._traces.get(trace_id)
+        counts = self._traces.get(trace_id, _NO_COUNTS).get(signature)
         return shared[1] if counts is None else _integrated(counts.hazards(shared[0], self.config.trace_weight))
 
 
@@ -208,6 +218,9 @@ class _Counts:
         decay = self._decay
         self._resumed = [n * decay for n in self._resumed]
         self._censored = [n * decay for n in self._censored]
+
+
+_NO_COUNTS: dict[str | None, _Counts] = {}
 
 
 def _bin(length_s: float) -> int:

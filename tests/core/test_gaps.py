@@ -204,3 +204,33 @@ def test_children_of_a_trace_that_speaks_or_waits_for_none_change_nothing() -> N
     before = forecast.median_remaining_s(A, 15.0)
     forecast.drain(A, 12.0)
     assert forecast.median_remaining_s(A, 15.0) == before
+
+
+def test_a_trace_is_scored_by_its_own_gaps_after_the_same_tool():
+    """Whose builds take minutes and whose reads take none is not expected in between after either."""
+    forecast, now = GapForecast(), 0.0
+    for _ in range(30):
+        for name, builds_s in ((TraceId("slow"), 300.0), (TraceId("quick"), 20.0)):
+            for tool, gap_s in (("read", 0.1), ("build", builds_s)):
+                forecast.finish(name, now, tool)
+                now += gap_s
+                forecast.resume(name, now)
+        forecast.refresh(now)
+    medians: dict[tuple[str, str], float] = {}
+    for name in ("slow", "quick"):
+        for tool in ("read", "build"):
+            forecast.finish(TraceId(name), now, tool)
+            medians[name, tool] = forecast.median_remaining_s(TraceId(name), now) or 0.0
+            forecast.resume(TraceId(name), now)
+    assert medians["slow", "read"] < 0.3
+    assert medians["quick", "read"] < 0.3
+    assert 200.0 < medians["slow", "build"] < 450.0
+    assert 12.0 < medians["quick", "build"] < 40.0
+
+
+def test_a_trace_remembers_its_latest_tools_only():
+    forecast = GapForecast(GapConfig(max_trace_signatures=3))
+    for i in range(10):
+        forecast.finish(TraceId("a"), 10.0 * i, f"tool{i}")
+        forecast.resume(TraceId("a"), 10.0 * i + 1.0)
+    assert set(forecast._traces[TraceId("a")]) == {None, "tool7", "tool8", "tool9"}
