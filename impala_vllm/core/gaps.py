@@ -59,6 +59,8 @@ class GapForecast:
         """By signature; None: all of the trace's gaps."""
         self._gaps: dict[TraceId, _Gap] = {}
         self._hazards = [self.config.prior_hazard] * NUM_BINS
+        self._open: dict[str, list[float]] = {}
+        """Gaps that are still open, by signature and bin; as old as the last refresh."""
         self._shared: dict[str | None, tuple[list[float], list[float]]] = {}
         """Hazards and curve by signature, for traces without gaps of their own; as old as the last refresh."""
 
@@ -110,8 +112,12 @@ class GapForecast:
     def refresh(self, now: float) -> None:
         """Re-learn the hazards from every gap so far, the open ones included. Call about once a second."""
         open_at = [0.0] * NUM_BINS
+        self._open.clear()
         for gap in self._gaps.values():
             open_at[_bin(max(0.0, now - gap.started_s))] += 1.0
+            if gap.signature is not None:
+                of_signature = self._open.setdefault(gap.signature, [0.0] * NUM_BINS)
+                of_signature[_bin(max(0.0, now - gap.since_s))] += 1.0
         prior = [self.config.prior_hazard] * NUM_BINS
         self._hazards = self._population.hazards(prior, self.config.prior_weight, open_at)
         self._shared.clear()
@@ -166,7 +172,9 @@ class GapForecast:
         shared = self._shared.get(signature)
         if shared is None:
             counts = self._signatures.get(signature) if signature is not None else None
-            hazards = self._hazards if counts is None else counts.hazards(self._hazards, self.config.signature_weight)
+            hazards = self._hazards
+            if counts is not None and signature is not None:
+                hazards = counts.hazards(hazards, self.config.signature_weight, self._open.get(signature))
             shared = self._shared[signature] = hazards, _integrated(hazards)
         counts = self._traces.get(trace_id, _NO_COUNTS).get(signature)
         return shared[1] if counts is None else _integrated(counts.hazards(shared[0], self.config.trace_weight))

@@ -234,3 +234,17 @@ def test_a_trace_remembers_its_latest_tools_only():
         forecast.finish(TraceId("a"), 10.0 * i, f"tool{i}")
         forecast.resume(TraceId("a"), 10.0 * i + 1.0)
     assert set(forecast._traces[TraceId("a")]) == {None, "tool7", "tool8", "tool9"}
+
+
+def test_turns_that_nobody_follows_make_their_signature_late_while_they_are_open() -> None:
+    """The end of a session says nothing; that most such silences go on does."""
+    forecast = GapForecast()
+    for i in range(40):
+        forecast.finish(TraceId(f"t{i}"), 0.0, "stop")
+    for i in range(10):
+        forecast.resume(TraceId(f"t{i}"), 5.0)
+    forecast.refresh(3600.0)
+    forecast.finish(A, 3600.0, "stop")
+    within = forecast.chance_within(A, 600.0, 3600.0)
+    assert within is not None
+    assert 0.15 < within < 0.4
