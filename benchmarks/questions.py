@@ -153,6 +153,22 @@ QUESTIONS = {
         "the rate at which n would be live if nobody were slowed; sustained is the highest whose p95 slowdown (stall "
         "over stall alone) is at most 2.",
     ),
+    "sim/study": Question(
+        "Where does impala not win?",
+        "Each point is a workload, an oversubscription of HBM, tiers and links; all policies of docs/policies.md serve "
+        "the same sessions. impala over whichever rival stalls least there, and over whichever ends most tasks: within "
+        "1.02 and 0.99 it wins or equals it. Bounds are no rivals.",
+    ),
+    "sim/papers": Question(
+        "Are the rivals as good here as their papers say?",
+        "One published figure each, on a made-up load like the paper's. What is not reproduced, and why: "
+        "docs/policies.md.",
+    ),
+    "sim/gaps": Question(
+        "How good is the forecast of gaps?",
+        "Scored on each gap before it is known. Log errors are of medians; a calibrated forecast has a tenth ended by "
+        "its 10 %. Held: token-seconds of KV kept for as many hits as a fixed time to live gets, over what that holds.",
+    ),
     "sim/tiers": Question(
         "Tiers below HBM, over seeds",
         "The same with host memory and a disk behind HBM. vLLM's managers and ours decide, links are rates. Ratios are "
