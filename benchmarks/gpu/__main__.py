@@ -78,7 +78,7 @@ def no_gpu() -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--budget-s", type=float, default=540.0, help="start no step that does not fit (540)")
+    parser.add_argument("--budget-s", type=float, default=565.0, help="start no step that does not fit (565)")
     parser.add_argument("--only", type=_names, default=(), help="these steps, by name or first word, comma-separated")
     parser.add_argument("--without", type=_names, default=(), help="all but these")
     parser.add_argument("--out", help="folder for records and logs; else $OUT, else out/gpu")

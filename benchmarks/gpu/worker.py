@@ -21,7 +21,7 @@ BLOCKS = (2, 32, 256)
 PER_CHUNK = 2
 NUM_CHUNKS = 512
 REPETITIONS = 12
-LIMIT_S = 60.0
+LIMIT_S = 30.0
 
 
 def run(out: Out) -> None:
