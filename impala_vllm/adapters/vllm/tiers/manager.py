@@ -24,12 +24,12 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from impala_vllm.adapters.vllm.tiers.host_loads import HostLoads
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
 from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.chains import Chains
-from impala_vllm.core.link import Link
 from impala_vllm.core.reach import leading
 from impala_vllm.core.types import TraceId
 
@@ -66,17 +66,14 @@ class TierManager(OffloadingManager):
         self.one_shots = OneShots()
         self.num_resumes = self.num_resumes_found = 0
         """Turns of known traces, and those of them whose KV HBM and host had when they arrived."""
-        self.num_loaded = self.num_stored = self.num_refused = self.num_evicted = 0
+        self.loads = HostLoads(chunk_bytes)
+        self.num_stored = self.num_refused = self.num_evicted = 0
         """Chunks."""
         self.host_pays = True
         """Loads from host are quicker than computing, as far as policy knows."""
         self.writes_unasked = True
         """Without policy all that is stored goes on to NVMe, as with upstream's tiers."""
         self._idle: IdleKv | None = None
-        self._link: Link | None = None
-        self._load_s = 0.0
-        self._loaded_bytes = 0
-        """Said to be loaded within `_load_s`, and not observed yet."""
         self._clock = clock
         self._on_shutdown = on_shutdown
         self._events: list[OffloadingEvent] | None = [] if enable_events else None
@@ -85,13 +82,13 @@ class TierManager(OffloadingManager):
 
     def attach(self, idle: "IdleKv", planner: "Planner") -> None:
         """Let policy say what is worth what from now on."""
-        self._idle, self._link = idle, planner.host
+        self._idle, self.loads.link = idle, planner.host
         if self.nvme is not None:
             self.nvme.attach(idle, planner)
 
     def detach(self) -> None:
         """Policy is gone: plain caches again, and nothing is any trace's."""
-        self._idle = self._link = None
+        self._idle = self.loads.link = None
         self.host_pays = True
         self.chains.release_all()
         self.turns.forget_all()
@@ -119,34 +116,19 @@ class TierManager(OffloadingManager):
         listed = list(keys)
         turn = self._note_keys(listed, self.turns.open(req_context.req_id))
         turn.load = self.host.pin(listed)
-        if self._link is not None:
-            self._link.queued_bytes += len(listed) * self.chunk_bytes
+        self.loads.asked(len(listed))
         return CPULoadStoreSpec(list(turn.load.slots))
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         turn = self.turns.get(req_context.req_id)
         if turn is None or turn.load is None:
             return
-        self.num_loaded += len(turn.load.keys)
-        self._loaded_bytes += len(turn.load.keys) * self.chunk_bytes
-        if self._link is not None:
-            self._link.queued_bytes = max(0, self._link.queued_bytes - len(turn.load.keys) * self.chunk_bytes)
+        self.loads.arrived(len(turn.load.keys))
         if self.nvme is not None:
             self.nvme.used(turn.load.keys)
         turn.load.release()
         turn.load = None
         self._close_if_done(req_context.req_id)
-
-    def observe(self, seconds: float) -> None:
-        """The workers moved bytes from host into HBM for so long; `complete_load` says next what has arrived.
-
-        Workers load their parts of a chunk side by side: seconds are of one worker, bytes of all.
-        """
-        if self._loaded_bytes:
-            if self._link is not None:
-                self._link.observe(self._loaded_bytes, self._load_s)
-            self._loaded_bytes, self._load_s = 0, 0.0
-        self._load_s += seconds
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """Recency comes with whole turns, through `arrive` and `finish`."""
@@ -200,8 +182,7 @@ class TierManager(OffloadingManager):
         self.host.clear(moving)
         self.chains.clear()
         self.turns.reset()
-        if self._link is not None:
-            self._link.queued_bytes = 0
+        self.loads.reset()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         events, self._events = self._events, [] if self._events is not None else None
@@ -248,7 +229,7 @@ class TierManager(OffloadingManager):
         found = {
             "host_size_bytes": float(self.host.num_slots * self.chunk_bytes),
             "host_used_bytes": float(len(self.host) * self.chunk_bytes),
-            "host_load_bytes": float(self.num_loaded * self.chunk_bytes),
+            "host_load_bytes": float(self.loads.num_chunks * self.chunk_bytes),
             "host_store_bytes": float(self.num_stored * self.chunk_bytes),
             "host_refused_bytes": float(self.num_refused * self.chunk_bytes),
             "host_evicted_bytes": float(self.num_evicted * self.chunk_bytes),

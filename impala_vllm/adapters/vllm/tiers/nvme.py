@@ -50,7 +50,7 @@ class NvmeTier:
         self.num_failed = self.num_unplaced = 0
         """Chunks."""
         self.is_wanted = False
-        """Waiting turns want something of the disk, as of this step."""
+        """Turns wait, and may want the disk, as of this step."""
         self._rows = rows
         self._chunk_bytes = chunk_bytes
         self._moves = Moves()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
-from vllm.v1.kv_offload.base import make_offload_key
 
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
+from impala_vllm.adapters.vllm.tiers.names import Names
 from impala_vllm.adapters.vllm.tiers.nvme import WINDOW_S, NvmeTier
 from impala_vllm.adapters.vllm.tiers.turns import Turn
 from impala_vllm.core.admission import MAX_PASSED
@@ -53,13 +53,12 @@ class TierPolicy:
         self._scheduler = scheduler
         self.planner = Planner(gaps, cost, manager.chunk_bytes / manager.tokens_per_chunk, config)
         self._block_tokens = scheduler.block_size
-        self._per_chunk = manager.tokens_per_chunk // scheduler.hash_block_size
         self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
         self._num_workers = scheduler.vllm_config.parallel_config.world_size
         if scheduler.vllm_config.lora_config is not None:
             manager.writes_unasked = False  # nobody would look at the adapter
-        self._suffix = make_offload_key(b"", scheduler.kv_cache_config.prefix_cacheable_group_ids[0])
-        """What makes a block hash an offload key."""
+        group = scheduler.kv_cache_config.prefix_cacheable_group_ids[0]
+        self._names = Names(manager.tokens_per_chunk // scheduler.hash_block_size, group)
 
     @classmethod
     def of(
@@ -85,8 +84,8 @@ class TierPolicy:
             if trace.num_turns == 2 and trace.last_outcome is not None:
                 self.planner.resumed(trace.opening, trace.last_outcome)
         before = self.manager.turns.keys_of(trace_id) if trace_id is not None else ()
-        known = self._same(request, before)
-        self.manager.arrive(request.request_id, trace_id, self._keys(request, before[:known]), stem, writes)
+        known = self._names.same(request, before)
+        self.manager.arrive(request.request_id, trace_id, self._names.all(request, before[:known]), stem, writes)
         self.manager.turns.open(request.request_id).known_chunks = known
 
     def reach(self, request: "Request", hbm_blocks: int) -> Reach:
@@ -113,7 +112,7 @@ class TierPolicy:
         before: set[TraceId] = set()
         turns = [self.manager.turns.get(ask.turn.request_id) for ask in asks]
         num_reading = sum(turn is not None and turn.nvme_tokens > 0 for turn in turns)
-        nvme.is_wanted = num_reading > 0
+        nvme.is_wanted = bool(asks)
         num_computing = len(asks) + len(self._scheduler.running) - num_reading
         compute_s, nvme_tokens, num_passed = 0.0, 0, 0
         room = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
@@ -153,14 +152,14 @@ class TierPolicy:
             return
         writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
         writes = writes and _may_outlive(request)
-        keys = self._keys(request, turn.keys[: self._same(request, turn.keys)])
+        keys = self._names.all(request, turn.keys[: self._names.same(request, turn.keys)])
         self.manager.finish(request.request_id, keys, stem_blocks // self._chunk_blocks, writes)
 
     def moved(self, output: "KVConnectorOutput") -> None:
         """The workers' account of a step: how long loads from host took."""
         meta = output.kv_connector_worker_meta
         if isinstance(meta, OffloadingWorkerMetadata):
-            self.manager.observe(meta.transfer_stats.load.time / self._num_workers)
+            self.manager.loads.took(meta.transfer_stats.load.time / self._num_workers)
 
     def below(self, trace_id: TraceId) -> Below:
         """What tiers below HBM hold of the trace's newest turn. O(log chunks)."""
@@ -229,20 +228,6 @@ class TierPolicy:
         in_hbm = turn.hbm_tokens // self.manager.tokens_per_chunk
         found = leading(turn.keys, self.manager.host.ready.__contains__, min(in_hbm, known))
         self.manager.num_resumes_found += found >= known
-
-    def _same(self, request: "Request", known: Sequence[Key]) -> int:
-        """How many of a turn's chunks are the request's too, root first. O(log chunks).
-
-        A hash names all that stands before it: where two chunks are equal, so are those before them.
-        """
-        hashes, step, suffix = request.block_hashes, self._per_chunk, self._suffix
-        num = min(len(known), len(hashes) // step)
-        return leading(range(num), lambda i: known[i] == hashes[(i + 1) * step - 1] + suffix)
-
-    def _keys(self, request: "Request", known: Sequence[Key]) -> list[Key]:
-        """The request's full chunks; `known` are the first of them."""
-        hashes, step, suffix = request.block_hashes, self._per_chunk, self._suffix
-        return [*known, *(digest + suffix for digest in hashes[(len(known) + 1) * step - 1 :: step])]
 
 
 def tier_manager(scheduler: "Scheduler") -> TierManager | None:

@@ -1,6 +1,6 @@
 """When a silent trace's KV goes from NVMe to host, before its next turn asks for it.
 
-A bet, so it is kept cheap: only while no waiting turn wants the disk, in pieces that are read in a moment, and only
+A bet, so it is kept cheap: only while no turn waits, in pieces that are read in a moment, and only
 what will probably be asked for before host has to give it up. What becomes of the bets is counted.
 """
 
@@ -55,7 +55,7 @@ class Recalls:
                 self._wait_until(due_s, trace_id)
 
     def start(self, planner: Planner, now: float, is_wanted: bool) -> None:
-        """Start what is due, a few times a second. `is_wanted`: waiting turns want the disk, so nothing is."""
+        """Start what is due, a few times a second. `is_wanted`: turns wait, disk and room are theirs."""
         past_s = now - self._looked_s
         if past_s < EVERY_S:
             return

@@ -232,7 +232,7 @@ def test_what_was_stored_is_loaded_by_the_next_turn() -> None:
     tiers.complete(follower, job)
     tiers.finish(follower)
     tiers.check_nothing_moves()
-    assert (tiers.manager.num_stored, tiers.manager.num_loaded) == (3, 3)
+    assert (tiers.manager.num_stored, tiers.manager.loads.num_chunks) == (3, 3)
 
 
 def test_a_turn_makes_room_from_what_is_worth_least_and_keeps_its_own() -> None:
@@ -505,10 +505,10 @@ def test_the_speed_of_a_link_is_that_of_all_workers_together() -> None:
     request = tiers.arrive("s", keys("a", 4), A)
     job = tiers.load(request, 4)
     assert tiers.planner.host.queued_bytes == 4 * CHUNK_BYTES
-    tiers.manager.observe(0.25)  # half of the workers are done in this step, half in the next
-    tiers.manager.observe(0.25)
+    tiers.manager.loads.took(0.25)  # half of the workers are done in this step, half in the next
+    tiers.manager.loads.took(0.25)
     tiers.complete(request, job)
-    tiers.manager.observe(0.0)
+    tiers.manager.loads.took(0.0)
     assert tiers.planner.host.bytes_per_s == pytest.approx(4 * CHUNK_BYTES / 0.5)
     assert tiers.planner.host.queued_bytes == 0
 
