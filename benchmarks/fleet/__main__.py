@@ -37,6 +37,8 @@ from impala_vllm.replay.measures import quantile
 from impala_vllm.replay.server import Server
 from impala_vllm.sim.timing import DEFAULT, load
 
+SETTLES_S = 10.0
+"""Other routers answer before they have found all their servers; they are given so long."""
 Pick = Callable[[list[str], int], str]
 """Of addresses and the session's number."""
 
@@ -109,6 +111,7 @@ async def _run(arm: str, args: argparse.Namespace, tokenizer: Tokenizer, folder:
             stack.callback(rival.stop)
             rival.start()
             await asyncio.to_thread(rival.wait_ready, 120.0)
+            await asyncio.sleep(SETTLES_S)
             urls = [rival.url]
         client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         start_s = time.monotonic()

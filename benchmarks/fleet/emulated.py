@@ -84,7 +84,8 @@ class EmulatedServer:
         """Tokens after which an answer is cut off."""
         self._timing = timing
         self._speed = speed
-        self._pool = Pool((hbm_tokens or timing.hbm_tokens) // block_tokens)
+        self._hbm_tokens = hbm_tokens or timing.hbm_tokens
+        self._pool = Pool(self._hbm_tokens // block_tokens)
         self._prefill = asyncio.Lock()
         self._num_decoding = 0
         self._has_events = has_events
@@ -132,6 +133,7 @@ class EmulatedServer:
             "groups": [{"block_tokens": self.scheme.block_tokens, "kind": "full_attention"}],
             "probe": handshake.probe(self.scheme),
             "events": events,
+            "hbm_tokens": self._hbm_tokens,
         }
         return web.json_response(
             {

@@ -93,7 +93,7 @@ class Fleet:
         self.engines = [Engine(timing, block_tokens) for _ in self.replicas]
         self.running = [0] * num_servers
         self.index = MaskIndex(IndexConfig(ttl_s=1e9))
-        self.loads = {replica: Load() for replica in self.replicas}
+        self.loads = {replica: Load(timing.hbm_tokens) for replica in self.replicas}
         self.router = Router(self.loads, Residency(self.index, IndexConfig()), Policy(), lot)
         self.peer = self._peer(num_servers)
         self._queue: list[tuple[float, int, Callable[[float], None]]] = []

@@ -241,6 +241,8 @@ class Fleet:
         for replica in server.replicas:
             load = self.loads.setdefault(replica, Load())
             load.is_open = server.state is State.UP
+            ranks = server.hello.ranks if server.hello is not None else ()
+            load.capacity_tokens = next((r.hbm_tokens for r in ranks if r.dp_rank == replica.dp_rank), None)
 
 
 def parse_address(text: str) -> Address:

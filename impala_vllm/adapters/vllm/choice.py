@@ -69,10 +69,10 @@ def from_environment() -> Settings:
 
 def not_active(config: Config) -> list[str]:
     """One line for each thing that was asked for and does not exist in this version."""
-    missing = {
-        "registry": config.registry is not None,
-    }
-    return [f"{name} is not active in {__version__}: accepted and ignored" for name, asked in missing.items() if asked]
+    if config.registry is None:
+        return []
+    what = "a server announces itself to nobody; name it to `impala router` with --worker or --workers-file"
+    return [f"registry is not active in {__version__}: {what}"]
 
 
 def say(line: str) -> None:

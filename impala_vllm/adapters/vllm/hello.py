@@ -39,6 +39,7 @@ def rank(scheduler: Any, dp_rank: int) -> dict[str, Any]:
             for group in groups
         ],
         "probe": [first.hex(), hashes(made, first, range(size, 2 * size), None).hex()],
+        "hbm_tokens": _hbm_tokens(scheduler),
         "events": _events(scheduler),
         "integer_hashes": bool(envs.VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES),
     }
@@ -58,6 +59,14 @@ def describe(vllm_config: Any, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "has_prefix_caching": bool(vllm_config.cache_config.enable_prefix_caching),
         "ranks": ranks,
     }
+
+
+def _hbm_tokens(scheduler: Any) -> int | None:
+    """None for several groups, which share the pool in proportions of their own."""
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        return None
+    return scheduler.kv_cache_config.num_blocks * groups[0].kv_cache_spec.block_size
 
 
 def _events(scheduler: Any) -> dict[str, Any] | None:

@@ -47,6 +47,8 @@ class Rank(msgspec.Struct, frozen=True):
     """Hex; the hashes of two blocks of the tokens 0, 1, 2, ... with the cache salt `PROBE_SALT`."""
     events: EventsAt | None = None
     """None: events are off."""
+    hbm_tokens: int | None = None
+    """Room for KV."""
     integer_hashes: bool = False
     """Of no consequence here: keys are the same. Kept for people who look."""
 

@@ -27,7 +27,7 @@ def scheduler(algorithm: str, events: KVEventsConfig | None = None) -> Any:
     return SimpleNamespace(
         vllm_config=SimpleNamespace(cache_config=SimpleNamespace(prefix_caching_hash_algo=algorithm)),
         hash_block_size=16,
-        kv_cache_config=SimpleNamespace(kv_cache_groups=[KVCacheGroupSpec(["layer"], SPEC)]),
+        kv_cache_config=SimpleNamespace(num_blocks=100, kv_cache_groups=[KVCacheGroupSpec(["layer"], SPEC)]),
         get_kv_event_publisher_config=lambda: events,
     )
 
@@ -54,6 +54,7 @@ async def test_what_an_engine_says_is_proved_by_its_example(algorithm):
     assert handshake.scheme_of(hello).none_hash == kv_cache_utils.NONE_HASH
     assert handshake.group_of(hello) == 0
     assert hello.dtype == "bfloat16"
+    assert hello.ranks[0].hbm_tokens == 1600
     assert hello.ranks[0].events == handshake.EventsAt("tcp://*:5557", "tcp://*:6557")
 
 

@@ -101,6 +101,7 @@ async def test_traces_stay_where_their_prefix_is_and_hit(tokenizer, model_dir):
         prompt_tokens, cached_tokens = sum(s.prompt_tokens for s in served), sum(s.cached_tokens for s in served)
         assert cached_tokens / prompt_tokens > 0.7
         assert found.gateway.fleet.index.stats().num_blocks > 100
+        assert {load.capacity_tokens for load in found.gateway.fleet.loads.values()} == {TIMING.hbm_tokens}
         counted = {r: load.num_running for r, load in found.gateway.fleet.loads.items()}
         assert set(counted.values()) == {0}
 
