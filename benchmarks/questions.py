@@ -82,9 +82,9 @@ QUESTIONS = {
         "a policy that adds less than 5 % anywhere has to go.",
     ),
     "serving/compute-bound": Question(
-        "When everything fits and arrivals exceed service",
-        "48 sessions with short gaps, 16 requests in service at most, no eviction. Only order can help here: mean "
-        "stall should fall, and p99 must not pay for it.",
+        "When everything that is live fits and compute is short",
+        "Sessions with short gaps arrive at 0.95 of the rate that stock gets through, 16 requests in service at most, "
+        "no eviction. Only order can help here: mean stall should fall, and p99 must not pay for it.",
     ),
     "serving/head-of-line": Question(
         "Do short turns suffer from one long generation?",

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 
 from benchmarks import record
-from benchmarks.serving import figures, pool, sustained
+from benchmarks.serving import capacity, figures, pool, sustained
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from impala_vllm.replay import arms, recording, tiny_model
@@ -103,6 +103,11 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
     times = options["oversubscription"]
     machine = pool.oversubscribed(machine, plan, times) if times else pool.fitted(machine, plan)
     chosen = arms.pick(options["arm_names"] or ",".join(experiment.arms))
+    if experiment.capacity_share and not (options["poisson"] or options["concurrency"]):
+        with console.status(f"{chosen[0].name}: how many tasks a second?"):
+            rate = capacity.measured(plan, chosen[0], machine, logs)
+        load = capacity.load_at(experiment.capacity_share, rate, options["seed"])
+        experiment = dataclasses.replace(experiment, load=load)
     console.print(f"{name}: {figures.describe(plan, experiment, machine)}", highlight=False)
     if name == "sustained":
         sustained.run(plan, chosen, machine, logs, console, None if options["no_record"] else options["seed"])

@@ -35,6 +35,8 @@ class Experiment:
     num_sessions: int = 16
     scale: Scale = field(default_factory=Scale)
     load: Load = field(default_factory=Load)
+    capacity_share: float | None = None
+    """Open loop instead of `load`: Poisson arrivals at this share of the first arm's capacity."""
     num_pairs: int = 1
     fresh_engines: bool = False
     machine: dict[str, Any] = field(default_factory=dict[str, Any])

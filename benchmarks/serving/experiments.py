@@ -111,9 +111,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             plans.crowd,
             ("requests_per_s", *AGENT_FIGURES),
             (*AGENT_RATIOS, "stall_p99_s", "requests_per_s"),
-            num_sessions=48,
-            # Short gaps: nearly every session wants service at any time, and 16 of 48 get it.
+            num_sessions=160,
+            # Short gaps and few slots: it is compute that sessions wait for, neither tools nor KV.
             scale=Scale(num_turns=10, gap=60.0, max_gap_s=0.5),
+            capacity_share=0.95,
             num_pairs=5,
             machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", "16")},
         ),

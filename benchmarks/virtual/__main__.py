@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks import record
 from benchmarks.record import Record
-from benchmarks.serving import figures
+from benchmarks.serving import capacity, figures
 from benchmarks.serving.experiment import Experiment, Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.virtual.bench import BLOCK_SIZE, Bench
@@ -135,16 +135,20 @@ def _level(
     trials: dict[str, list[Trial]] = {arm.name: [] for arm in chosen}
     for seed, plan in enumerate(by_seed):
         num_blocks = _num_blocks(bench, plan, experiment, level, options)
+        load = experiment.load
+        if experiment.capacity_share:
+            rate = capacity.tasks_per_s(bench.run(plan, chosen[0], num_blocks, capacity.saturating())[0])
+            load = capacity.load_at(experiment.capacity_share, rate, seed)
         for arm in chosen:
             with console.status(f"{name}, seed {seed}: {arm.name}"):
-                trials[arm.name].append(bench.trial(plan, arm, num_blocks, experiment.load, seed))
+                trials[arm.name].append(bench.trial(plan, arm, num_blocks, load, seed))
     origin = record.origin()
     params = {
         "sessions": options["sessions"] or experiment.num_sessions,
         **({"first seed": options["first_seed"]} if options["first_seed"] else {}),
         "scale": experiment.scale.describe(),
         "turns": options["turns"] or experiment.scale.num_turns or "all",
-        "load": experiment.load.describe(),
+        "load": load.describe(),
         **({"oversubscription": level} if level is not None else {"HBM": f"{num_blocks} blocks of {BLOCK_SIZE}"}),
         "timing": bench.timing.describe(),
         "max_num_seqs": bench.max_num_seqs,

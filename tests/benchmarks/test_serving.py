@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import questions
-from benchmarks.serving import figures, pool
+from benchmarks.serving import capacity, figures, pool
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import most, steady
 from impala_vllm.replay import recording, synthetic
 from impala_vllm.replay.arms import ARMS, Machine
-from impala_vllm.replay.load import Run, TurnResult
+from impala_vllm.replay.load import Arrivals, Load, Run, TurnResult
 from impala_vllm.replay.measures import Measures, measure
 from impala_vllm.replay.trial import Trial
 from impala_vllm.replay.vocabulary import Vocabulary
@@ -57,8 +57,9 @@ def test_every_part_that_a_figure_names_is_in_the_plan(name: str) -> None:
 def test_a_crowd_repeats_the_bundled_log_in_other_words() -> None:
     experiment = EXPERIMENTS["compute-bound"]
     plan = experiment.plan(Source(recording.bundled(), 0, WORDS), experiment)
-    assert len(plan.roots()) == 48
-    assert plan.working_set_tokens() < 0.9 * experiment.machine["hbm_blocks"] * 32
+    assert len(plan.roots()) == 160
+    live_tokens = plan.working_set_tokens() * capacity.LIVE / 160
+    assert live_tokens < 0.9 * experiment.machine["hbm_blocks"] * 32
     first = {p: next(s for s in plan.sessions if s.session_id.startswith(p)).turns[0] for p in ("copy0/", "copy1/")}
     assert first["copy0/"].prompt[:8] != first["copy1/"].prompt[:8]
 
@@ -208,3 +209,15 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], says: str) -> No
     assert ran.returncode == 2
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def _turn(number, start_s, end_s):
+    return TurnResult(f"s{number}", None, 0, "r", "r", start_s, start_s, end_s, 0.0, 1, 1, 0, None)
+
+
+def test_capacity_is_what_ends_while_others_wait_to_start():
+    lanes = [_turn(i, 2.0 * (i // 4), 2.0 * (i // 4) + 2.0) for i in range(40)]  # four at a time, two seconds each
+    assert capacity.tasks_per_s(Run(tuple(lanes), 20.0)) == pytest.approx(2.0, rel=0.25)
+    assert capacity.load_at(0.95, 2.0, 7) == Load(Arrivals.POISSON, rate_per_s=1.9, seed=7)
+    with pytest.raises(ValueError, match="too few to measure capacity"):
+        capacity.tasks_per_s(Run((_turn(0, 0.0, 9.0), _turn(1, 1.0, 9.0)), 9.0))
