@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from impala_vllm.insight.ledger import writer as writing
-from impala_vllm.insight.ledger.record import Again, Header, Record, Tokens, Unlinked
+from impala_vllm.insight.ledger.record import Again, Header, Record, Stall, Tokens, Unlinked
 from impala_vllm.insight.ledger.writer import Writer
 
 ROW = (0, 10, 1000, 20, 900, 1)
