@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUT ?= out/demo
 PYTEST := $(BIN)/python -m pytest
 # Most of the time goes into starting engines, which keeps one core busy.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## This list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

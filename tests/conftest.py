@@ -10,13 +10,6 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")  # no test fails because the machine was slow
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2`), the tests of a file stay together, and so do those that share the session's servers."""
-    for item in items:
-        shared = "servers" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("servers" if shared else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def environment_as_it_was() -> Iterator[None]:
     """A command run in this process may set variables; the next test's child processes must not inherit them."""
