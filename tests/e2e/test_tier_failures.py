@@ -245,10 +245,11 @@ def test_a_disk_that_hangs_is_not_waited_for_and_used_again_when_it_answers(stoc
 
 
 def test_a_slab_cut_off_is_a_miss(stock, place, client, salt):
+    until(lambda: client.metric(USABLE) == 1)
     expected, errors = filled(client, stock, salt), client.metric(ERRORS)
     os.truncate(place.kv / SLAB, 0)
     assert all_lives(client, salt) == expected
-    assert client.metric(ERRORS) > errors
+    until(lambda: client.metric(ERRORS) > errors)
     until(lambda: client.metric(USABLE) == 1)
     assert_left_well(client)
 
@@ -257,12 +258,13 @@ def test_a_full_disk_takes_nothing_and_harms_nothing(stock, server, client, salt
     """A slab has its room from the start; here the kernel refuses writes, as it does on a full disk to a cut file."""
     processes = [psutil.Process(server._process.pid), *psutil.Process(server._process.pid).children(recursive=True)]
     before = {p.pid: resource.prlimit(p.pid, resource.RLIMIT_FSIZE) for p in processes}
+    until(lambda: client.metric(USABLE) == 1)
     errors = client.metric(ERRORS)
     try:
         for pid, (_, hard) in before.items():
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 20, hard))
         expected = filled(client, stock, salt)
-        assert client.metric(ERRORS) > errors
+        until(lambda: client.metric(ERRORS) > errors)  # writes end in their own time
         assert all_lives(client, salt) == expected
     finally:
         for pid, limits in before.items():
