@@ -77,7 +77,12 @@ def audit(
         raise click.UsageError("--json and --each exclude one another: take one")
     note = _echo if each else None
     if is_address(source):
-        given = [name for name, value in (("--show-text", show_text), ("--normalise", normalise)) if value]
+        for_logs = (
+            ("--show-text", show_text),
+            ("--normalise", normalise),
+            ("--block-tokens", block_tokens != BLOCK_TOKENS),
+        )
+        given = [name for name, is_given in for_logs if is_given]
         if form != "auto" or given:
             raise click.UsageError(f"{given[0] if given else '--format'} is for logs; a server keeps no prompts")
         report = _server(source.rstrip("/"), api_key, note)

@@ -12,7 +12,7 @@ from rich.text import Text
 from impala_vllm.cli.live_server import Unreachable, get, get_json, is_address
 from impala_vllm.config import ConfigError
 from impala_vllm.insight import live
-from impala_vllm.insight.live import Rates, Tier, View
+from impala_vllm.insight.live import Rates, View
 
 MAX_ROWS = 500
 """Traces asked for in each state."""
@@ -123,11 +123,6 @@ def _traces(now: View, num_rows: int) -> Table:
     if left > 0:
         table.add_row(f"and {left:,} more")
     return table
-
-
-def _tier(tier: Tier) -> str:
-    size = f" of {tier.size_gib:,.1f} GiB" if tier.size_gib is not None else ""
-    return f"{tier.name} {tier.share:.0%}{size}"
 
 
 def _age(value_s: float) -> str:

@@ -69,6 +69,7 @@ def test_it_is_shown_as_a_log_is(server):
         ({"answers": False}, [], "the engine does not answer"),
         ({}, ["--show-text"], "--show-text is for logs"),
         ({}, ["--format", "weka"], "--format is for logs"),
+        ({}, ["--block-tokens", "64"], "--block-tokens is for logs"),
     ],
 )
 def test_what_cannot_be_audited_is_one_line_and_2(server, capsys, change, args, line):
