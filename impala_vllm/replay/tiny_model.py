@@ -45,6 +45,7 @@ class Size:
 
 SIZES = {
     "1m": Size(hidden=128, layers=2, heads=2, kv_heads=1, intermediate=320),
+    "5m": Size(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=768),
     "8m": Size(hidden=256, layers=8, heads=4, kv_heads=2, intermediate=768),
     "26m": Size(hidden=512, layers=8, heads=8, kv_heads=2, intermediate=1344),
 }

@@ -54,7 +54,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_other_weights(dir
 
 
 def test_an_unknown_size_names_the_known_ones():
-    with pytest.raises(tiny_model.TinyModelError, match="choose one of 1m, 8m, 26m"):
+    with pytest.raises(tiny_model.TinyModelError, match="choose one of 1m, 5m, 8m, 26m"):
         tiny_model.build("7b")
 
 
