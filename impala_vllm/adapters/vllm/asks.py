@@ -5,6 +5,7 @@ new, those that stand first, and the others in rotation.
 """
 
 import math
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
@@ -13,10 +14,14 @@ from vllm.v1.request import RequestStatus
 from impala_vllm.adapters.vllm.rank_order import RankOrder
 from impala_vllm.core import rank
 from impala_vllm.core.admission import Asking
+from impala_vllm.core.open_turns import OpenTurn
 from impala_vllm.core.rank import Waiting
-from impala_vllm.core.types import RequestId, TraceId
+from impala_vllm.core.rotation import Rotation
+from impala_vllm.core.types import RequestId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
 
@@ -24,31 +29,8 @@ if TYPE_CHECKING:
     from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
     from impala_vllm.core.cost import StepCost
     from impala_vllm.core.lengths import OutputLengths
+    from impala_vllm.core.open_turns import OpenTurns
     from impala_vllm.core.rank import Key, RankConfig
-
-MAX_JUDGED = 4
-"""Turns judged again in a step: some 40 us. A queue no longer than this is judged anew each time."""
-
-PRICED_TOKENS, PRICE_TOLERANCE = 2048, 0.1
-"""When a prefill of so many tokens costs so much more or less than it did, old judgements compare no more."""
-
-
-class Seen:
-    """What policy remembers of an unfinished request."""
-
-    __slots__ = (
-        "arrived_s",
-        "has_begun",
-        "reach_blocks",
-        "stem_blocks",
-        "trace_id",
-    )
-
-    def __init__(self, trace_id: TraceId | None, arrived_s: float) -> None:
-        self.trace_id = trace_id
-        self.arrived_s = arrived_s
-        self.reach_blocks = self.stem_blocks = 0
-        self.has_begun = False
 
 
 class Ranked(NamedTuple):
@@ -63,12 +45,12 @@ class Ranked(NamedTuple):
 
 
 class Asks:
-    """Judges and ranks. `seen` is the enforcer's, by request id."""
+    """Judges and ranks. `turns` are the enforcer's."""
 
     def __init__(
         self,
         scheduler: "Scheduler",
-        seen: dict[str, Seen],
+        turns: "OpenTurns[OpenTurn]",
         cost: "StepCost",
         lengths: "OutputLengths",
         config: "RankConfig",
@@ -76,7 +58,7 @@ class Asks:
     ) -> None:
         self._blocks = scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
         self._block_size = scheduler.block_size
-        self._seen = seen
+        self._turns = turns
         self._cost = cost
         self._lengths = lengths
         self._config = config
@@ -84,8 +66,7 @@ class Asks:
         self._order = RankOrder()
         """As last judged."""
         self._passing: list[Request] = []
-        self._turn = 0
-        self._price_s = 0.0
+        self._rotation = Rotation(cost)
         self._late_s = math.inf
         """Not before then is one of them past its bound, and has to be judged again."""
 
@@ -114,35 +95,31 @@ class Asks:
         requests, asks = order.passed_by(stuck) if stuck is not None else (order.requests, order.asks)
         return Ranked(self._passing, requests, asks)
 
-    def _due(self, num_waiting: int, now: float) -> "list[Request]":
+    def _due(self, num_waiting: int, now: float) -> "Sequence[Request]":
         """Who of those ranked is judged again."""
-        price_s = self._cost.prefill_s(PRICED_TOKENS) + self._cost.decode_s
-        has_changed = abs(price_s - self._price_s) > PRICE_TOLERANCE * self._price_s
-        if has_changed:
-            self._price_s = price_s
-        if has_changed or num_waiting <= MAX_JUDGED or now >= self._late_s:
+        due = self._rotation.due(self._order.requests, num_waiting)
+        if due is None or now >= self._late_s:
             self._late_s = math.inf
             return self._order.requests.copy()
-        half = MAX_JUDGED // 2
-        ranked = self._order.requests
-        self._turn = self._turn + half if self._turn + half < len(ranked) else 0
-        return ranked[:half] + ranked[self._turn : self._turn + half]
+        return due
 
     def _judge(self, request: "Request", now: float) -> "tuple[Key, Asking] | None":
         """None where the request waits for something else, or holds blocks: vLLM sees to it."""
         is_preempted = request.status == RequestStatus.PREEMPTED
         if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
             return None
-        seen = self._seen.get(request.request_id)
-        if seen is None:
-            seen = self._seen[request.request_id] = Seen(None, now)
-        ask = self._ask(request, seen, is_preempted)
-        bound_s = seen.arrived_s + self._config.hold_s
+        name = RequestId(request.request_id)
+        turn = self._turns.get(name)
+        if turn is None:
+            turn = OpenTurn(None, now)
+            self._turns.arrive(name, turn, request.num_tokens, now)
+        ask = self._ask(request, turn, is_preempted)
+        bound_s = turn.arrived_s + self._config.hold_s
         if now < bound_s:
             self._late_s = min(self._late_s, bound_s)
         return rank.key(ask.turn, self._cost, self._config, now), ask
 
-    def _ask(self, request: "Request", seen: Seen, is_preempted: bool) -> Asking:
+    def _ask(self, request: "Request", seen: OpenTurn, is_preempted: bool) -> Asking:
         reach = self._reach(request, seen)
         expected = self._lengths.expect(seen.trace_id, request.max_tokens)
         needed = -int(-(request.num_tokens + expected - request.num_output_tokens) // self._block_size)
@@ -162,33 +139,23 @@ class Asks:
         )
         return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
 
-    def _reach(self, request: "Request", seen: Seen) -> int:
+    def _reach(self, request: "Request", seen: OpenTurn) -> int:
         """Leading full blocks of the prompt in HBM. Chains lose their tails first: a search, not a walk."""
-        limit = (request.num_tokens - 1) // self._block_size
-        low, high = 0, min(len(request.block_hashes), limit)
+        high = min(len(request.block_hashes), (request.num_tokens - 1) // self._block_size)
         guess = min(seen.reach_blocks, high)
         if (guess == 0 or self._cached(request, guess - 1)) and (guess == high or not self._cached(request, guess)):
             return guess
-        while low < high:
-            middle = (low + high) // 2
-            if self._cached(request, middle):
-                low = middle + 1
-            else:
-                high = middle
-        seen.reach_blocks = low
-        return low
+        seen.reach_blocks = bisect_left(range(high), True, key=lambda i: not self._cached(request, i))
+        return seen.reach_blocks
 
     def _referenced(self, request: "Request", reach: int) -> int:
         """How many of the leading `reach` blocks a running request holds: a prefix of them."""
-        low, high = 0, reach
-        while low < high:
-            middle = (low + high) // 2
-            block = self._block(request, middle)
-            if block is not None and block.ref_cnt:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+
+        def is_free(index: int) -> bool:
+            block = self._block(request, index)
+            return block is None or not block.ref_cnt
+
+        return bisect_left(range(reach), True, key=is_free)
 
     def _cached(self, request: "Request", index: int) -> bool:
         return self._block(request, index) is not None

@@ -4,28 +4,30 @@ Translates waiting requests and idle KV into core's facts, asks rank and admissi
 waiting queue, and answers the free queue's question whose KV goes first. Runs on the engine loop's thread.
 """
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from impala_vllm.adapters.vllm import facts
-from impala_vllm.adapters.vllm.asks import Asks, Seen
+from impala_vllm.adapters.vllm.asks import Asks
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
 from impala_vllm.adapters.vllm.step_timer import StepTimer
 from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
 from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
+from impala_vllm.adapters.vllm.watchdog import Watchdog
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
+from impala_vllm.core.open_turns import OpenTurn, OpenTurns
 from impala_vllm.core.planner import NOTHING
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.signature import Signatures
 from impala_vllm.core.traces import Trace, TraceTable
-from impala_vllm.core.types import TraceId
+from impala_vllm.core.types import RequestId, TraceId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,17 +43,10 @@ if TYPE_CHECKING:
 REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
 
-STALLED_S = 10.0
-"""Nothing runs, somebody waits and nothing was scheduled for this long: the plan is at fault, or might be."""
-
 _NOBODY: frozenset[str] = frozenset()
 
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
-
-
-class Stalled(RuntimeError):
-    """Turns wait, nothing runs, and no step schedules anything."""
 
 
 class Enforcer:
@@ -79,19 +74,13 @@ class Enforcer:
         """Who waited for this step, and who of them was let through."""
         self._fetching: frozenset[str] = _NOBODY
         self.longest_wait_s = 0.0
-        self._seen: dict[str, Seen] = {}
-        self._known: set[TraceId] = set()
-        self._open_of: dict[TraceId, int] = {}
-        """Unfinished turns by trace."""
-        self._queued_of: dict[TraceId, int] = {}
-        """Those of them that have not begun."""
-        self._tokens_of: dict[TraceId, int] = {}
+        self.turns: OpenTurns[OpenTurn] = OpenTurns(self.gaps, self.lengths)
         self._refreshed_s = 0.0
         self._round_s = 0.0
-        self._still_since_s: float | None = None
         self._num_ranked = 0
+        self._watchdog = Watchdog(scheduler, self.tiers)
         self._timer = StepTimer(self.cost)
-        self._asks = Asks(scheduler, self._seen, self.cost, self.lengths, config.rank, self.tiers)
+        self._asks = Asks(scheduler, self.turns, self.cost, self.lengths, config.rank, self.tiers)
         self.waiting = WaitingQueue(scheduler.waiting)
         scheduler.waiting = self.waiting
         self.free: FreeQueue | None = None
@@ -104,42 +93,29 @@ class Enforcer:
         self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0, trace: Trace | None = None
     ) -> None:
         """`request` is about to be queued, a turn of `trace`; others share its first `stem_blocks`."""
-        self._seen[request.request_id] = Seen(trace_id, now)
-        if trace_id is not None:
-            self._known.add(trace_id)
-            self.gaps.resume(trace_id, now)
-            for count in (self._open_of, self._queued_of):
-                count[trace_id] = count.get(trace_id, 0) + 1
-            self._tokens_of.setdefault(trace_id, request.num_tokens)
-            self._changed(trace_id)
-            parent = trace.parent_trace_id if trace is not None else None
-            if parent is not None:
-                self.gaps.delegate(parent)
-                self._changed(parent)
+        parent = trace.parent_trace_id if trace is not None else None
+        self.turns.arrive(RequestId(request.request_id), OpenTurn(trace_id, now), request.num_tokens, now, parent)
         if self.tiers is not None:
             self.tiers.arrive(request, trace, stem_blocks)
 
     def finish(self, request: "Request", now: float, trace: Trace | None = None) -> None:
         """`request`, a turn of `trace`, has ended and its blocks are free."""
-        seen = self._seen.pop(request.request_id, None)
-        if seen is None:
+        waiting = self.turns.get(RequestId(request.request_id))
+        if waiting is not None:
+            self._begun(waiting)
+        turn = self.turns.finish(
+            RequestId(request.request_id), request.num_tokens, request.num_output_tokens, self._signature(request), now
+        )
+        if turn is None:
             return
-        # The table may have forgotten the trace while its turn was open.
-        trace_id = seen.trace_id if seen.trace_id in self._known else None
-        self.lengths.observe(trace_id, request.num_output_tokens)
-        self._begun(seen)
-        if trace_id is not None:
-            if _less(self._open_of, trace_id):
-                self.gaps.finish(trace_id, now, self._signature(request))
-            self._tokens_of[trace_id] = request.num_tokens
-            self._changed(trace_id)
-            parent = self.traces.drained_by(trace) if self.traces is not None and trace is not None else None
+        is_known = self.turns.trace_of(turn) is not None
+        if is_known and self.traces is not None and trace is not None:
+            parent = self.traces.drained_by(trace)
             if parent is not None:
-                self.gaps.drain(parent, now)
-                self._changed(parent)
+                self.turns.drain(parent, now)
         if self.tiers is not None:
             outcome = facts.outcome(request, self._tool_call_tokens)
-            self.tiers.finish(request, trace if trace_id is not None else None, seen.stem_blocks, outcome)
+            self.tiers.finish(request, trace if is_known else None, turn.stem_blocks, outcome)
 
     def kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
         """Requests held by admission in this step's plan, and those not in it because their KV is read from NVMe.
@@ -154,16 +130,12 @@ class Enforcer:
 
     def trace_of(self, request: "Request") -> TraceId | None:
         """Whose turn an open request is."""
-        seen = self._seen.get(request.request_id)
-        return seen.trace_id if seen is not None else None
+        turn = self.turns.get(RequestId(request.request_id))
+        return turn.trace_id if turn is not None else None
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""
-        self._known.discard(trace_id)
-        for count in (self._open_of, self._queued_of, self._tokens_of):
-            count.pop(trace_id, None)
-        self.gaps.forget(trace_id)
-        self.lengths.forget(trace_id)
+        self.turns.forget(trace_id)
         if self.tiers is not None:
             self.tiers.manager.forget(trace_id)
         if self.free is not None:
@@ -171,13 +143,13 @@ class Enforcer:
 
     def claim(self, request: "Request", stem_blocks: int) -> None:
         """The blocks freed until `unclaim` are the request's; its first `stem_blocks` are shared with others."""
-        seen = self._seen.get(request.request_id)
-        if seen is not None:
-            seen.stem_blocks = stem_blocks
-        if self.free is None or seen is None:
+        turn = self.turns.get(RequestId(request.request_id))
+        if turn is not None:
+            turn.stem_blocks = stem_blocks
+        if self.free is None or turn is None:
             return
-        self.free.claim = seen.trace_id
-        if stem_blocks and seen.trace_id is not None:
+        self.free.claim = turn.trace_id
+        if stem_blocks and turn.trace_id is not None:
             blocks = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
             self.free.stem_blocks = frozenset(blocks[:stem_blocks])
 
@@ -205,7 +177,7 @@ class Enforcer:
 
     def plan(self, now: float) -> None:
         """Decide this step: order what runs, order and admit what waits."""
-        if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * len(self._known):
+        if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * self.turns.num_traces:
             self.gaps.refresh(now)
             self._refreshed_s = now
         if self.free is not None:
@@ -223,11 +195,11 @@ class Enforcer:
     def scheduled(self, output: "SchedulerOutput", now: float) -> None:
         """A step was built: note what it will compute, to learn from when it is done. Raises Stalled."""
         for new in output.scheduled_new_reqs:
-            seen = self._seen.get(new.req_id)
-            if seen is not None:
-                self.longest_wait_s = max(self.longest_wait_s, now - seen.arrived_s)
-                self._begun(seen)
-        self._watch(output, now)
+            turn = self.turns.get(RequestId(new.req_id))
+            if turn is not None:
+                self.longest_wait_s = max(self.longest_wait_s, now - turn.arrived_s)
+                self._begun(turn)
+        self._watchdog.watch(output, self._num_ranked, now)
         self._timer.planned(output, now)
 
     def stepped(self, output: "SchedulerOutput", now: float, moved: "KVConnectorOutput | None" = None) -> None:
@@ -236,24 +208,6 @@ class Enforcer:
             self.tiers.moved(moved)
         self._timer.ended(output, now)
 
-    def _changed(self, trace_id: TraceId) -> None:
-        """What the trace's idle KV is worth has to be judged anew."""
-        if self.free is not None:
-            self.free.changed[trace_id] = None
-
-    def _watch(self, output: "SchedulerOutput", now: float) -> None:
-        scheduler = self._scheduler
-        is_paused = scheduler.pause_state != PauseState.UNPAUSED
-        # A turn whose KV is being loaded is in neither list.
-        loads = len(scheduler.kv_holding_waiting) or (self.tiers is not None and self.tiers.is_loading(now))
-        moves = output.num_scheduled_tokens or scheduler.running or loads or is_paused
-        if moves or not self._num_ranked:
-            self._still_since_s = None
-        elif self._still_since_s is None:
-            self._still_since_s = now
-        elif now - self._still_since_s >= STALLED_S:
-            raise Stalled(f"{self._num_ranked} turns wait and nothing was scheduled for {STALLED_S:.0f} s")
-
     def _signature(self, request: "Request") -> str:
         """What the turn ended with: a tool, where the engine can see it, else the reason vLLM gives."""
         call = facts.called(request, self._tool_call_tokens)
@@ -261,32 +215,29 @@ class Enforcer:
             return self._signatures.of(call) or "tool"
         return str(request.get_finished_reason())
 
-    def _begun(self, seen: Seen) -> None:
+    def _begun(self, turn: OpenTurn) -> None:
         """The turn waits no longer."""
-        if seen.has_begun or seen.trace_id is None:
-            return
-        seen.has_begun = True
-        _less(self._queued_of, seen.trace_id)
-        if self.tiers is not None:
-            self.tiers.manager.turns.changed(seen.trace_id)
+        if self.turns.begin(turn) and turn.trace_id is not None and self.tiers is not None:
+            self.tiers.manager.turns.changed(turn.trace_id)
 
     def _judge_idle(self, free: FreeQueue, now: float) -> None:
-        changed = free.changed
-        if self.tiers is not None and self.tiers.manager.turns.changed_traces:
-            changed = changed | self.tiers.manager.turns.changed_traces
-            self.tiers.manager.turns.changed_traces.clear()
+        notes = [free.changed, self.turns.changed]
+        if self.tiers is not None:
+            notes.append(self.tiers.manager.turns.changed_traces)
+        changed = dict.fromkeys(chain.from_iterable(notes))
+        for note in notes[1:]:
+            note.clear()
         for trace_id in changed:
-            is_open = trace_id in self._open_of
+            is_open = self.turns.is_open(trace_id)
             if is_open:
                 free.spare(trace_id)
-            num_blocks, num_tokens = free.num_claimed(trace_id), self._tokens_of.get(trace_id, 0)
+            num_blocks, num_tokens = free.num_claimed(trace_id), self.turns.num_tokens(trace_id)
             below = NOTHING
             if self.tiers is not None:
                 below = self.tiers.below(trace_id)
                 if not is_open and not num_blocks:
                     self.tiers.expect(trace_id, below, now)
-            runs = is_open and trace_id not in self._queued_of
-            self.idle.update(trace_id, num_blocks, num_tokens, is_open, now, below, runs)
+            self.idle.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         free.changed.clear()
         if len(self.waiting):
             self.idle.refresh(now)
@@ -330,11 +281,3 @@ def _fit(asks: "Iterable[Asking]", num_blocks: int) -> bool:
         if num_blocks < 0:
             return False
     return True
-
-
-def _less(counts: dict[TraceId, int], trace_id: TraceId) -> bool:
-    """Count one less. True: that was the last."""
-    left = counts.pop(trace_id, 1) - 1
-    if left:
-        counts[trace_id] = left
-    return not left

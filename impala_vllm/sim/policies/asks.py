@@ -4,6 +4,7 @@ The same bounds on how many are judged again each step, because they too decide 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -12,7 +13,9 @@ from impala_vllm.core import rank
 from impala_vllm.core.admission import Asking
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.lengths import OutputLengths
+from impala_vllm.core.open_turns import OpenTurn, OpenTurns
 from impala_vllm.core.rank import Key, RankConfig, Waiting
+from impala_vllm.core.rotation import Rotation
 from impala_vllm.core.types import RequestId, TraceId
 from impala_vllm.sim.request import Request
 
@@ -22,22 +25,14 @@ if TYPE_CHECKING:
 
 Entry: TypeAlias = tuple[Key, Request, Asking]
 
-MAX_JUDGED = 4
-"""Turns judged again in a step."""
-PRICED_TOKENS, PRICE_TOLERANCE = 2048, 0.1
-"""When a prefill of so many tokens costs so much more or less than it did, old judgements compare no more."""
 
+class Judged(OpenTurn):
+    """An unfinished request and where it was last ranked."""
 
-class Seen:
-    """What policy remembers of an unfinished request."""
-
-    __slots__ = ("arrived_s", "entry", "has_begun", "late_s", "reach_blocks", "stem", "trace_id", "was_preempted")
+    __slots__ = ("entry", "late_s", "was_preempted")
 
     def __init__(self, trace_id: TraceId, arrived_s: float) -> None:
-        self.trace_id = trace_id
-        self.arrived_s = arrived_s
-        self.reach_blocks = self.stem = 0
-        self.has_begun = False
+        super().__init__(trace_id, arrived_s)
         self.entry: Entry | None = None
         self.was_preempted = False
         self.late_s = 0.0
@@ -51,12 +46,12 @@ class Ranked(NamedTuple):
 
 
 class Asks:
-    """Judges and ranks. `seen` is the policy's, by request."""
+    """Judges and ranks. `turns` are the policy's."""
 
     def __init__(
         self,
         replica: "Replica",
-        seen: dict[Request, Seen],
+        turns: OpenTurns[Judged],
         cost: StepCost,
         lengths: OutputLengths,
         config: RankConfig,
@@ -65,23 +60,22 @@ class Asks:
         """`reach`: how far a turn gets with what lies below HBM; None: nothing does."""
         self._replica = replica
         self._size = replica.shape.block_size
-        self._seen = seen
+        self._turns = turns
         self._cost = cost
         self._lengths = lengths
         self._config = config
         self._rank_reach = reach
         self._order: list[Request] = []
-        self._turn = 0
-        self._price_s = 0.0
+        self._rotation = Rotation(cost)
 
     def ranked(self, now: float) -> Ranked:
         """Everybody who waits, best first."""
         replica = self._replica
         waiting = [*replica.waiting, *replica.preempted]
-        due = self._due(len(waiting))
+        due = self._rotation.due(self._order, len(waiting))
         entries: list[Entry] = []
         for request in waiting:
-            seen = self._seen[request]
+            seen = self._turns[RequestId(request.request_id)]
             entry = seen.entry
             if (
                 entry is None
@@ -96,19 +90,7 @@ class Asks:
         self._order = [request for _, request, _ in entries]
         return Ranked(self._order, [ask for _, _, ask in entries])
 
-    def _due(self, num_waiting: int) -> set[Request] | None:
-        """Who is judged again; None: everybody."""
-        price_s = self._cost.prefill_s(PRICED_TOKENS) + self._cost.decode_s
-        has_changed = abs(price_s - self._price_s) > PRICE_TOLERANCE * self._price_s
-        if has_changed:
-            self._price_s = price_s
-        if has_changed or num_waiting <= MAX_JUDGED:
-            return None
-        half = MAX_JUDGED // 2
-        self._turn = self._turn + half if self._turn + half < len(self._order) else 0
-        return {*self._order[:half], *self._order[self._turn : self._turn + half]}
-
-    def _judge(self, request: Request, seen: Seen, now: float) -> Entry:
+    def _judge(self, request: Request, seen: Judged, now: float) -> Entry:
         seen.was_preempted = request.is_preempted
         ask = self._ask(request, seen)
         bound_s = seen.arrived_s + self._config.hold_s
@@ -116,7 +98,7 @@ class Asks:
         seen.entry = rank.key(ask.turn, self._cost, self._config, now), request, ask
         return seen.entry
 
-    def _ask(self, request: Request, seen: Seen) -> Asking:
+    def _ask(self, request: Request, seen: Judged) -> Asking:
         reach = self._reach(request, seen)
         expected = self._lengths.expect(seen.trace_id, request.turn.output_limit)
         needed = -int(-(request.num_tokens + expected - request.num_output) // self._size)
@@ -135,32 +117,20 @@ class Asks:
         )
         return Asking(turn, max(0, needed - reach), reach - self._referenced(request, reach))
 
-    def _reach(self, request: Request, seen: Seen) -> int:
+    def _reach(self, request: Request, seen: Judged) -> int:
         """Leading full blocks of the prompt in HBM. Chains lose their tails first: a search, not a walk."""
         keys, has = request.keys, self._replica.pool.has
-        low, high = 0, (request.num_tokens - 1) // self._size
+        high = (request.num_tokens - 1) // self._size
         guess = min(seen.reach_blocks, high)
         if (guess == 0 or has(keys[guess - 1])) and (guess == high or not has(keys[guess])):
             return guess
-        while low < high:
-            middle = (low + high) // 2
-            if has(keys[middle]):
-                low = middle + 1
-            else:
-                high = middle
-        seen.reach_blocks = low
-        return low
+        seen.reach_blocks = bisect_left(range(high), True, key=lambda i: not has(keys[i]))
+        return seen.reach_blocks
 
     def _referenced(self, request: Request, reach: int) -> int:
         """How many of the leading `reach` blocks a running request holds: a prefix of them."""
-        low, high = 0, reach
-        while low < high:
-            middle = (low + high) // 2
-            if self._replica.pool.is_referenced(request.keys[middle]):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        keys, is_referenced = request.keys, self._replica.pool.is_referenced
+        return bisect_left(range(reach), True, key=lambda i: not is_referenced(keys[i]))
 
 
 def _passed_by(entry: Entry) -> Entry:

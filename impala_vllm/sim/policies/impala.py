@@ -4,6 +4,7 @@ Traces are recognised from block keys alone; no session id is read.
 """
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from impala_vllm.config import Config
@@ -13,12 +14,13 @@ from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.identity import Identity
 from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.lengths import OutputLengths
+from impala_vllm.core.open_turns import OpenTurns
 from impala_vllm.core.planner import NOTHING, Planner
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.types import Arrival, Finish, RequestId, TraceId
 from impala_vllm.sim.eviction import ByTrace
 from impala_vllm.sim.loop import Loop
-from impala_vllm.sim.policies.asks import Asks, Seen
+from impala_vllm.sim.policies.asks import Asks, Judged
 from impala_vllm.sim.policies.impala_tiers import ImpalaTiers, Reach
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.request import Request
@@ -58,14 +60,10 @@ class Impala(Policy):
         self.identity = Identity(config.identity)
         self.identity.on_forget = self._forget
         self.order = self.idle = ByTrace(self.idle_kv.cheapest_first)  # type: ignore[arg-type]  # a TraceId is a str
-        self._seen: dict[Request, Seen] = {}
-        self._known: set[TraceId] = set()
-        self._open_of: dict[TraceId, int] = {}
-        self._queued_of: dict[TraceId, int] = {}
-        self._tokens_of: dict[TraceId, int] = {}
+        self.turns: OpenTurns[Judged] = OpenTurns(self.gaps, self.lengths)
         self._refreshed_s = self._round_s = 0.0
         reach = self._rank_reach if below is not None else None
-        self._asks = Asks(replica, self._seen, self.cost, self.lengths, config.rank, reach)
+        self._asks = Asks(replica, self.turns, self.cost, self.lengths, config.rank, reach)
 
     def tiers(self, loop: Loop, room: Room) -> Tiers:
         assert self._planner is not None
@@ -78,58 +76,43 @@ class Impala(Policy):
         prompt = turn.keys[: turn.prompt_tokens // self.replica.shape.block_size]
         name = RequestId(request.request_id)
         trace_id = self.identity.arrive(Arrival(name, prompt, turn.prompt_tokens, turn.namespace), now).trace_id
-        self._seen[request] = Seen(trace_id, now)
-        self._known.add(trace_id)
-        self.gaps.resume(trace_id, now)
-        for count in (self._open_of, self._queued_of):
-            count[trace_id] = count.get(trace_id, 0) + 1
-        self._tokens_of.setdefault(trace_id, turn.prompt_tokens)
-        self.order.changed[trace_id] = None
         trace = self.identity.traces.get(trace_id)
-        if trace is not None and trace.parent_trace_id is not None:
-            self.gaps.delegate(trace.parent_trace_id)
-            self.order.changed[trace.parent_trace_id] = None
+        parent = trace.parent_trace_id if trace is not None else None
+        self.turns.arrive(name, Judged(trace_id, now), turn.prompt_tokens, now, parent)
         if self.below is not None and trace is not None:
             self.below.arrive(request, trace, self.identity.shared_depth(name))
 
     def placed(self, request: Request, now: float) -> None:
-        seen = self._seen[request]
-        if not seen.has_begun:
-            seen.has_begun = True
-            _less(self._queued_of, seen.trace_id)
-            if self.below is not None:
-                self.below.changed[seen.trace_id] = None
+        turn = self._turn(request)
+        if self.turns.begin(turn) and self.below is not None and turn.trace_id is not None:
+            self.below.changed[turn.trace_id] = None
 
     def finish(self, request: Request, now: float) -> None:
-        turn, seen = request.turn, self._seen.pop(request)
-        self.identity.finish(Finish(RequestId(request.request_id), turn.keys, turn.num_tokens, turn.outcome), now)
-        trace_id = seen.trace_id if seen.trace_id in self._known else None
-        self.lengths.observe(trace_id, request.num_output)
-        if trace_id is not None:
-            if _less(self._open_of, trace_id):
-                self.gaps.finish(trace_id, now, f"tool:{turn.tool}" if turn.tool else turn.outcome.value)
-            self._tokens_of[trace_id] = turn.num_tokens
-            self.order.changed[trace_id] = None
-            trace = self.identity.traces.get(trace_id)
-            parent = self.identity.traces.drained_by(trace) if trace is not None else None
+        turn, name = request.turn, RequestId(request.request_id)
+        self.identity.finish(Finish(name, turn.keys, turn.num_tokens, turn.outcome), now)
+        signature = f"tool:{turn.tool}" if turn.tool else turn.outcome.value
+        ended = self.turns.finish(name, turn.num_tokens, request.num_output, signature, now)
+        assert ended is not None
+        trace = self.identity.traces.get(self.turns.trace_of(ended))
+        if trace is not None:
+            parent = self.identity.traces.drained_by(trace)
             if parent is not None:
-                self.gaps.drain(parent, now)
-                self.order.changed[parent] = None
+                self.turns.drain(parent, now)
         if self.below is not None:
-            self.below.ended(request, self.identity.traces.get(trace_id), seen.stem, turn.outcome)
+            self.below.ended(request, trace, ended.stem_blocks, turn.outcome)
 
     def owner(self, request: Request) -> tuple[str | None, int]:
-        seen = self._seen[request]
-        seen.stem = self.identity.shared_depth(RequestId(request.request_id))
-        return seen.trace_id, seen.stem
+        turn = self._turn(request)
+        turn.stem_blocks = self.identity.shared_depth(RequestId(request.request_id))
+        return turn.trace_id, turn.stem_blocks
 
-    def trace_of(self, request: Request) -> TraceId:
+    def trace_of(self, request: Request) -> TraceId | None:
         """Whose turn an open request was taken for."""
-        return self._seen[request].trace_id
+        return self._turn(request).trace_id
 
     def plan(self, now: float) -> Iterable[Request]:
         self.identity.tick(now)
-        if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * len(self._known):
+        if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * self.turns.num_traces:
             self.gaps.refresh(now)
             self._refreshed_s = now
         self._judge_idle(now)
@@ -150,23 +133,24 @@ class Impala(Policy):
             self.cost.observe(step_s, prefill, context)
 
     def _judge_idle(self, now: float) -> None:
-        order, changed = self.order, self.order.changed
-        if self.below is not None and self.below.changed:
-            changed = changed | self.below.changed
-            self.below.changed.clear()
-        for name in changed:
-            trace_id = TraceId(name)
-            is_open = trace_id in self._open_of
+        order = self.order
+        notes: list[dict[TraceId, None]] = [order.changed, self.turns.changed]  # type: ignore[list-item]
+        if self.below is not None:
+            notes.append(self.below.changed)
+        changed = dict.fromkeys(chain.from_iterable(notes))
+        for note in notes[1:]:
+            note.clear()
+        for trace_id in changed:
+            is_open = self.turns.is_open(trace_id)
             if is_open:
                 order.spare(trace_id)
-            num_blocks, num_tokens = order.num_claimed(trace_id), self._tokens_of.get(trace_id, 0)
+            num_blocks, num_tokens = order.num_claimed(trace_id), self.turns.num_tokens(trace_id)
             below = NOTHING
             if self.below is not None:
                 below = self.below.below(trace_id)
                 if not is_open and not num_blocks:
                     self.below.expect(trace_id, below)
-            runs = is_open and trace_id not in self._queued_of
-            self.idle_kv.update(trace_id, num_blocks, num_tokens, is_open, now, below, runs)
+            self.idle_kv.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         order.changed.clear()
         if self.replica.waiting or self.replica.preempted:
             self.idle_kv.refresh(now)
@@ -196,20 +180,11 @@ class Impala(Policy):
         assert self.below is not None
         return self.below.rank_reach(request, hbm_blocks)
 
+    def _turn(self, request: Request) -> Judged:
+        return self.turns[RequestId(request.request_id)]
+
     def _forget(self, trace_id: TraceId) -> None:
-        self._known.discard(trace_id)
-        for count in (self._open_of, self._queued_of, self._tokens_of):
-            count.pop(trace_id, None)
+        self.turns.forget(trace_id)
         if self.below is not None:
             self.below.forget(trace_id)
-        self.gaps.forget(trace_id)
-        self.lengths.forget(trace_id)
         self.order.release(trace_id)
-
-
-def _less(counts: dict[TraceId, int], trace_id: TraceId) -> bool:
-    """Count one less. True: that was the last."""
-    left = counts.pop(trace_id, 1) - 1
-    if left:
-        counts[trace_id] = left
-    return not left

@@ -151,7 +151,7 @@ def test_what_the_table_forgets_policy_forgets(model):
     scheduler.observer.identity.tick(batch.now + 1e6)
     assert not scheduler.observer.identity.num_blocks
     assert not scheduler.enforcer.free.claims()
-    assert not scheduler.enforcer._tokens_of
+    assert not scheduler.enforcer.turns.num_traces
     scheduler.enforcer.free.check_invariants()
 
 

@@ -185,11 +185,12 @@ class Storm(Batch):
         if self._enforces:
             enforcer = scheduler.enforcer
             assert enforcer is not None, "policy failed and fell back to stock"
-            assert not enforcer._seen
-            assert not enforcer._open_of
-            assert not enforcer._queued_of
+            turns = enforcer.turns
+            assert not len(turns)
+            assert not turns._open_of
+            assert not turns._queued_of
             known = {trace.trace_id for trace in scheduler.observer.identity.traces}
-            for remembered in (enforcer._tokens_of, enforcer.lengths._traces, enforcer.gaps._gaps):
+            for remembered in (turns._tokens_of, enforcer.lengths._traces, enforcer.gaps._gaps):
                 assert remembered.keys() <= known
 
 
