@@ -11,7 +11,6 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.record import Origin, Record, RecordError
-from impala_vllm.replay.measures import quantile
 
 COMMAND = "pytest benchmarks/micro --benchmark-enable -m '' --benchmark-json BENCH.json --benchmark-save-data"
 
@@ -30,24 +29,9 @@ def records(path: Path, origin: Origin) -> list[Record]:
 def _record(benchmark: dict[str, Any], origin: Origin) -> Record:
     module = benchmark["fullname"].partition("::")[0].rpartition("/")[2].removesuffix(".py")
     microseconds = [s * 1e6 for s in benchmark["stats"]["data"]]
-    return Record(
-        question=f"micro/{module.removeprefix('test_').removeprefix('bench_')}",
-        variant=benchmark["name"].removeprefix("test_"),
-        params={**(benchmark.get("extra_info") or {})},
-        metric="time",
-        unit="us",
-        better="lower",
-        n=len(microseconds),
-        p20=quantile(microseconds, 0.2),
-        p50=quantile(microseconds, 0.5),
-        p80=quantile(microseconds, 0.8),
-        source="measured",
-        seed=None,
-        commit=origin.commit,
-        versions=origin.versions,
-        machine=origin.machine,
-        command=origin.command,
-    )
+    question = f"micro/{module.removeprefix('test_').removeprefix('bench_')}"
+    params = {**(benchmark.get("extra_info") or {})}
+    return origin.record(question, benchmark["name"].removeprefix("test_"), params, "time", "us", "lower", microseconds)
 
 
 def main(arguments: list[str]) -> int:

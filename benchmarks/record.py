@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from impala_vllm.replay.measures import quantile
+
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("identity", "audit", "micro", "sim", "serving")
 
@@ -62,6 +64,26 @@ class Origin:
     versions: dict[str, str]
     machine: str
     command: str
+
+    def record(
+        self,
+        question: str,
+        variant: str,
+        params: dict[str, Any],
+        metric: str,
+        unit: str,
+        better: str,
+        values: Sequence[float],
+        *,
+        source: str = "measured",
+        seed: int | None = None,
+    ) -> Record:
+        """The record of a figure that has come out as `values`, one a repetition."""
+        p20, p50, p80 = (quantile(values, share) for share in (0.2, 0.5, 0.8))
+        return Record(
+            question, variant, params, metric, unit, better, len(values), p20, p50, p80, source, seed,
+            self.commit, self.versions, self.machine, self.command,
+        )  # fmt: skip
 
 
 def origin(command: str | None = None) -> Origin:

@@ -117,26 +117,7 @@ def _records(
     made: list[record.Record] = []
 
     def add(metric: str, unit: str, better: str, values: list[float], **extra: Any) -> None:
-        made.append(
-            record.Record(
-                question=question,
-                variant="audit",
-                params={**params, **extra},
-                metric=metric,
-                unit=unit,
-                better=better,
-                n=len(values),
-                p20=quantile(values, 0.2),
-                p50=quantile(values, 0.5),
-                p80=quantile(values, 0.8),
-                source="measured",
-                seed=seed,
-                commit=origin.commit,
-                versions=origin.versions,
-                machine=origin.machine,
-                command=origin.command,
-            )
-        )
+        made.append(origin.record(question, "audit", {**params, **extra}, metric, unit, better, values, seed=seed))
 
     for told, which in ((named, ""), (recognised, ", sessions recognised")):
         total, untouched = told.total, told.untouched

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks import record
-from benchmarks.record import Origin, Record
-from impala_vllm.replay.measures import quantile
+from benchmarks.record import Origin
 
 
 class Skipped(Exception):
@@ -41,27 +40,10 @@ class Out:
         **params: Any,
     ) -> float:
         """Record a figure over its repetitions; returns the median."""
-        p20, p50, p80 = (quantile(values, q) for q in (0.2, 0.5, 0.8))
-        made = Record(
-            question=question,
-            variant=variant,
-            params={**params, "step": self.step},
-            metric=metric,
-            unit=unit,
-            better=better,
-            n=len(values),
-            p20=p20,
-            p50=p50,
-            p80=p80,
-            source="rehearsal" if self.is_rehearsal else "measured",
-            seed=0,
-            commit=self.origin.commit,
-            versions=self.origin.versions,
-            machine=self.origin.machine,
-            command=self.origin.command,
-        )
+        source, about = "rehearsal" if self.is_rehearsal else "measured", {**params, "step": self.step}
+        made = self.origin.record(question, variant, about, metric, unit, better, values, source=source, seed=0)
         record.append([made], self.directory)
-        return p50
+        return made.p50
 
     def note(self, **facts: Any) -> None:
         """Remember facts for later steps of this run."""

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from benchmarks.identity.trial import Trial
 from benchmarks.record import Origin, Record
-from impala_vllm.replay.measures import quantile
 from impala_vllm.workload.score import Kind
 
 _Figures: TypeAlias = tuple[tuple[str, str, str, Callable[[Trial], float]], ...]
@@ -40,26 +39,7 @@ def records(
     made: list[Record] = []
 
     def add(variant: str, metric: str, unit: str, better: str, values: Sequence[float], **extra: Any) -> None:
-        made.append(
-            Record(
-                question=question,
-                variant=variant,
-                params={**params, **extra},
-                metric=metric,
-                unit=unit,
-                better=better,
-                n=len(values),
-                p20=quantile(values, 0.2),
-                p50=quantile(values, 0.5),
-                p80=quantile(values, 0.8),
-                source="measured",
-                seed=seed,
-                commit=origin.commit,
-                versions=origin.versions,
-                machine=origin.machine,
-                command=origin.command,
-            )
-        )
+        made.append(origin.record(question, variant, {**params, **extra}, metric, unit, better, values, seed=seed))
 
     for variant in dict.fromkeys(t.variant for t in trials):
         runs = [t for t in trials if t.variant == variant]

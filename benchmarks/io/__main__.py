@@ -22,7 +22,6 @@ from rich.table import Table
 from benchmarks import record
 from benchmarks.io.load import Load, Rate, make_file, run_fio, run_threads, run_uring
 from benchmarks.record import Origin, Record
-from impala_vllm.replay.measures import quantile
 
 POOL_THREADS = 8
 """What `open_block_io` gives the thread pool."""
@@ -85,27 +84,8 @@ def records(load: Load, about: dict[str, Any], rates: dict[str, list[Rate]], ori
     params: dict[str, Any] = {**about, "ops at once": load.depth, "seconds a run": load.seconds}
 
     def add(variant: str, metric: str, unit: str, better: str, values: list[float]) -> None:
-        p20, p50, p80 = (quantile(values, q) for q in (0.2, 0.5, 0.8))
-        made.append(
-            Record(
-                question="micro/block-io-load",
-                variant=f"{_name(load)}: {variant}",
-                params=params,
-                metric=metric,
-                unit=unit,
-                better=better,
-                n=len(values),
-                p20=p20,
-                p50=p50,
-                p80=p80,
-                source="measured",
-                seed=None,
-                commit=origin.commit,
-                versions=origin.versions,
-                machine=origin.machine,
-                command=origin.command,
-            )
-        )
+        name = f"{_name(load)}: {variant}"
+        made.append(origin.record("micro/block-io-load", name, params, metric, unit, better, values))
 
     for name, found in rates.items():
         add(name, "bandwidth", "MB/s", "higher", [rate.bytes_per_s / 1e6 for rate in found])

@@ -13,7 +13,7 @@ from benchmarks.serving.experiment import Experiment
 from impala_vllm.replay import parts
 from impala_vllm.replay.arms import ARMS, Machine
 from impala_vllm.replay.comparison import ratio
-from impala_vllm.replay.measures import measure, quantile
+from impala_vllm.replay.measures import measure
 from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.trial import Trial
 
@@ -117,24 +117,8 @@ class _Maker:
     def of(self, arm: str, metric: str, values: Sequence[float], **extra: Any) -> Record:
         base = metric.removesuffix(" ratio").partition(" of ")[0]
         better = "higher" if base in _HIGHER or metric.startswith("link") or "right" in metric else "lower"
-        return Record(
-            question=self._question,
-            variant=arm,
-            params={**self._params, **extra},
-            metric=metric,
-            unit=_unit(metric),
-            better="-" if base in _CONTEXT else better,
-            n=len(values),
-            p20=quantile(values, 0.2),
-            p50=quantile(values, 0.5),
-            p80=quantile(values, 0.8),
-            source="measured",
-            seed=self._seed,
-            commit=self._origin.commit,
-            versions=self._origin.versions,
-            machine=self._origin.machine,
-            command=self._origin.command,
-        )
+        params, better = {**self._params, **extra}, "-" if base in _CONTEXT else better
+        return self._origin.record(self._question, arm, params, metric, _unit(metric), better, values, seed=self._seed)
 
     def ratio(self, arm: str, to: str, name: str, base: Sequence[float], values: Sequence[float]) -> Record:
         r = ratio(base, values)

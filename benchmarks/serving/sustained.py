@@ -65,12 +65,10 @@ def run(plan: Plan, chosen: Sequence[Arm], machine: Machine, logs: Path, console
             sustained = most(search.slowdown, len(plan.roots()))
         params = {"tried": ", ".join(f"{n}: {s:.2f}" for n, s in sorted(search.tried.items())), "limit": LIMIT}
         found.append(
-            Record(
-                "serving/sustained", arm.name, params, "sustained sessions", "", "higher", 1,
-                sustained, sustained, sustained, "measured", seed,
-                origin.commit, origin.versions, origin.machine, origin.command,
+            origin.record(
+                "serving/sustained", arm.name, params, "sustained sessions", "", "higher", [sustained], seed=seed
             )
-        )  # fmt: skip
+        )
         console.print(f"{arm.name}: sustains {sustained} sessions at once", highlight=False)
     if seed is not None:
         record.append(found)

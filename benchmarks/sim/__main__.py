@@ -23,7 +23,6 @@ from benchmarks.virtual.bench import Bench
 from benchmarks.virtual.engine import TIMINGS
 from impala_vllm.plugin import register
 from impala_vllm.replay import recording, tiny_model
-from impala_vllm.replay.measures import quantile
 from impala_vllm.replay.vocabulary import Vocabulary
 from impala_vllm.workload import WorkloadError
 
@@ -102,26 +101,8 @@ def _records(question: str, pairs: list[Pair], params: dict[str, object]) -> lis
             ("stall simulated / virtual", [p.stall_s / p.virtual_stall_s for p in found]),
             ("hit ratio simulated - virtual", [p.hit_ratio - p.virtual_hit_ratio for p in found]),
         ):
-            made.append(
-                Record(
-                    question,
-                    policy,
-                    params,
-                    metric,
-                    "x" if "/" in metric else "",
-                    "-",
-                    len(values),
-                    quantile(values, 0.2),
-                    quantile(values, 0.5),
-                    quantile(values, 0.8),
-                    "simulated",
-                    None,
-                    origin.commit,
-                    origin.versions,
-                    origin.machine,
-                    origin.command,
-                )
-            )
+            unit = "x" if "/" in metric else ""
+            made.append(origin.record(question, policy, params, metric, unit, "-", values, source="simulated"))
     return made
 
 

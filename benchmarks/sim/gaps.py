@@ -269,25 +269,14 @@ def _pinball(f: Forecast) -> float:
 
 
 def _records(figures: dict[str, float], params: dict[str, object], num_gaps: int, seed: int) -> list[Record]:
-    origin = record.origin()
+    origin, log = record.origin(), str(params["log"])
+
+    def better(name: str) -> str:
+        return "-" if name.startswith(("ended", "hits")) else "lower"
+
     return [
-        Record(
-            question="sim/gaps",
-            variant=str(params["log"]),
-            params=params,
-            metric=name,
-            unit="",
-            better="-" if name.startswith(("ended", "hits")) else "lower",
-            n=num_gaps,
-            p20=value,
-            p50=value,
-            p80=value,
-            source="simulated",
-            seed=seed,
-            commit=origin.commit,
-            versions=origin.versions,
-            machine=origin.machine,
-            command=origin.command,
+        origin.record(
+            "sim/gaps", log, params, name, "", better(name), [value] * num_gaps, source="simulated", seed=seed
         )
         for name, value in figures.items()
     ]

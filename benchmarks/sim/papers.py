@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks import record
 from benchmarks.record import Record
 from impala_vllm.core.types import Outcome
-from impala_vllm.replay.measures import mean, quantile
+from impala_vllm.replay.measures import mean
 from impala_vllm.sim import timing
 from impala_vllm.sim.measures import Measures
 from impala_vllm.sim.policies import KINDS
@@ -185,7 +185,6 @@ def _forgetting(load: Workload) -> Workload:
 
 
 def _record(figure: Figure, gains: Sequence[float]) -> Record:
-    origin = record.origin()
     params = {
         "paper": figure.says,
         "load": f"{figure.load.num_programs} programs, {figure.load.turns[0]}-{figure.load.turns[1]} turns, calls of "
@@ -193,11 +192,7 @@ def _record(figure: Figure, gains: Sequence[float]) -> Record:
         "HBM": f"{figure.hbm_tokens} tokens",
     }
     metric = "throughput ratio" if figure.gain is more else "JCT ratio"
-    return Record(
-        "sim/papers", figure.policy, params, metric, "x", "higher", len(gains), quantile(gains, 0.2),
-        quantile(gains, 0.5), quantile(gains, 0.8), "simulated", None, origin.commit, origin.versions, origin.machine,
-        origin.command,
-    )  # fmt: skip
+    return record.origin().record("sim/papers", figure.policy, params, metric, "x", "higher", gains, source="simulated")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks import record
 from benchmarks.record import Record
 from benchmarks.sim import heat, loads
 from benchmarks.sim.loads import Logs
-from impala_vllm.replay.measures import mean, quantile
+from impala_vllm.replay.measures import mean
 from impala_vllm.sim import timing
 from impala_vllm.sim.measures import Measures
 from impala_vllm.sim.policies import KINDS
@@ -205,27 +205,8 @@ def _records(verdicts: Iterable[Verdict], params: dict[str, object]) -> list[Rec
             ("stall / best rival's", "lower", v.stall),
             ("tasks an hour / best rival's", "higher", v.tasks),
         ):
-            spread = [quantile(values, share) for share in (0.2, 0.5, 0.8)]
-            made.append(
-                Record(
-                    question="sim/study",
-                    variant=str(v.point),
-                    params=note,
-                    metric=metric,
-                    unit="x",
-                    better=better,
-                    n=len(values),
-                    p20=spread[0],
-                    p50=spread[1],
-                    p80=spread[2],
-                    source="simulated",
-                    seed=None,
-                    commit=origin.commit,
-                    versions=origin.versions,
-                    machine=origin.machine,
-                    command=origin.command,
-                )
-            )
+            point = str(v.point)
+            made.append(origin.record("sim/study", point, note, metric, "x", better, values, source="simulated"))
     return made
 
 

@@ -25,7 +25,6 @@ from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.arms import Arm, Machine, Room
 from impala_vllm.replay.comparison import ratio
-from impala_vllm.replay.measures import quantile
 from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.trial import Trial
 from impala_vllm.replay.vocabulary import Vocabulary
@@ -159,11 +158,8 @@ def _level(
         name = name.replace(AGENTS, "tiers")
 
     def of(arm: str, metric: str, unit: str, better: str, values: Sequence[float], **more: Any) -> Record:
-        return Record(
-            f"sim/{name}", arm, {**params, **more}, metric, unit, better, len(values),
-            quantile(values, 0.2), quantile(values, 0.5), quantile(values, 0.8), "simulated", None,
-            origin.commit, origin.versions, origin.machine, origin.command,
-        )  # fmt: skip
+        about = {**params, **more}
+        return origin.record(f"sim/{name}", arm, about, metric, unit, better, values, source="simulated")
 
     made: list[Record] = []
     base = chosen[0].name

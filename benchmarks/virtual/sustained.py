@@ -128,11 +128,8 @@ def _records(found: dict[str, list[tuple[float, float]]], bench: Bench, options:
     }
 
     def of(arm: str, metric: str, unit: str, values: Sequence[float], **more: Any) -> Record:
-        return Record(
-            "sim/sustained", arm, {**params, **more}, metric, unit, "higher", len(values),
-            quantile(values, 0.2), quantile(values, 0.5), quantile(values, 0.8), "simulated", None,
-            origin.commit, origin.versions, origin.machine, origin.command,
-        )  # fmt: skip
+        about = {**params, **more}
+        return origin.record("sim/sustained", arm, about, metric, unit, "higher", values, source="simulated")
 
     made: list[Record] = []
     base = next(iter(found))
