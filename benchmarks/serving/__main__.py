@@ -25,7 +25,7 @@ from impala_vllm.replay.load import Arrivals, Load
 from impala_vllm.replay.progress import TerminalWatcher
 from impala_vllm.replay.report import Report, write
 from impala_vllm.replay.server import ServerError
-from impala_vllm.replay.trial import run_trials
+from impala_vllm.replay.trial import Trial, run_trials
 from impala_vllm.replay.vocabulary import ModelError, Vocabulary
 from impala_vllm.workload import WorkloadError
 
@@ -68,7 +68,7 @@ def main(experiment: str, **options: Any) -> None:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("stopped; nothing was recorded", err=True)
+        click.echo("stopped", err=True)
         sys.exit(130)
     shutil.rmtree(logs)
 
@@ -113,18 +113,28 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         sustained.run(plan, chosen, machine, logs, console, None if options["no_record"] else options["seed"])
         return
     runs = order([arm.name for arm in chosen], options["pairs"] or experiment.num_pairs)
-    with TerminalWatcher(console, len(runs)) as watcher:
-        trials = run_trials(
-            plan,
-            chosen,
-            runs,
-            machine,
-            load,
-            logs,
-            watcher,
-            fresh_engines=options["fresh_engines"] or experiment.fresh_engines,
-            send_session_ids=options["send_session_ids"],
-        )
+    trials: list[Trial] = []
+    stopped: BaseException | None = None
+    try:
+        with TerminalWatcher(console, len(runs)) as watcher:
+            run_trials(
+                plan,
+                chosen,
+                runs,
+                machine,
+                load,
+                logs,
+                watcher,
+                fresh_engines=options["fresh_engines"] or experiment.fresh_engines,
+                send_session_ids=options["send_session_ids"],
+                done=trials,
+            )
+    except (KeyboardInterrupt, SystemExit) as e:
+        trials = figures.whole(trials, [arm.name for arm in chosen])
+        if not trials:
+            raise
+        stopped = e
+        console.print(f"stopped after {len(trials)} of {len(runs)} runs; what all arms have had counts")
     records = figures.records(experiment, trials, plan, machine, traces, options)
     figures.show(records, Console())
     if not options["no_record"]:
@@ -134,6 +144,8 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         write(Report(title, plan, tuple(chosen), tuple(trials), machine, scale, load), options["html"])
     if any(t.measures.num_failed for t in trials):
         raise ServerError("some requests failed, see above: the figures do not count")
+    if stopped is not None:
+        raise stopped
 
 
 def _room(options: dict[str, Any]) -> arms.Room:

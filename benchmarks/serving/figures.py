@@ -40,6 +40,12 @@ def figure(trial: Trial, name: str) -> float | None:
     return getattr(measure(parts.only(trial.run, part)) if part else trial.measures, field)
 
 
+def whole(trials: Sequence[Trial], arms: Sequence[str]) -> list[Trial]:
+    """Trials of the repetitions that every one of `arms` has ended."""
+    num = min(sum(t.arm == arm for t in trials) for arm in arms)
+    return [t for t in trials if t.repetition < num]
+
+
 def records(
     experiment: Experiment,
     trials: Sequence[Trial],

@@ -60,14 +60,16 @@ def run_trials(
     fresh_engines: bool = False,
     send_session_ids: bool = False,
     start_timeout_s: float = 300.0,
+    done: list[Trial] | None = None,
 ) -> list[Trial]:
     """Replay `plan` once for each name in `order`. Raises ServerError if an engine fails to start or dies.
 
-    Engines are stopped on every way out.
+    Engines are stopped on every way out. Each trial is added to `done` as it ends: what has been measured outlives an
+    interruption.
     """
     by_name = {arm.name: arm for arm in arms}
     new_tokens = plan.new_tokens(machine.block_size)
-    trials: list[Trial] = []
+    trials = done if done is not None else []
     with ExitStack() as up:
         servers: dict[str, Server] = {}
         for i, name in enumerate(order):

@@ -221,3 +221,12 @@ def test_capacity_is_what_ends_while_others_wait_to_start():
     assert capacity.load_at(0.95, 2.0, 7) == Load(Arrivals.POISSON, rate_per_s=1.9, seed=7)
     with pytest.raises(ValueError, match="too few to measure capacity"):
         capacity.tasks_per_s(Run((_turn(0, 0.0, 9.0), _turn(1, 1.0, 9.0)), 9.0))
+
+
+def test_an_interrupted_run_counts_what_all_arms_have_had() -> None:
+    def trial(arm: str, repetition: int) -> Trial:
+        return Trial(arm, repetition, Run((), 0.0), measure(Run((), 0.0), computed_tokens=0, new_tokens=0, cpu_s=0.0))
+
+    trials = [trial("a", 0), trial("b", 0), trial("b", 1)]
+    assert figures.whole(trials, ["a", "b"]) == trials[:2]
+    assert figures.whole(trials[:1], ["a", "b"]) == []

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def plan(first: int = 1) -> Plan:
     return Plan((PlannedSession("a", turns),))
 
 
-def run(planned: Plan, order: list[str], tmp_path: Path, watcher: Silent, **options: bool) -> list[Trial]:
+def run(planned: Plan, order: list[str], tmp_path: Path, watcher: Silent, **options: Any) -> list[Trial]:
     arms = (Arm("plain", ""), Arm("knowing", "", recognises=True))
     machine = Machine(tmp_path, dtype="float32")
     return run_trials(planned, arms, order, machine, Load(), tmp_path, watcher, **options)
@@ -102,4 +103,17 @@ def test_an_engine_that_dies_ends_the_trials_in_one_line(started: list[Server], 
     with pytest.raises(ServerError, match="plain: ") as caught:
         run(plan(first=13), ["plain", "knowing"], tmp_path, Silent())
     assert "\n" not in str(caught.value)
+    assert not any(s.alive() for s in started)
+
+
+def test_what_has_been_measured_outlives_an_interruption(started: list[Server], tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def running(self, arm: str, repetition: int, num_turns: int) -> None:
+            if repetition == 1:
+                raise KeyboardInterrupt
+
+    done: list[Trial] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), ["plain", "knowing", "knowing", "plain"], tmp_path, Impatient(), done=done)
+    assert [(t.arm, t.repetition) for t in done] == [("plain", 0), ("knowing", 0)]
     assert not any(s.alive() for s in started)
