@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from impala_vllm.cli import out_file
 from impala_vllm.core.identity import Identity, IdentityConfig
 from impala_vllm.core.types import Link
 from impala_vllm.workload import Format, Turn, WorkloadError, interleave, links, load
@@ -41,6 +42,8 @@ def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: f
     """Recognise the traces in FILE, a log or a directory of logs, without client ids."""
     if spread_s is not None and not math.isfinite(spread_s):
         raise click.BadParameter(f"{spread_s} is no number of seconds", param_hint="'--interleave'")
+    if out is not None:
+        out_file.check(out, [file], "the log")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=None)
@@ -51,7 +54,7 @@ def identify(file: Path, form: str, out: Path | None, as_json: bool, spread_s: f
         score = Score()
         sources: Counter[str] = Counter()
         traces: set[str] = set()
-        with _replacing(out, file) as sink:
+        with _replacing(out) as sink:
             for turn, link in links(turns, Identity(IdentityConfig())):
                 score.note(turn, link)
                 sources[link.source.value] += 1
@@ -93,15 +96,11 @@ def _line(turn: Turn, link: Link) -> dict[str, Any]:
 
 
 @contextmanager
-def _replacing(path: Path | None, log: Path) -> Iterator[IO[str] | None]:
+def _replacing(path: Path | None) -> Iterator[IO[str] | None]:
     """A file that appears under its name only when everything went well."""
     if path is None:
         yield None
         return
-    if path.exists() and not path.is_file():
-        raise WorkloadError(f"{path}: no regular file, so it cannot be replaced; give -o a file")
-    if path.exists() and path.samefile(log):
-        raise WorkloadError(f"{path}: that is the log itself; give -o another file")
     path = path.resolve()  # what a link points to is replaced, not the link
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -8,19 +8,33 @@ from impala_vllm.config import ConfigError
 
 
 def check(out: Path, inputs: Iterable[Path], what: str) -> None:
-    """Raise ConfigError where `out` cannot be written, or is one of `inputs`, which are `what`."""
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+    """Raise ConfigError where `out` cannot be written, or is one of `inputs`: `what`, files or directories of them."""
+    if out.exists() and not out.is_file() and not out.is_dir():
+        raise ConfigError(f"{out}: no regular file, so it cannot be replaced; give a file")
+    folder = out.resolve().parent
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"{out}: cannot write there; give a file in a writable folder")
-    if any(out.exists() and part.exists() and out.samefile(part) for part in inputs):
+    if out.exists() and any(out.samefile(part) for given in inputs for part in _files(given)):
         raise ConfigError(f"{out}: that is {what} itself; give another file")
 
 
 def write(out: Path, text: str) -> None:
-    """All of it or nothing. Raises ConfigError."""
-    partial = out.with_name(f".{out.name}.partial")
+    """All of it or nothing; what a link points to is replaced, not the link. Raises ConfigError."""
+    out = out.resolve()
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(out)
-    except OSError as e:
+    except BaseException as e:
         partial.unlink(missing_ok=True)
-        raise ConfigError(f"{out}: cannot write it ({e.strerror}); make room, or give another folder") from e
+        if isinstance(e, OSError):
+            raise ConfigError(f"{out}: cannot write it ({e.strerror}); make room, or give another folder") from e
+        raise
+
+
+def _files(given: Path) -> list[Path]:
+    """Those of a directory, or the file itself, as far as they are there."""
+    try:
+        return [part for part in (given.iterdir() if given.is_dir() else [given]) if part.is_file()]
+    except OSError:  # whoever reads it says so
+        return []
