@@ -3,6 +3,7 @@
 What cannot be read is counted and named once, never raised: torn lines, other versions, files that went away meanwhile.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,8 +48,8 @@ def neighbours(path: Path) -> list[Path]:
     prefix = path.name + "."
     rotated = [p for p in path.parent.glob(path.name.translate(_LITERAL) + ".*") if p.name[len(prefix) :].isdecimal()]
     rotated.sort(key=lambda p: int(p.name[len(prefix) :]), reverse=True)
-    live = path.with_name(path.name + ".live")
-    return [p for p in (*rotated, path, live) if p.is_file()]
+    live = path.parent / f"{path.name}.live"  # of a path without a name, too
+    return [p for p in (*rotated, path, live) if os.path.isfile(p)]
 
 
 _LITERAL = {ord(c): f"[{c}]" for c in "*?["}
