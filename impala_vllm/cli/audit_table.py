@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from impala_vllm.cli.printable import printable
 from impala_vllm.insight.audit import FIXES, Report
 from impala_vllm.insight.audit.bloat import FIXES as BLOAT_FIXES
 from impala_vllm.insight.audit.bloat import Bloat
@@ -27,7 +28,7 @@ def show(report: Report, price: float | None, show_text: bool, console: Console)
     """Print it. `price` is of a million tokens."""
 
     def say(text: str) -> None:
-        console.print(Text(text))  # what a log says is no markup
+        console.print(Text(printable(text)))  # what a log says is no markup
 
     about = "about " if report.estimated else ""
     share = report.lost_tokens / report.prompt_tokens if report.prompt_tokens else 0.0
@@ -82,7 +83,9 @@ def _sessions(sessions: list[Worst]) -> Table:
     for heading in ("turns", "prefix lost", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     for worst in sessions:
-        table.add_row(Text(worst.session), f"{worst.turns:,}", f"{worst.findings:,}", f"{worst.lost_tokens:,}")
+        table.add_row(
+            Text(printable(worst.session)), f"{worst.turns:,}", f"{worst.findings:,}", f"{worst.lost_tokens:,}"
+        )
     return table
 
 
@@ -95,7 +98,9 @@ def _worst(findings: list[Finding]) -> Table:
         table.add_column(heading)
     table.add_column("tokens", justify="right", no_wrap=True)
     for f in findings:
-        table.add_row(Text(f.session), str(f.turn), str(f.block), f.segment, f.cause.value, f"{f.lost_tokens:,}")
+        table.add_row(
+            Text(printable(f.session)), str(f.turn), str(f.block), f.segment, f.cause.value, f"{f.lost_tokens:,}"
+        )
     return table
 
 
@@ -134,7 +139,7 @@ def _tools(report: Report, say: Say, console: Console) -> None:
     shown = [*idle[:_SHOWN], *(tool for tool in report.tools if tool.num_calls)][: 2 * _SHOWN]
     for tool in shown:
         calls = f"{tool.num_calls:,}" if tool.num_calls else "never"
-        table.add_row(Text(tool.name), f"{tokens(tool.schema_bytes):,}", f"{tool.num_requests:,}", calls)
+        table.add_row(Text(printable(tool.name)), f"{tokens(tool.schema_bytes):,}", f"{tool.num_requests:,}", calls)
     console.print(table)
     if len(shown) < len(report.tools):
         say(f"- and {len(report.tools) - len(shown)} more, {len(idle[_SHOWN:])} of them never called (--json has all)")

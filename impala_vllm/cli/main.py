@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from impala_vllm.cli.printable import printable
 from impala_vllm.config import ConfigError
 from impala_vllm.workload.source import WorkloadError
 
@@ -91,7 +92,7 @@ def _version(ctx: click.Context, wanted: bool) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("impala: " + " ".join(message.split()), err=True)
+    click.echo("impala: " + printable(" ".join(message.split())), err=True)
     sys.exit(BAD_INPUT)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from impala_vllm.cli import out_file
+from impala_vllm.cli.printable import printable
 from impala_vllm.config import ConfigError
 from impala_vllm.insight.ledger.read import Reading, neighbours, read
 from impala_vllm.insight.report import Advice, Figures, Totals, advise, figures, prices, text
@@ -66,7 +67,7 @@ def report(
         _check_page(html_out, file)
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         totals, reading = _gather(file, progress)
@@ -177,14 +178,14 @@ def _print(
         for name, cells in simulated.rows:
             table.add_row(name, *cells)
         console.print(table)
-    console.print(Text(simulated.answer))
+    console.print(Text(printable(simulated.answer)))
     for a in advice:
         console.print(Text(f"- {a.symptom} ({a.size}): {a.remedy}"))
     if reading.corrupt or reading.newer or reading.first_problem:
         console.print(
             Text(
                 f"Of {reading.lines:,} lines {reading.corrupt:,} could not be read and {reading.newer:,} are of a "
-                f"newer version; the first problem: {reading.first_problem}"
+                f"newer version; the first problem: {printable(reading.first_problem or '')}"
             )
         )
 
@@ -207,13 +208,13 @@ def _worst(console: Console, found: Figures) -> None:
         table.add_column(heading, justify="left" if heading in ("mostly", "outcome") else "right", no_wrap=True)
     for w in found.worst[:5]:
         table.add_row(
-            w.trace,
+            Text(printable(w.trace)),
             text.seconds(w.stall_s),
             w.largest,
             text.seconds(w.jct_s),
             str(w.turns),
             f"{w.again_tokens:,}",
-            Text(w.outcome),
+            Text(printable(w.outcome)),
         )
     console.print(table)
 

@@ -79,7 +79,7 @@ def simulate(
     console = Console(stderr=True)
     trace = ChromeTrace() if trace_out is not None else None
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         reading = progress.add_task(f"reading {file.name}", total=None)

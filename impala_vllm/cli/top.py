@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from impala_vllm.cli.live_server import Unreachable, get, get_json, is_address
+from impala_vllm.cli.printable import printable
 from impala_vllm.config import ConfigError
 from impala_vllm.insight import live
 from impala_vllm.insight.live import Rates, View
@@ -80,7 +81,7 @@ def _head(url: str, now: View, since: Rates, problem: str | None) -> Panel:
     table.add_column()
     table.add_row("server", Text.assemble((now.status, _STYLES.get(now.status, "")), f", mode {now.mode}"))
     if problem is not None:
-        table.add_row("", Text(f"reconnecting: {problem}", style="red"))
+        table.add_row("", Text(printable(f"reconnecting: {problem}"), style="red"))
     table.add_row("traces", ", ".join(f"{count:,} {state}" for state, count in now.traces.items()))
     held = "" if now.held is None else f", {now.held:,} held"
     wait = "" if not now.longest_wait_s else f"; longest wait {now.longest_wait_s:,.1f} s"
@@ -96,7 +97,7 @@ def _head(url: str, now: View, since: Rates, problem: str | None) -> Panel:
     per = " tokens" if since.over_s is None else " tokens/s"
     table.add_row("work", f"{since.prompt_tokens:,.0f} prompt and {since.output_tokens:,.0f} output{per}")
     for text in (*now.reasons, *now.trouble):
-        table.add_row("", Text(text, style="yellow"))
+        table.add_row("", Text(printable(text), style="yellow"))
     return Panel(table, title=Text(f"impala top  {url}"), title_align="left")
 
 
@@ -110,14 +111,14 @@ def _traces(now: View, num_rows: int) -> Table:
     table.add_column("known by", no_wrap=True)
     for row in now.trace_rows[:num_rows]:
         table.add_row(
-            Text(str(row["trace_id"])),
-            Text(str(row["parent_trace_id"] or "")),
-            Text(str(row["state"])),
+            Text(printable(str(row["trace_id"]))),
+            Text(printable(str(row["parent_trace_id"] or ""))),
+            Text(printable(str(row["state"]))),
             f"{row['turns']:,}",
             f"{row['tokens']:,}",
             _age(row["age_s"]),
             _age(row["silent_s"]),
-            Text(f"{row['source']} {row['confidence']:.2f}"),
+            Text(printable(f"{row['source']} {row['confidence']:.2f}")),
         )
     left = len(now.trace_rows) - num_rows
     if left > 0:

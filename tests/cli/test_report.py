@@ -116,6 +116,27 @@ def test_a_file_that_is_not_there_is_one_line_and_2(tmp_path, capsys):
     assert (code, "No such file" in line) == (2, True)
 
 
+@pytest.mark.parametrize("file", [".", "/", ""])
+def test_a_directory_is_no_ledger(capsys, file):
+    code, line = failing(capsys, file)
+    assert (code, "cannot read it (Is a directory)" in line) == (2, True)
+
+
+def test_names_in_a_ledger_are_neither_markup_nor_html(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    hostile = "aa</b><script>alert(1)</script>[/b]$x_{\x1b"
+    write(
+        tmp_path / "l.jsonl",
+        msgspec.structs.replace(HEADER, run=hostile),
+        trace(1, trace=f"{hostile}/t1", outcome=hostile),
+    )
+    assert run(tmp_path / "l.jsonl", "--html", tmp_path / "out.html").exit_code == 0
+    page = (tmp_path / "out.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "</b>&lt;" not in page
+
+
 def test_a_page_is_written_whole_or_not_at_all(ledger, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run(ledger, "--html", tmp_path / "out.html", "--no-simulation").exit_code == 0
