@@ -56,7 +56,7 @@ class Asks:
         config: "RankConfig",
         tiers: "TierPolicy | None" = None,
     ) -> None:
-        self._blocks = scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block
+        self._pool = scheduler.kv_cache_manager.block_pool
         self._block_size = scheduler.block_size
         self._turns = turns
         self._cost = cost
@@ -162,4 +162,5 @@ class Asks:
 
     def _block(self, request: "Request", index: int) -> KVCacheBlock | None:
         key = make_block_hash_with_group_id(request.block_hashes[index], 0)
-        return self._blocks.get_one_block(key)
+        # Asked of the pool each time: a reset gives it a new map.
+        return self._pool.cached_block_hash_to_block.get_one_block(key)

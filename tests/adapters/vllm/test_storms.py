@@ -122,7 +122,7 @@ class Storm(Batch):
         before = {r: r.status for r in self._scheduler.waiting}
         scheduled = self._scheduler.schedule()
         self.num_preemptions += len(scheduled.preempted_req_ids or ())
-        self._judge(before, [r.req_id for r in scheduled.scheduled_new_reqs])
+        self._judge(before, [r.req_id for r in scheduled.scheduled_new_reqs if r.req_id not in self.waits])
         ids = list(scheduled.num_scheduled_tokens)
         sampled = [[] if self._scheduler.requests[i].is_prefill_chunk else [50] for i in ids]
         output = ModelRunnerOutput(
@@ -293,8 +293,10 @@ def test_turns_that_push_each_other_out_are_all_served(model, asynchronous):
 
 
 @BOTH
-def test_the_longest_wait_told_is_the_longest_until_a_turn_first_ran(model, asynchronous):
+@pytest.mark.parametrize("runner", [1, 2])
+def test_the_longest_wait_told_is_the_longest_until_a_turn_first_ran(model, asynchronous, runner):
     scheduler = build(model, asynchronous, 22)
+    scheduler.use_v2_model_runner = runner == 2  # it calls resumed turns new
     storm = Storm(scheduler, outputs_longer_than_expected(20))
     storm.run()
     assert scheduler.enforcer.longest_wait_s == pytest.approx(max(storm.waits.values()), abs=0.01)
@@ -396,6 +398,23 @@ def test_an_emptied_prefix_cache_is_nobodys(model):
     assert scheduler.reset_prefix_cache()
     assert not scheduler.enforcer.free.claims()
     scheduler.enforcer.free.check_invariants()
+
+
+def test_what_was_in_an_emptied_prefix_cache_is_work_again(model):
+    scheduler = build(model)
+    reach: dict[str, int] = {}
+    ask = scheduler.enforcer._asks._ask
+
+    def spy(request, *seen):
+        found = ask(request, *seen)
+        reach[request.request_id] = found.turn.reach_tokens
+        return found
+
+    scheduler.enforcer._asks._ask = spy
+    Storm(scheduler, [Ask("first", 0.0, blocks(4, 1))]).run()
+    assert scheduler.reset_prefix_cache()
+    Storm(scheduler, [Ask("cold", 0.0, blocks(4, 1)), Ask("warm", 5.0, blocks(4, 1))]).run()
+    assert reach == {"first": 0, "cold": 0, "warm": 3 * 32}
 
 
 def _falls_back(model: str, **sizes: Any) -> list[str]:
