@@ -108,7 +108,7 @@ class Bookkeeper:
         """A step's output is here, and nothing has been done about it yet. Steps overlap: one takes from the end of
         the one before."""
         now = self._clock()
-        while self._steps:
+        while self._steps and output.total_num_scheduled_tokens:
             number, started_s = self._steps.popleft()
             if number == id(output):
                 tokens = output.num_scheduled_tokens

@@ -21,13 +21,13 @@ class StepTimer:
         """A step was built: note what it will compute."""
         tokens = output.num_scheduled_tokens
         prefill = context = 0
-        cached = output.scheduled_cached_reqs
+        cached, drafts = output.scheduled_cached_reqs, output.scheduled_spec_decode_tokens
         for request_id, done in zip(
             [r.req_id for r in output.scheduled_new_reqs] + list(cached.req_ids),
             [r.num_computed_tokens for r in output.scheduled_new_reqs] + list(cached.num_computed_tokens),
             strict=True,
         ):
-            count = tokens.get(request_id, 0)
+            count = tokens.get(request_id, 0) - len(drafts.get(request_id, ()))
             if count > 1:
                 prefill += count
                 context += count * (done + count // 2)
@@ -36,7 +36,7 @@ class StepTimer:
 
     def ended(self, output: "SchedulerOutput", now: float) -> None:
         """A step is done. Steps overlap under async scheduling: it took from the end of the one before."""
-        while self._steps:
+        while self._steps and output.num_scheduled_tokens:
             number, started_s, prefill, context = self._steps.popleft()
             if number == id(output):
                 self._cost.observe(now - max(started_s, self._ended_s), prefill, context)
