@@ -87,9 +87,11 @@ class OpenTurns(Generic[TurnT]):
 
     def begin(self, turn: TurnT) -> bool:
         """The turn waits no longer. False: it did not before, or is nobody's."""
-        if turn.has_begun or turn.trace_id is None:
+        if turn.has_begun:
             return False
         turn.has_begun = True
+        if turn.trace_id is None:
+            return False
         _less(self._queued_of, turn.trace_id)
         return True
 

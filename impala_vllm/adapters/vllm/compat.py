@@ -105,6 +105,7 @@ _SEAMS: list[tuple[str, str, tuple[str, ...] | None]] = [
     ),
     ("vllm.v1.core.sched.scheduler:Scheduler.schedule", "a plan before each step", ("self", "throttle_prefills")),
     ("vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks", "whose KV is idle", ("self", "request")),
+    ("vllm.v1.core.sched.scheduler:Scheduler._drain_deferred_frees", "whose KV is idle", ("self",)),
     ("vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache", "whose KV is idle", ("self",)),
     ("vllm.v1.core.sched.request_queue:create_request_queue", "the way back to stock order", ("policy",)),
     ("vllm.v1.core.kv_cache_utils:FreeKVCacheBlockQueue.popleft_n", "eviction by value", ("self", "n")),

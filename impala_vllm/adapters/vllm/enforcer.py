@@ -32,6 +32,7 @@ from impala_vllm.core.types import RequestId, TraceId
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.outputs import KVConnectorOutput
@@ -75,6 +76,12 @@ class Enforcer:
         self._fetching: frozenset[str] = _NOBODY
         self.longest_wait_s = 0.0
         self.turns: OpenTurns[OpenTurn] = OpenTurns(self.gaps, self.lengths)
+        self._unfreed: dict[str, OpenTurn] = {}
+        """Ended, but their connector still wants their blocks; by request id."""
+        self._deferred: dict[int, tuple[OpenTurn, frozenset[int]]] = {}
+        """Turns and their shared blocks, by the identity of an entry of vLLM's deferred frees."""
+        self._claimer: OpenTurn | None = None
+        self._num_deferred = 0
         self._refreshed_s = 0.0
         self._round_s = 0.0
         self._num_ranked = 0
@@ -98,8 +105,8 @@ class Enforcer:
         if self.tiers is not None:
             self.tiers.arrive(request, trace, stem_blocks)
 
-    def finish(self, request: "Request", now: float, trace: Trace | None = None) -> None:
-        """`request`, a turn of `trace`, has ended and its blocks are free."""
+    def finish(self, request: "Request", now: float, trace: Trace | None = None, stem_blocks: int = 0) -> None:
+        """`request`, a turn of `trace`, has ended; its blocks are free, or will be when its connector is done."""
         waiting = self.turns.get(RequestId(request.request_id))
         if waiting is not None:
             self._begun(waiting)
@@ -108,6 +115,9 @@ class Enforcer:
         )
         if turn is None:
             return
+        if request.request_id in self._scheduler.requests:
+            turn.stem_blocks = stem_blocks
+            self._unfreed[request.request_id] = turn
         is_known = self.turns.trace_of(turn) is not None
         if is_known and self.traces is not None and trace is not None:
             parent = self.traces.drained_by(trace)
@@ -146,16 +156,31 @@ class Enforcer:
         turn = self.turns.get(RequestId(request.request_id))
         if turn is not None:
             turn.stem_blocks = stem_blocks
+        else:
+            turn = self._unfreed.pop(request.request_id, None)
         if self.free is None or turn is None:
             return
-        self.free.claim = turn.trace_id
-        if stem_blocks and turn.trace_id is not None:
+        self._claimer, self._num_deferred = turn, len(self._scheduler.deferred_frees)
+        self.free.claim = self.turns.trace_of(turn)
+        if turn.stem_blocks and self.free.claim is not None:
             blocks = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
-            self.free.stem_blocks = frozenset(blocks[:stem_blocks])
+            self.free.stem_blocks = frozenset(blocks[: turn.stem_blocks])
 
     def unclaim(self) -> None:
-        if self.free is not None:
-            self.free.claim, self.free.stem_blocks = None, frozenset()
+        """What vLLM has put off freeing keeps its claim, for `reclaim`."""
+        if self.free is None:
+            return
+        deferred = self._scheduler.deferred_frees
+        if self._claimer is not None and len(deferred) > self._num_deferred:
+            self._deferred[id(deferred[-1][1])] = self._claimer, self.free.stem_blocks
+        self._claimer = None
+        self.free.claim, self.free.stem_blocks = None, frozenset()
+
+    def reclaim(self, blocks: "Sequence[KVCacheBlock]") -> None:
+        """`claim` for an entry of vLLM's deferred frees, which is freed now."""
+        turn, stem_blocks = self._deferred.pop(id(blocks), (None, frozenset[int]()))
+        if self.free is not None and turn is not None:
+            self.free.claim, self.free.stem_blocks = self.turns.trace_of(turn), stem_blocks
 
     def reset(self) -> None:
         """The prefix cache is empty: nothing idle is anybody's."""
@@ -196,7 +221,7 @@ class Enforcer:
         """A step was built: note what it will compute, to learn from when it is done. Raises Stalled."""
         for new in output.scheduled_new_reqs:
             turn = self.turns.get(RequestId(new.req_id))
-            if turn is not None:
+            if turn is not None and not turn.has_begun:  # model runner V2 calls resumed ones new as well
                 self.longest_wait_s = max(self.longest_wait_s, now - turn.arrived_s)
                 self._begun(turn)
         self._watchdog.watch(output, self._num_ranked, now)
@@ -259,7 +284,8 @@ class Enforcer:
                 asks = ready
                 # Loads hold only what they load; the rest of their prompts is promised room.
                 num_free -= self._scheduler._inflight_prefill_reserved_blocks()
-                num_running += len(self._scheduler.kv_holding_waiting)
+                # A streaming session whose client thinks holds blocks too, but moves nothing.
+                num_running += len(self._scheduler.kv_holding_waiting) - self._scheduler.num_waiting_for_streaming_input
             kept = 0 if _fit(asks, self.free.num_unclaimed) else self.idle.kept_blocks
             plan = self.admission.plan(asks, kept, num_free, num_running, now)
             request_of = self._scheduler.requests

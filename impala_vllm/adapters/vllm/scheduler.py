@@ -5,6 +5,7 @@ itself would have taken for the final configuration, synchronous or asynchronous
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -181,17 +182,27 @@ class _Enforced(_Observed):
         return done
 
     def _free_request_blocks(self, request: Request) -> None:
-        if self.enforcer is None:
-            super()._free_request_blocks(request)
-            return
-        stem = self._stem_blocks(request)
-        self._steer(lambda policy: policy.claim(request, stem))
+        self._steer(lambda policy: policy.claim(request, self._stem_blocks(request)))
         super()._free_request_blocks(request)
-        self._steer(lambda policy: policy.unclaim())
+        self._steer(Enforcer.unclaim)
+
+    def _drain_deferred_frees(self) -> None:
+        """Blocks that a step in flight might still have written, one request's after the other."""
+        deferred = self.deferred_frees
+        while deferred and deferred[0][0] <= self.processed_step_seq:
+            blocks = deferred[0][1]
+            self.deferred_frees = deque([deferred.popleft()])
+            self._steer(lambda policy, blocks=blocks: policy.reclaim(blocks))
+            super()._drain_deferred_frees()
+            self._steer(Enforcer.unclaim)
+        self.deferred_frees = deferred
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        stem = self._stem_blocks(request)
         freed = super()._free_request(request, delay_free_blocks)
-        self._steer(lambda policy: policy.finish(request, self.observer.clock(), self._trace(policy.trace_of(request))))
+        self._steer(
+            lambda policy: policy.finish(request, self.observer.clock(), self._trace(policy.trace_of(request)), stem)
+        )
         return freed
 
     def forget(self, trace_id: TraceId) -> None:

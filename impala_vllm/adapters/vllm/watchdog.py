@@ -31,7 +31,8 @@ class Watchdog:
         scheduler = self._scheduler
         is_paused = scheduler.pause_state != PauseState.UNPAUSED
         # A turn whose KV is being loaded is in neither list.
-        loads = len(scheduler.kv_holding_waiting) or (self._tiers is not None and self._tiers.is_loading(now))
+        loads = len(scheduler.kv_holding_waiting) > scheduler.num_waiting_for_streaming_input
+        loads = loads or (self._tiers is not None and self._tiers.is_loading(now))
         moves = output.num_scheduled_tokens or scheduler.running or loads or is_paused
         if moves or not num_waiting:
             self._still_since_s = None

@@ -7,17 +7,22 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from impala_vllm.adapters.vllm import choice
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
+from impala_vllm.config import load
 from impala_vllm.core.admission import Plan
 from impala_vllm.core.types import TraceId
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
-from tests.adapters.vllm.test_scheduler import build
+from tests.adapters.vllm.test_scheduler import build, from_config
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 STEP_S = 0.1
@@ -230,6 +235,83 @@ def test_a_parent_is_expected_once_its_last_child_has_ended(model):
     scheduler.finish_requests("c0b", RequestStatus.FINISHED_ABORTED)
     assert told == [("delegate", parent), ("drain", parent)]
     assert len(set(children)) == 2
+
+
+def send(scheduler: Any, name: str, prompt: list[int], **fields: Any) -> Request:
+    """Queue a request that ends with its first token."""
+    init_none_hash(sha256)
+    params = SamplingParams(max_tokens=9, temperature=0.0, stop_token_ids=[50])
+    hasher = get_request_block_hasher(32, sha256)
+    request = Request(name, prompt, params, None, 0, 0.0, block_hasher=hasher, **fields)
+    scheduler.add_request(request)
+    return request
+
+
+def complete(scheduler: Any, scheduled: Any) -> None:
+    """What a model gives back for a step that `schedule` planned."""
+    ids = list(scheduled.num_scheduled_tokens)
+    output = ModelRunnerOutput(
+        req_ids=ids, req_id_to_index={i: n for n, i in enumerate(ids)}, sampled_token_ids=[[50] for _ in ids]
+    )
+    scheduler.update_from_output(scheduled, output)
+
+
+def test_what_is_freed_behind_a_step_in_flight_is_still_its_traces(model):
+    """As with any connector that loads: a step in flight may still write to the blocks of who has ended."""
+    scheduler = build(model, asynchronous=True, mode="enforce")
+    scheduler.defer_block_free = True
+    requests = [send(scheduler, f"r{i}", [7 + i] * 32 * (2 + i)) for i in range(2)]
+    traces = [scheduler.enforcer.trace_of(request) for request in requests]
+    steps = [scheduler.schedule(), scheduler.schedule()]
+    complete(scheduler, steps[0])
+    assert not scheduler.requests
+    assert not scheduler.enforcer.free.claims()
+    complete(scheduler, steps[1])
+    assert scheduler.enforcer.free.claims() == {traces[0]: 2, traces[1]: 3}
+    assert not scheduler.enforcer._deferred
+    scheduler.enforcer.free.check_invariants()
+
+
+def test_what_a_connector_keeps_after_the_end_is_still_its_traces(model, monkeypatch):
+    """As where KV is sent to another server: blocks are freed when it has arrived."""
+    scheduler = build(model, mode="enforce")
+    monkeypatch.setattr(scheduler, "_connector_finished", lambda request: (True, None))
+    request = send(scheduler, "r", [7] * 64)
+    trace_id = scheduler.enforcer.trace_of(request)
+    complete(scheduler, scheduler.schedule())
+    assert not scheduler.enforcer.free.claims()
+    scheduler._free_blocks(request)
+    assert scheduler.enforcer.free.claims() == {trace_id: 2}
+    assert not scheduler.enforcer._unfreed
+
+
+def test_a_session_whose_client_thinks_is_no_reason_to_hold_others(model):
+    settings = load(None, {"mode": ("test", "enforce")})
+    config = EngineArgs(
+        model=model,
+        max_model_len=512,
+        block_size=32,
+        scheduler_cls=choice.Choice.of(settings),
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config={
+                "spec_name": "VirtualSpec",
+                "spec_module_path": "benchmarks.virtual.tiers",
+                "make_manager": lambda tokens: TierManager(32, 4096, tokens),
+            },
+        ),
+    ).create_engine_config()
+    config.scheduler_config.async_scheduling = False
+    scheduler = from_config(config, num_blocks=12)
+    session = send(scheduler, "session", [7] * 64, resumable=True)
+    send(scheduler, "idle", [8] * 128)
+    complete(scheduler, scheduler.schedule())
+    assert session.status == RequestStatus.WAITING_FOR_STREAMING_REQ
+    assert sum(scheduler.enforcer.free.claims().values()) == 4
+    scheduler.enforcer.idle.kept_blocks = 4  # expected back in a moment
+    send(scheduler, "other", [9] * 192)
+    assert list(scheduler.schedule().num_scheduled_tokens) == ["other"]
 
 
 @BOTH
