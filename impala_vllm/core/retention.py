@@ -5,6 +5,7 @@ for it. Dead chains (superseded, ended, unknown) are worth nothing; the chain of
 worth most. Shared stems are not scored: the eviction queue gives them last.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class Retention:
     def value(self, holding: Holding) -> float:
         """Seconds saved per token and second of waiting; 0 for what nobody will ask for."""
         if not self.config.enabled:
-            return holding.idle_since_s or 0.0
+            return math.inf if holding.is_waiting else holding.idle_since_s or 0.0
         back_s = self._cost.prefill_s(holding.num_tokens) if holding.back_s is None else holding.back_s
         per_token_s = back_s / max(1, holding.num_tokens)
         if holding.is_waiting:

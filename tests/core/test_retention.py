@@ -22,7 +22,8 @@ def test_kv_of_a_trace_nobody_expects_is_worth_nothing() -> None:
 def test_switched_off_the_longest_silent_is_worth_least() -> None:
     by_age = Retention(COST, RetentionConfig(enabled=False))
     old, young = Holding(1000, 0.1, idle_since_s=3.0), Holding(1000, 90.0, idle_since_s=5.0)
-    assert by_age.value(old) < by_age.value(young)
+    waiting = Holding(1000, None, is_waiting=True)
+    assert by_age.value(old) < by_age.value(young) < by_age.value(waiting)
 
 
 def test_kv_that_a_tier_below_has_is_worth_what_bringing_it_back_costs() -> None:

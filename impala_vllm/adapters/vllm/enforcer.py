@@ -224,6 +224,9 @@ class Enforcer:
             if turn is not None and not turn.has_begun:  # model runner V2 calls resumed ones new as well
                 self.longest_wait_s = max(self.longest_wait_s, now - turn.arrived_s)
                 self._begun(turn)
+                if self.free is not None and turn.trace_id is not None:
+                    # What the turn did not take of its trace's KV is superseded: nobody goes on from there.
+                    self.free.release(turn.trace_id)
         self._watchdog.watch(output, self._num_ranked, now)
         self._timer.planned(output, now)
 

@@ -61,7 +61,7 @@ class FreeQueue:
         return chain.num_free_blocks if chain is not None else 0
 
     def release(self, trace_id: TraceId) -> None:
-        """The trace is over: its idle blocks go first from now on, oldest use last. O(blocks)."""
+        """The trace is over, or went on from elsewhere: its idle blocks go first from now on. O(blocks)."""
         chain = self._chains.pop(trace_id, None)
         if chain is None:
             return

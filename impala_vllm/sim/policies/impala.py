@@ -84,7 +84,11 @@ class Impala(Policy):
 
     def placed(self, request: Request, now: float) -> None:
         turn = self._turn(request)
-        if self.turns.begin(turn) and self.below is not None and turn.trace_id is not None:
+        if not self.turns.begin(turn) or turn.trace_id is None:
+            return
+        # What the turn did not take of its trace's KV is superseded, as in the adapter.
+        self.order.release(turn.trace_id)
+        if self.below is not None:
             self.below.changed[turn.trace_id] = None
 
     def finish(self, request: Request, now: float) -> None:

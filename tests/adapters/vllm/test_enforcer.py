@@ -192,6 +192,27 @@ def test_a_plan_that_admits_nobody_is_given_up_with_a_word(model, monkeypatch):
     assert said == ["impala: policy failed and falls back to stock order, serving continues"]
 
 
+def test_what_a_turn_leaves_of_its_traces_kv_is_nobodys(model):
+    """A trace goes on from before its last answer: that answer is not kept for it."""
+    scheduler = build(model, mode="enforce", num_blocks=100)
+    batch = Batch(scheduler, 1, 2, 0, 100)
+    batch._history[0], batch._due[0] = [7] * 320, 0.0
+    while batch._turns_left[0] == 2:
+        batch._arrive()
+        batch._step()
+        batch.now += STEP_S
+    queue = scheduler.enforcer.free
+    (trace_id,) = queue.claims()
+    assert queue.num_claimed(trace_id) >= 10
+    batch._history[0] = [7] * 288 + [9] * 64  # nine of its blocks, then other words
+    batch.now = batch._due[0]
+    batch._arrive()
+    batch._step()
+    assert scheduler.enforcer.turns.runs(trace_id)
+    assert queue.num_claimed(trace_id) == 0
+    queue.check_invariants()
+
+
 def test_gaps_are_learned_by_tool_from_token_ids(model):
     scheduler = build(model, mode="enforce", num_blocks=400)
     marker = next(iter(scheduler.enforcer._tool_call_tokens))
