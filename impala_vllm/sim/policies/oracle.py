@@ -53,4 +53,5 @@ class Oracle(Impala):
     def finish(self, request: Request, now: float) -> None:
         trace_id = self.trace_of(request)
         super().finish(request, now)
-        self._told.tell(trace_id, now, request.turn.next_gap_s)
+        if trace_id is not None:
+            self._told.tell(trace_id, now, request.turn.next_gap_s)
