@@ -1,6 +1,7 @@
 """How far along a chain of chunks the tiers reach. A key is whatever names a chunk."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 from typing import TypeVar
 
 from impala_vllm.core.planner import Below
@@ -9,20 +10,11 @@ K = TypeVar("K")
 
 
 def leading(keys: Sequence[K], has: Callable[[K], bool], start: int = 0) -> int:
-    """Index behind the leading run of chunks from `start` on that a tier has. O(log keys).
+    """Index behind the leading run of chunks from `start` on that a tier has. O(run); quick where `has` is a built-in.
 
-    Tiers lose the tail of a chain first, so this is a search. What another order left behind an island is not found.
+    A search would not do: tiers lose the tail of a chain first, but one that is filled while room is made has holes.
     """
-    low, high = start, len(keys)
-    if low >= high or not has(keys[low]):
-        return low
-    while low < high:
-        middle = (low + high) // 2
-        if has(keys[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    return start + sum(1 for _ in takewhile(has, islice(keys, start, None)))
 
 
 def below(

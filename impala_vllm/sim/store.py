@@ -31,6 +31,11 @@ class Store:
     def num_evictable(self) -> int:
         return len(self._pins) - self._num_pinned
 
+    @property
+    def ready(self) -> Collection[int]:
+        """Blocks that may be read. To look at."""
+        return self._pins
+
     def is_ready(self, key: int) -> bool:
         return key in self._pins
 

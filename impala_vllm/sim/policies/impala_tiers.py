@@ -156,7 +156,7 @@ class ImpalaTiers(Tiers):
             if due_s > now + RECALL_EVERY_S:
                 self._wait_until(due_s, trace_id)
             else:
-                self._read_in(behind[: leading(behind, self.nvme.is_ready)], trace_id)
+                self._read_in(behind[: leading(behind, self.nvme.ready.__contains__)], trace_id)
 
     def ready_end(self, request: Request, start: int, limit: int) -> int | None:
         if not self._host_pays:
@@ -213,7 +213,7 @@ class ImpalaTiers(Tiers):
 
     def _is_ready(self, turn: _Turn, before: set[TraceId]) -> bool:
         keys = turn.keys
-        behind = leading(keys, self.host.is_ready, turn.hbm_tokens // self._size)
+        behind = leading(keys, self.host.ready.__contains__, turn.hbm_tokens // self._size)
         if behind >= min(turn.awaited_blocks, len(keys)):
             return True
         late_s = self._late_s.get(keys[behind])
@@ -224,10 +224,10 @@ class ImpalaTiers(Tiers):
             return True
         if self._planner.nvme.wait_s() > WINDOW_S:
             return False
-        wanted = keys[behind : leading(keys, self.nvme.is_ready, behind)]
+        wanted = keys[behind : leading(keys, self.nvme.ready.__contains__, behind)]
         if not self._read_in(wanted, turn.trace_id, before):
-            # With nobody before it there will be no more room than now.
-            turn.skips_nvme = not before
+            # With nobody before it and nothing on its way there will be no more room than now.
+            turn.skips_nvme = not before and not self._late_s
         return turn.skips_nvme
 
     def _read_in(self, keys: Sequence[int], trace_id: TraceId, spared: Collection[TraceId] | None = None) -> bool:
@@ -302,7 +302,7 @@ class ImpalaTiers(Tiers):
     def _below(self, keys: Sequence[int], start: int) -> Below:
         if not keys:
             return NOTHING
-        return below(keys, start, self._size, self.host.is_ready, self.nvme.is_ready)
+        return below(keys, start, self._size, self.host.ready.__contains__, self.nvme.ready.__contains__)
 
     def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
         self._num_due += 1

@@ -30,7 +30,6 @@ from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
 from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.chains import Chains
-from impala_vllm.core.reach import leading
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -258,9 +257,7 @@ class TierManager(OffloadingManager):
 
     def _write(self, turn: Turn) -> None:
         if turn.writes and self.nvme is not None:
-            # What is lost there in the middle of a chain stays a miss.
-            held = leading(turn.keys, self.nvme.pool.__contains__)
-            self.nvme.write(turn.keys[held:], turn.trace_id, self._clock())
+            self.nvme.write(turn.keys, turn.trace_id, self._clock())
 
     def _note_keys(self, keys: Collection[Key], turn: Turn) -> Turn:
         """Without policy nobody names a turn's chunks; the connector does, bit by bit."""

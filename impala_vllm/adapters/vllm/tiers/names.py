@@ -1,12 +1,12 @@
 """What vLLM's connector calls the chunks of a request: the hash of a chunk's last block, and its KV cache group."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import make_offload_key
 
 from impala_vllm.core.allocator import Key
-from impala_vllm.core.reach import leading
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -27,7 +27,7 @@ class Names:
         """
         hashes, step, suffix = request.block_hashes, self._step, self._suffix
         num = min(len(known), len(hashes) // step)
-        return leading(range(num), lambda i: known[i] == hashes[(i + 1) * step - 1] + suffix)
+        return bisect_left(range(num), True, key=lambda i: known[i] != hashes[(i + 1) * step - 1] + suffix)
 
     def all(self, request: "Request", known: Sequence[Key]) -> list[Key]:
         """The request's full chunks; `known` are the first of them. O(the others), quick for the known ones."""

@@ -69,7 +69,7 @@ class NvmeTier:
         """The tier above, how to make room there, and who wants to know what was read into it."""
         self._host, self._host_chains, self._turns = host, host_chains, turns
         self._one_shots = one_shots
-        self.recalls = Recalls(host, self._chunk_bytes, turns.keys_of, self.has, self._read_ahead)
+        self.recalls = Recalls(host, self._chunk_bytes, turns.keys_of, lambda: self.here, self._read_ahead)
         self._evict_from_host, self._came_to_host = evict_from_host, came_to_host
 
     def attach(self, idle: IdleKv, planner: Planner) -> None:
@@ -87,9 +87,10 @@ class NvmeTier:
         """The breaker is closed: the disk answers."""
         return not self.store.is_open
 
-    def has(self, key: Key) -> bool:
-        """Ready to be read, as far as is known."""
-        return self.is_usable and self.pool.is_ready(key)
+    @property
+    def here(self) -> Collection[Key]:
+        """Chunks ready to be read, as far as is known. To look at now, not to keep."""
+        return self.pool.ready if self.is_usable else ()
 
     def is_late(self, key: Key, now: float) -> bool:
         """Its read is overdue: do not wait for it."""

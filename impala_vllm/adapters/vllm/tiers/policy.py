@@ -162,7 +162,7 @@ class TierPolicy:
             self.manager.loads.took(meta.transfer_stats.load.time / self._num_workers)
 
     def below(self, trace_id: TraceId) -> Below:
-        """What tiers below HBM hold of the trace's newest turn. O(log chunks)."""
+        """What tiers below HBM hold of the trace's newest turn. O(chunks they hold), quick for each."""
         return self._below(self.manager.turns.keys_of(trace_id), 0)
 
     def expect(self, trace_id: TraceId, below: Below, now: float) -> None:
@@ -199,14 +199,15 @@ class TierPolicy:
         if nvme.is_reading(key):
             turn.skips_nvme = nvme.is_late(key, now)
             return turn.skips_nvme
-        if not nvme.has(key):
+        here = nvme.here
+        if key not in here:
             return True
         if nvme.queued_s() > WINDOW_S:
             return False
-        wanted = keys[behind : leading(keys, nvme.has, behind)]
+        wanted = keys[behind : leading(keys, here.__contains__, behind)]
         if not nvme.promote(wanted, turn.trace_id, now, turn.own_keys().__contains__, ahead):
-            # With nobody before it there will be no more room than now.
-            turn.skips_nvme = not ahead
+            # With nobody before it and nothing on its way there will be no more room than now.
+            turn.skips_nvme = not ahead and not nvme.is_busy(now)
         else:
             turn.asked_chunks = behind + len(wanted)
         return turn.skips_nvme
@@ -218,8 +219,9 @@ class TierPolicy:
         nvme = self.manager.nvme
         if not keys:
             return NOTHING
-        has = nvme.has if nvme is not None else _nothing
-        return below(keys, start, self.manager.tokens_per_chunk, self.manager.host.ready.__contains__, has)
+        here = nvme.here if nvme is not None else ()
+        host = self.manager.host.ready
+        return below(keys, start, self.manager.tokens_per_chunk, host.__contains__, here.__contains__)
 
     def _count_resume(self, turn: Turn) -> None:
         """Once a turn, as it is first looked at: where is what its trace had?"""
@@ -240,7 +242,3 @@ def tier_manager(scheduler: "Scheduler") -> TierManager | None:
 def _may_outlive(request: "Request") -> bool:
     """Does its KV mean the same after a restart? vLLM's hashes know an adapter's name, not its weights."""
     return request.lora_request is None
-
-
-def _nothing(key: Key) -> bool:
-    return False

@@ -5,7 +5,7 @@ what will probably be asked for before host has to give it up. What becomes of t
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.planner import Planner
@@ -29,15 +29,15 @@ class Recalls:
         host: SlotPool,
         chunk_bytes: int,
         keys_of: Callable[[TraceId], Sequence[Key]],
-        has: Callable[[Key], bool],
+        ready: Callable[[], Collection[Key]],
         read: Callable[[Sequence[Key], TraceId, float], bool],
     ) -> None:
-        """`keys_of` a trace's newest turn; what NVMe `has`; `read` starts to bring chunks of a trace to host."""
+        """`keys_of` a trace's newest turn; what NVMe has `ready`; `read` starts to bring chunks of a trace to host."""
         self.num_recalled = self.num_wasted = 0
         """Chunks."""
         self._host = host
         self._chunk_bytes = chunk_bytes
-        self._keys_of, self._has, self._read = keys_of, has, read
+        self._keys_of, self._ready, self._read = keys_of, ready, read
         self._due: list[tuple[float, int, TraceId]] = []
         self._expected: set[TraceId] = set()
         self._num_due = 0
@@ -109,8 +109,8 @@ class Recalls:
     def _behind(self, trace_id: TraceId) -> Sequence[Key]:
         """What host lacks of it, as far as NVMe has it."""
         keys = self._keys_of(trace_id)
-        start = leading(keys, self._host.__contains__)
-        return keys[start : leading(keys, self._has, start)]
+        start = leading(keys, self._host.keys().__contains__)
+        return keys[start : leading(keys, self._ready().__contains__, start)]
 
     def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
         self._num_due += 1

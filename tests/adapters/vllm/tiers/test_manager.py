@@ -394,8 +394,8 @@ def test_a_chunk_that_cannot_be_read_is_a_miss_and_forgotten() -> None:
     tiers.step(1.0)
     assert tiers.nvme is not None
     assert tiers.lookup(request) == 1
-    assert not tiers.nvme.has(prompt[1])
-    assert tiers.nvme.has(prompt[2])
+    assert prompt[1] not in tiers.nvme.here
+    assert prompt[2] in tiers.nvme.here
     assert tiers.nvme.num_failed == 1
     tiers.finish(request)
     tiers.check_nothing_moves()
@@ -466,7 +466,7 @@ def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -
     tiers.disk.is_full = False
     tiers.serve("u", keys("d", 4), TraceId("d"))
     tiers.step(1.0)
-    assert all(tiers.nvme.has(key) for key in keys("d", 4))
+    assert all(key in tiers.nvme.here for key in keys("d", 4))
     tiers.check_nothing_moves()
 
 

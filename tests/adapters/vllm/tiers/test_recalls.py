@@ -30,7 +30,7 @@ class Scene:
         self.planner = Planner(gaps, StepCost(), 1.0, PlannerConfig(nvme_bytes_per_s=rate))
         self.host = SlotPool(num_slots)
         self.reads: list[list[Key]] = []
-        self.recalls = Recalls(self.host, CHUNK_BYTES, lambda _: CHAIN, lambda key: key in CHAIN[:9], self.read)
+        self.recalls = Recalls(self.host, CHUNK_BYTES, lambda _: CHAIN, lambda: CHAIN[:9], self.read)
         self.recalls.expect(A, self.planner, 100.0)
 
     def read(self, keys: Sequence[Key], trace_id: TraceId, now: float) -> bool:

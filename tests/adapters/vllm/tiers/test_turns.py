@@ -105,11 +105,9 @@ def test_the_leading_run_is_found(number: int, start: int) -> None:
     assert leading([], there.__contains__) == 0
 
 
-def test_finding_the_leading_run_looks_at_few_chunks() -> None:
-    looked: list[Key] = []
-    many = [i.to_bytes(2, "big") for i in range(3700)]
-    leading(many, lambda key: looked.append(key) or key < many[1234])
-    assert len(looked) <= 13
+def test_the_run_ends_at_the_first_hole() -> None:
+    there = set(KEYS) - {KEYS[5], KEYS[21]}
+    assert [leading(KEYS, there.__contains__, start) for start in (0, 5, 6, 22)] == [5, 5, 21, 40]
 
 
 def test_what_lies_below_is_counted_from_where_hbm_ends() -> None:
