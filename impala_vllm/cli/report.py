@@ -1,6 +1,5 @@
 """`impala report`: what a ledger says about tasks, money, waiting, and what would change it."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 from impala_vllm.cli import out_file
 from impala_vllm.cli.printable import printable
 from impala_vllm.config import ConfigError
+from impala_vllm.insight import templates
 from impala_vllm.insight.ledger.read import Reading, neighbours, read
 from impala_vllm.insight.report import Advice, Figures, Totals, advise, figures, prices, text
 from impala_vllm.insight.report.page import Page, Simulated
@@ -64,7 +64,8 @@ def report(
     priced = prices.load(table) if table is not None else None
     engine = timing.load(timing_name)
     if html_out is not None:
-        _check_page(html_out, file)
+        templates.check("--html")
+        out_file.check(html_out, neighbours(file), "the ledger")
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
@@ -229,11 +230,3 @@ def _servers(totals: Totals) -> list[str]:
         for name, run in named[-MAX_SERVERS_SHOWN:]
     ]
     return [*lines, f"and {len(named) - len(lines):,} servers before them"] if len(named) > len(lines) else lines
-
-
-def _check_page(out: Path, ledger: Path) -> None:
-    """Whether the page can be made and written, before anything is read."""
-    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"--html needs {' and '.join(missing)}; pip install 'impala-vllm[bench]', or leave it out")
-    out_file.check(out, neighbours(ledger), "the ledger")

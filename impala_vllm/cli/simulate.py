@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from impala_vllm.cli import out_file
-from impala_vllm.sim import report, timing
+from impala_vllm.insight import templates
+from impala_vllm.sim import page, report, timing
 from impala_vllm.sim.chrome_trace import ChromeTrace
 from impala_vllm.sim.policies import KINDS, Kind, pick
 from impala_vllm.sim.question import Asked, Question, ask
@@ -52,6 +53,7 @@ DEFAULT_POLICIES = "stock,impala,unbounded"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of sessions.")
 @click.option("--json", "json_out", type=click.Path(path_type=Path), help="Write the figures; - for standard output.")
+@click.option("--html", "html_out", type=click.Path(path_type=Path), metavar="PAGE", help="Write the answer as a page.")
 @click.option("--chrome-trace", "trace_out", type=click.Path(path_type=Path), help="Write every step and turn.")
 def simulate(
     file: Path,
@@ -66,6 +68,7 @@ def simulate(
     timing_name: str,
     seed: int,
     json_out: Path | None,
+    html_out: Path | None,
     trace_out: Path | None,
 ) -> None:
     """Serve FILE, a recorded log, in virtual time under several policies. Figures are simulated, not measured."""
@@ -73,8 +76,13 @@ def simulate(
         raise click.BadParameter(f"{level} is no load", param_hint="'--load'")
     kinds = pick(names)
     engine = timing.load(timing_name)
-    for out in (json_out, trace_out):
-        if out is not None and out != Path("-"):
+    if html_out is not None:
+        templates.check("--html")
+    outs = [out for out in (json_out, html_out, trace_out) if out is not None]
+    if len({out.absolute() for out in outs}) < len(outs):
+        raise click.UsageError("--json, --html and --chrome-trace would overwrite each other: give each its own file")
+    for out in outs:
+        if out != Path("-"):
             out_file.check(out, [file], "the log")
     console = Console(stderr=True)
     trace = ChromeTrace() if trace_out is not None else None
@@ -90,9 +98,11 @@ def simulate(
     text = json.dumps(report.document(question, seed, outcomes), indent=2) + "\n"
     if json_out is not None:
         _write(json_out, text)
+    if html_out is not None:
+        _write(html_out, page.render(file.name, question, seed, outcomes))
     if trace_out is not None and trace is not None:
         _write(trace_out, trace.text())
-    if json_out != Path("-"):
+    if Path("-") not in (json_out, html_out, trace_out):
         _print(question, outcomes)
 
 
@@ -115,9 +125,16 @@ def _run(question: Question, kind: Kind, progress: Progress, trace: ChromeTrace 
 def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
     console = Console()
     about = question.describe_workload()
+    recognised = ""
+    if about["unnamed_requests"]:
+        recognised = (
+            f" Recognised {about['recognised_sessions']:,} sessions in {about['unnamed_requests']:,} requests that "
+            "name none."
+        )
     console.print(
-        f"{about['tasks']} tasks, {about['turns']:,} requests, {about['prompt_tokens']:,} prompt tokens; working set "
-        f"{question.oversubscription:.2g}x HBM; at best {about['hit_ratio_bound']:.1%} of prompt tokens are found.",
+        f"{about['tasks']:,} tasks, {about['turns']:,} requests, {about['prompt_tokens']:,} prompt tokens; working set "
+        f"{question.oversubscription:.2g}x HBM; at best {about['hit_ratio_bound']:.1%} of prompt tokens are found."
+        + recognised,
         highlight=False,
     )
     headings = [column.heading for column in report.row(next(iter(outcomes.values())))]

@@ -2,6 +2,8 @@
 
 import io
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ GREY = "#9a9a9a"
 TEXT = "#123456"
 """Stands for the page's text colour until the SVG is written."""
 WIDTH = 5.8
+_POINTS = 200
 
 
 def figure(num_panels: int, height: float) -> "tuple[Figure, list[Axes]]":
@@ -41,6 +44,18 @@ def legend(axes: "Axes", columns: int) -> None:
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, labelcolor=TEXT,
         handlelength=1.0, columnspacing=1.2, borderaxespad=0.2,
     )  # fmt: skip
+
+
+def steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A distribution at a bounded number of points: values, and the per cent of all that are no larger.
+
+    Times of zero are a millisecond, as axes of them are logarithmic.
+    """
+    if len(ordered) <= _POINTS:
+        chosen = list(ordered)
+    else:
+        chosen = [ordered[i * (len(ordered) - 1) // (_POINTS - 1)] for i in range(_POINTS)]
+    return [max(v, 1e-3) for v in chosen], [100 * bisect_right(ordered, v) / len(ordered) for v in chosen]
 
 
 def svg(drawing: "Figure", name: str) -> str:

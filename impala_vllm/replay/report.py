@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from impala_vllm import __version__
+from impala_vllm.insight import templates
 from impala_vllm.replay.arms import Arm, Machine
 from impala_vllm.replay.linkage import SessionScore
 from impala_vllm.replay.load import Load
@@ -44,17 +45,8 @@ def write(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as text; needs jinja2 and matplotlib (the `bench` extra)."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from impala_vllm.replay import plots
 
-    environment = Environment(
-        loader=PackageLoader("impala_vllm.replay", "data"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = _first_of_each(report.trials)
     names = _names(report.plan)
     recognising = next((t for t in shown if t.links is not None), None)
@@ -82,7 +74,7 @@ def render(report: Report) -> str:
         else [],
         "failed": sum(t.measures.num_failed for t in report.trials),
     }
-    return environment.get_template("report.html.j2").render(context)
+    return templates.render("impala_vllm.replay", context)
 
 
 def rows(trials: Sequence[Trial]) -> list[Row]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from impala_vllm.config import ConfigError
 from impala_vllm.sim import recorded
+from impala_vllm.sim.recognised import Recognised, recognise
 from impala_vllm.sim.recorded import Assumed
 from impala_vllm.sim.sessions import Workload, working_set_tokens
 from impala_vllm.sim.simulation import Arrivals, Setup, choose
@@ -43,6 +44,7 @@ class Question:
     oversubscription: float
     """Of the sessions that are live at a time, as far as that is known."""
     num_live: int
+    log: Recognised
     assumptions: tuple[str, ...]
 
     def describe_workload(self) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class Question:
         return {
             "tasks": len(self.workload.roots()),
             "sessions": len(self.workload.sessions),
+            "unnamed_requests": self.log.num_requests,
+            "recognised_sessions": self.log.num_sessions,
             "turns": self.workload.num_turns(),
             "prompt_tokens": prompt_tokens,
             "output_tokens": sum(t.output_tokens for t in self.workload.turns()),
@@ -82,18 +86,19 @@ def ask(turns: Sequence[Turn], asked: Asked) -> Question:
     """Resolve it. Raises WorkloadError or ConfigError with one line."""
     if asked.nvme_tokens and not asked.host_tokens:
         raise ConfigError("NVMe is read into host DRAM first; give --host-tokens as well")
-    everything, assumed = recorded.workload(turns)
+    log = recognise(turns)
+    everything, assumed = recorded.workload(log.turns)
     if asked.hbm_tokens is not None or asked.load is None:
-        return _on_given_room(everything, assumed, asked, asked.hbm_tokens or asked.timing.hbm_tokens)
+        return _on_given_room(everything, log, assumed, asked, asked.hbm_tokens or asked.timing.hbm_tokens)
     load = choose(everything, asked.num_sessions, asked.seed)
     # The longest turn has to fit, and two partial blocks with it.
     least = load.longest_tokens() + 2 * load.block_size
     working_set = load.working_set_tokens()
     hbm_tokens = max(round(working_set / asked.load / asked.num_replicas), least)
-    return _question(load, assumed, asked, hbm_tokens, None, working_set, 0)
+    return _question(load, log, assumed, asked, hbm_tokens, None, working_set, 0)
 
 
-def _on_given_room(everything: Workload, assumed: Assumed, asked: Asked, hbm_tokens: int) -> Question:
+def _on_given_room(everything: Workload, log: Recognised, assumed: Assumed, asked: Asked, hbm_tokens: int) -> Question:
     """Sessions that outgrow HBM are cut; the load says how many of them are live."""
     size = everything.block_size
     fitting = everything.within(hbm_tokens // size * size)
@@ -110,11 +115,12 @@ def _on_given_room(everything: Workload, assumed: Assumed, asked: Asked, hbm_tok
         level = DEFAULT_LOAD
     num_live = None if level is None else _num_live(load, level * hbm_tokens * asked.num_replicas)
     working_set = _working_set(load, num_live or len(load.roots()))
-    return _question(load, assumed, asked, hbm_tokens, num_live, working_set, num_cut)
+    return _question(load, log, assumed, asked, hbm_tokens, num_live, working_set, num_cut)
 
 
 def _question(
     load: Workload,
+    log: Recognised,
     assumed: Assumed,
     asked: Asked,
     hbm_tokens: int,
@@ -122,6 +128,11 @@ def _question(
     working_set: int,
     num_cut: int,
 ) -> Question:
+    for name, tokens in (("host", asked.host_tokens), ("nvme", asked.nvme_tokens)):
+        if 0 < tokens < load.block_size:
+            raise ConfigError(
+                f"--{name}-tokens {tokens} holds no block of {load.block_size:,} tokens; give that many or more, or 0"
+            )
     arrivals = Arrivals(num_live=num_live)
     setup = Setup(asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, arrivals)
     said = [
@@ -136,10 +147,17 @@ def _question(
     ]
     if num_cut:
         said.append(f"sessions end before the turn that outgrows HBM: {num_cut:,} turns of the log left out")
+    if log.num_requests:
+        said.append(
+            f"{log.num_requests:,} requests of the log name no session: recognised as those of {log.num_sessions:,} "
+            "sessions by the code that the engine runs, from prefixes they share and when they came"
+        )
     if assumed.num_outputs:
         said.append(f"{assumed.num_outputs:,} turns without an output length: {assumed.output_tokens} tokens each")
+    if assumed.num_ends:
+        said.append(f"{assumed.num_ends:,} turns without an end: all the time until the next one is the tool's")
     oversubscription = working_set / (hbm_tokens * asked.num_replicas)
-    return Question(load, setup, oversubscription, num_live or len(load.roots()), tuple(said))
+    return Question(load, setup, oversubscription, num_live or len(load.roots()), log, tuple(said))
 
 
 def _below(setup: Setup) -> str:

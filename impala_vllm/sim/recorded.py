@@ -28,6 +28,8 @@ class Assumed:
     """Taken where a turn's output length is missing."""
     num_outputs: int
     """Turns for which it was."""
+    num_ends: int
+    """Turns that are followed by another one of their session, and whose end is missing."""
 
 
 def workload(turns: Sequence[Recorded], merge: int | None = None) -> tuple[Workload, Assumed]:
@@ -44,20 +46,23 @@ def workload(turns: Sequence[Recorded], merge: int | None = None) -> tuple[Workl
     size = sizes.pop()
     merge = merge or _merge(turns, size)
     known = [t.output_tokens for t in turns if t.output_tokens is not None]
-    assumed = Assumed(round(median(known)) if known else UNKNOWN_OUTPUT_TOKENS, len(turns) - len(known))
+    output_tokens = round(median(known)) if known else UNKNOWN_OUTPUT_TOKENS
     traces: dict[str, list[Recorded]] = {}
     for turn in turns:
         traces.setdefault(turn.trace_id or turn.request_id, []).append(turn)
-    keys = _Keys(size, merge, max(1, assumed.output_tokens))
+    keys = _Keys(size, merge, max(1, output_tokens))
     sessions: dict[str, Session] = {}
+    num_ends = 0
     for trace_id, recorded in traces.items():
         recorded.sort(key=lambda t: t.arrival_s)
+        num_ends += sum(t.finish_s is None for t in recorded[:-1])
         sessions[trace_id] = Session(trace_id, tuple(keys.turns(recorded)), arrival_s=recorded[0].arrival_s)
     for trace_id, recorded in traces.items():
         parent_id = recorded[0].parent_trace_id
         if parent_id in traces and parent_id != trace_id:
             _attach(sessions, trace_id, recorded, parent_id, traces[parent_id])
     _cut_loops(sessions)
+    assumed = Assumed(output_tokens, len(turns) - len(known), num_ends)
     return Workload(size * merge, tuple(_knowing(sessions)), _has_one_clock(turns, sessions)), assumed
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from impala_vllm.sim.policies import KINDS
 from impala_vllm.sim.question import Question
 from impala_vllm.sim.simulation import Outcome
 
@@ -34,13 +33,13 @@ def row(outcome: Outcome) -> list[Column]:
     """A policy's figures, in the order of the table."""
     m = outcome.measures
     return [
-        Column("stall s", "mean time that a task waits for the servers", _figure(m.stall_mean_s)),
-        Column("p95 s", "the same for the unluckiest tasks", _figure(m.stall_p95_s)),
-        Column("done s", "mean time from a task's first request to its last answer", _figure(m.jct_mean_s)),
-        Column("tasks/h", "tasks finished an hour", _figure(m.tasks_per_hour)),
+        Column("stall s", "mean time that a task waits for the servers", figure(m.stall_mean_s)),
+        Column("p95 s", "the same for the unluckiest tasks", figure(m.stall_p95_s)),
+        Column("done s", "mean time from a task's first request to its last answer", figure(m.jct_mean_s)),
+        Column("tasks/h", "tasks finished an hour", figure(m.tasks_per_hour)),
         Column("found", "share of prompt tokens found in a cache", f"{m.hit_ratio:.1%}"),
         Column("again", "prompt tokens that had been computed before", _count(m.recomputed_tokens)),
-        Column("engine s", "time that engines computed", _figure(outcome.busy_s)),
+        Column("engine s", "time that engines computed", figure(outcome.busy_s)),
     ]
 
 
@@ -50,25 +49,26 @@ def saved(outcomes: Mapping[str, Outcome], num_replicas: int) -> str | None:
         return None
     stock, impala = outcomes["stock"], outcomes["impala"]
     a, b = stock.measures, impala.measures
-    engines = f"{num_replicas} replica" + ("s" if num_replicas > 1 else "")
     return (
-        f"On {engines}, impala against stock vLLM: {_change(b.stall_mean_s, a.stall_mean_s)} stall, "
-        f"{_change(b.jct_mean_s, a.jct_mean_s)} completion time, {_change(b.tasks_per_hour, a.tasks_per_hour)} tasks "
-        f"an hour, {_change(impala.busy_s, stock.busy_s)} engine time for the same work."
+        f"On {replicas(num_replicas)}, impala against stock vLLM: {change(b.stall_mean_s, a.stall_mean_s)} stall, "
+        f"{change(b.jct_mean_s, a.jct_mean_s)} completion time, {change(b.tasks_per_hour, a.tasks_per_hour)} tasks "
+        f"an hour, {change(impala.busy_s, stock.busy_s)} engine time for the same work."
     )
 
 
-def about(name: str) -> str:
-    """A policy in a few words."""
-    kind = KINDS[name]
-    return kind.about + (" (a bound)" if kind.is_bound else "")
+def replicas(count: int) -> str:
+    """So many, in words."""
+    return f"{count:,} replica" + ("s" if count > 1 else "")
 
 
-def _change(value: float, base: float) -> str:
-    return "as much" if not base else f"{value / base - 1:+.0%}"
+def change(value: float, base: float) -> str:
+    """By how much a figure differs from that of another policy."""
+    share = f"{value / base - 1:+.0%}" if base else "+0%"
+    return "the same" if share in ("+0%", "-0%") else share
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -87,9 +87,14 @@ def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
         ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
         ([SESSIONS, "--host-tokens", "-1"], "--host-tokens"),
         ([SESSIONS, "--nvme-tokens", "1000000"], "--host-tokens"),
+        ([SESSIONS, "--host-tokens", "10"], "holds no block"),
+        ([SESSIONS, "--host-tokens", "1000000", "--nvme-tokens", "10"], "holds no block"),
+        ([SESSIONS, "--html", "-", "--json", "-"], "its own file"),
         ([SESSIONS, "--policies", "best"], "choose from"),
         ([SESSIONS, "--timing", "abacus"], "abacus"),
         ([SESSIONS, "--json", "no-such-folder/out.json"], "cannot write there"),
+        ([SESSIONS, "--html", "no-such-folder/out.html"], "cannot write there"),
+        ([SESSIONS, "--html", SESSIONS], "that is the log itself"),
         ([SESSIONS, "--format", "mooncake"], "mend or remove that line"),
     ],
 )
@@ -106,3 +111,35 @@ def test_the_log_is_not_overwritten(tmp_path, capsys):
     log.write_bytes(b"x")
     assert run(log, "--json", log) == 2
     assert log.read_bytes() == b"x"
+
+
+def test_a_page_answers_the_question(tmp_path, capsys):
+    out = tmp_path / "page.html"
+    assert run(SESSIONS, *SMALL, "--replicas", "2", "--html", out) == 0
+    assert "What would impala save on 2 replicas with sessions.weka.jsonl.zst?" in out.read_text()
+    assert "Simulated, not measured" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_log_without_session_ids_says_how_many_were_recognised(tmp_path, capsys):
+    log = tmp_path / "proxy.jsonl"
+    lines = [
+        {"request_id": f"r{i}", "arrival_s": 3.0 * i, "finish_s": 3.0 * i + 1, "block_size": 16,
+         "input_tokens": n * 160, "output_tokens": 8, "block_ids": list(range(1000 * (i % 2), 1000 * (i % 2) + 10 * n))}
+        for i in range(6)
+        for n in [i // 2 + 1]
+    ]  # fmt: skip
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out.json"
+    assert run(log, "--json", out) == 0
+    assert "Recognised 2 sessions in 6 requests" in " ".join(capsys.readouterr().out.split())
+    about = json.loads(out.read_text())["workload"]
+    assert (about["tasks"], about["recognised_sessions"], about["unnamed_requests"]) == (2, 2, 6)
+
+
+def test_arrivals_without_prompts_are_requests_of_their_own(tmp_path, capsys):
+    log = tmp_path / "azure.csv"
+    rows = [f"2023-11-16 18:15:{46 + i}.6805900,{300 + i},{20 + i}" for i in range(5)]
+    log.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    assert run(log) == 0
+    assert "Recognised 5 sessions in 5 requests" in " ".join(capsys.readouterr().out.split())

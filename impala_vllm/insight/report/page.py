@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from impala_vllm import __version__
+from impala_vllm.insight import templates
 from impala_vllm.insight.ledger.read import Reading
 from impala_vllm.insight.report import text
 from impala_vllm.insight.report.advice import Advice
@@ -36,17 +37,8 @@ class Page:
 
     def render(self) -> str:
         """The page as text."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
         from impala_vllm.insight.report import plots
 
-        environment = Environment(
-            loader=PackageLoader("impala_vllm.insight.report", "data"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
         found = self.figures
         has_tasks = found.tasks > 0
         context: dict[str, Any] = {
@@ -67,7 +59,7 @@ class Page:
             "timeline_plot": plots.timeline(found) if has_tasks else None,
             "tokens_plot": plots.tokens(found) if found.prompt_tokens else None,
         }
-        return environment.get_template("report.html.j2").render(context)
+        return templates.render("impala_vllm.insight.report", context)
 
 
 def _when(unix_s: float) -> str:

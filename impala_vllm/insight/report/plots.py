@@ -1,10 +1,9 @@
 """The pictures of a ledger's report."""
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from impala_vllm.insight.drawing import COLOURS, GREY, figure, legend, svg
+from impala_vllm.insight.drawing import COLOURS, GREY, figure, legend, steps, svg
 from impala_vllm.insight.report.figures import Figures
 
 PART_COLOURS = {
@@ -22,7 +21,6 @@ SOURCE_COLOURS = {
     "nvme": COLOURS[0],
     "other": GREY,
 }
-_POINTS = 200
 
 
 def time(found: Figures) -> str:
@@ -51,7 +49,7 @@ def spread(found: Figures) -> str:
         ("completion", found.jct_values, COLOURS[0]),
         ("stall", found.stall_values, COLOURS[5]),
     ):
-        xs, ys = _steps(values)
+        xs, ys = steps(values)
         axes.plot(xs, ys, color=colour, label=name, linewidth=1.8)
     if found.jct_values and found.jct_values[-1] > 0:
         axes.set_xscale("log")
@@ -102,12 +100,3 @@ def timeline(found: Figures) -> str:
 def _share(spent: Mapping[str, float], part: str) -> float:
     total = sum(spent.values())
     return 100 * spent[part] / total if total else 0.0
-
-
-def _steps(ordered: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The distribution at a bounded number of points; times of zero are drawn as a millisecond."""
-    if len(ordered) <= _POINTS:
-        chosen = list(ordered)
-    else:
-        chosen = [ordered[i * (len(ordered) - 1) // (_POINTS - 1)] for i in range(_POINTS)]
-    return [max(v, 1e-3) for v in chosen], [100 * bisect_right(ordered, v) / len(ordered) for v in chosen]
