@@ -7,7 +7,7 @@ sees how long it was: against the median of all gaps so far, the session's own, 
 import heapq
 import math
 import sys
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -29,7 +29,7 @@ from impala_vllm.workload.read import load
 from impala_vllm.workload.source import lines
 
 LEVELS = tuple(i / 10 for i in range(1, 10))
-EDGES_S = tuple(0.05 * 2**i for i in range(20))
+EDGES_S = tuple(0.05 * 2 ** (i / 4) for i in range(77))
 """Where a forecast's curve is read, up to seven hours."""
 TTL_S = 300.0
 LEAST_S = 0.05
@@ -94,6 +94,9 @@ def main(traces: Path, live: int, sessions: int | None, seed: int, name: str, no
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     made = list(forecasts(found, live, Random(seed)))
+    if not any(f.gap.is_scored and f.gap.length_s is not None for f in made):
+        click.echo(f"error: {traces}: no session in it has gaps to score; give a log with finished turns", err=True)
+        sys.exit(2)
     figures = score(made)
     console = Console()
     table = Table("figure", "value", title=f"{name}: {sum(f.gap.is_scored for f in made)} gaps scored")
@@ -231,27 +234,14 @@ def _length(f: Forecast) -> float:
 
 
 def _held_s(curve: Sequence[float], price: float) -> float:
-    """Hold as long as some horizon ahead is worth it: chance to end in it, over the time held until it does."""
-    held = 0.0
-    start, before = 0.0, 0.0
-    while True:
-        alive, worth, end = 1.0 - before, False, held
-        if alive <= 1e-9:
-            return held
-        time_s, last, at = 0.0, before, start
-        for edge, chance in zip(EDGES_S, curve, strict=True):
-            if edge <= start:
-                continue
-            time_s += (1.0 - 0.5 * (last + chance)) / alive * (edge - at)
-            last, at = chance, edge
-            if (chance - before) / alive >= price * time_s:
-                worth, end = True, edge
-        if not worth:
-            return held
-        held = start = end
-        before = curve[bisect_left(EDGES_S, end)]
-        if end >= EDGES_S[-1]:
-            return held
+    """Until when to hold: where the chance to have been asked for, less the price of the time held, is greatest."""
+    best = held_s = time_s = last = at_s = 0.0
+    for edge_s, chance in zip(EDGES_S, curve, strict=True):
+        time_s += (1.0 - 0.5 * (last + chance)) * (edge_s - at_s)
+        last, at_s = chance, edge_s
+        if chance - price * time_s > best:
+            best, held_s = chance - price * time_s, edge_s
+    return held_s
 
 
 def _error(said_s: float, f: Forecast) -> float:
