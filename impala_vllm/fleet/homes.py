@@ -26,7 +26,7 @@ class Home(NamedTuple):
 
 
 class Homes:
-    """Keeps `Load.live_tokens` in step with where live traces are."""
+    """Keeps `Load.live_tokens` and `num_traces` in step with where live traces are."""
 
     def __init__(self, loads: Mapping[Replica, Load]) -> None:
         self._loads = loads
@@ -54,7 +54,7 @@ class Homes:
         self._end(trace_id)
         self._homes[trace_id] = home
         self._live[trace_id] = None
-        self._add(home, home.num_tokens)
+        self._add(home, home.num_tokens, 1)
         if home.opening is not None:
             self._openings[home.opening] += 1
 
@@ -81,13 +81,14 @@ class Homes:
             return
         del self._live[trace_id]
         home = self._homes[trace_id]
-        self._add(home, -home.num_tokens)
+        self._add(home, -home.num_tokens, -1)
         if home.opening is not None:
             self._openings[home.opening] -= 1
             if not self._openings[home.opening]:
                 del self._openings[home.opening]
 
-    def _add(self, home: Home, num_tokens: int) -> None:
+    def _add(self, home: Home, num_tokens: int, num_traces: int) -> None:
         load = self._loads.get(home.replica)
         if load is not None:
             load.live_tokens += num_tokens
+            load.num_traces += num_traces

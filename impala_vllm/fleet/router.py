@@ -152,7 +152,7 @@ class Router:
             self._identity = self._new_identity()
             self.homes = Homes(self.loads)
             for load in self.loads.values():
-                load.live_tokens = 0
+                load.live_tokens = load.num_traces = 0
             return self._identity.arrive(arrival, now)
 
     def _new_identity(self) -> Identity:

@@ -53,10 +53,10 @@ def test_agents_that_start_at_once_wait_for_the_stem_that_is_being_computed():
     site = Site()
     for other in range(40):
         site.serve(chain(100 + other, 20))
-    agents = [site.turn([*chain(7, 400), *chain(trace, 4)]) for trace in range(3)]
+    agents = [site.turn([*chain(7, 800), *chain(trace, 4)]) for trace in range(3)]
     tickets = [site.router.start(agent, site.loads, (), site.now) for agent in agents]
     assert len({ticket.decision.replica for ticket in tickets}) == 1
-    assert [ticket.decision.cached_tokens for ticket in tickets] == [0, 6400, 6400]
+    assert [ticket.decision.cached_tokens for ticket in tickets] == [0, 12_800, 12_800]
 
 
 def test_a_stem_that_everybody_wants_is_soon_everywhere():
@@ -89,7 +89,7 @@ def test_loads_come_back_to_nothing_whatever_happens():
     assert all((load.num_running, load.pending_s) == (0, 0.0) for load in site.loads.values())
     site.now = LIVE_S * 30
     site.router.tick(site.now)
-    assert all(load.live_tokens == 0 for load in site.loads.values())
+    assert all((load.live_tokens, load.num_traces) == (0, 0) for load in site.loads.values())
     assert not site.router.residency.depths(chain(3, 30))
 
 
@@ -100,7 +100,8 @@ def test_live_tokens_follow_a_trace_that_moves():
     (other,) = set(site.loads) - {home}
     site.loads[home].pending_s = 100.0
     assert site.serve(chain(1, 60)).decision.reason is Reason.SPILL
-    assert site.loads[home].live_tokens == 0
+    assert (site.loads[home].live_tokens, site.loads[home].num_traces) == (0, 0)
+    assert site.loads[other].num_traces == 1
     assert site.loads[other].live_tokens == 16 * 60 + 3
 
 

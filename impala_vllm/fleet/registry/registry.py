@@ -64,8 +64,8 @@ class Beat(msgspec.Struct, array_like=True):
     """How busy a router keeps its replicas."""
 
     number: int
-    loads: list[tuple[str, int, int, float, int]]
-    """Server, rank, running, pending seconds, live tokens."""
+    loads: list[tuple[str, int, int, float, int, int]]
+    """Server, rank, running, pending seconds, live tokens, live traces."""
 
 
 @dataclass(slots=True)
@@ -283,8 +283,8 @@ class Registry:
 
     async def _exchange_loads(self, now_s: float) -> None:
         self._num_beats += 1
-        rows: list[tuple[str, int, int, float, int]] = [
-            (r.server, r.dp_rank, load.num_running, round(load.pending_s, 4), load.live_tokens)
+        rows: list[tuple[str, int, int, float, int, int]] = [
+            (r.server, r.dp_rank, load.num_running, round(load.pending_s, 4), load.live_tokens, load.num_traces)
             for r, load in self._loads.items()
             if load.num_running or load.live_tokens
         ]
@@ -296,11 +296,14 @@ class Registry:
         sums: dict[Replica, Elsewhere] = {}
         for router, packed in told.items():
             beat = self._beat(router.decode(), packed, now_s)
-            for server, rank, running, pending_s, tokens in beat.loads if beat is not None else ():
+            for server, rank, running, pending_s, tokens, traces in beat.loads if beat is not None else ():
                 replica = Replica(ServerId(server), rank)
                 before = sums.get(replica, Elsewhere())
                 sums[replica] = Elsewhere(
-                    before.num_running + running, before.pending_s + pending_s, before.live_tokens + tokens
+                    before.num_running + running,
+                    before.pending_s + pending_s,
+                    before.live_tokens + tokens,
+                    before.num_traces + traces,
                 )
         for replica, load in self._loads.items():
             load.elsewhere = sums.get(replica, Elsewhere())

@@ -9,18 +9,21 @@ class Elsewhere(NamedTuple):
     num_running: int = 0
     pending_s: float = 0.0
     live_tokens: int = 0
+    num_traces: int = 0
 
 
 class Load:
     """One replica's. Written by the router as requests start and end; read by the policy."""
 
-    __slots__ = ("capacity_tokens", "elsewhere", "is_open", "live_tokens", "num_running", "pending_s")
+    __slots__ = ("capacity_tokens", "elsewhere", "is_open", "live_tokens", "num_running", "num_traces", "pending_s")
 
     def __init__(self, capacity_tokens: int | None = None) -> None:
         self.capacity_tokens = capacity_tokens
         """Room for KV in HBM; None: unknown."""
         self.live_tokens = 0
         """Of the traces whose KV is there and that may come back."""
+        self.num_traces = 0
+        """How many those are, in tool gaps too."""
         self.num_running = 0
         """Requests sent there that have not ended."""
         self.pending_s = 0.0

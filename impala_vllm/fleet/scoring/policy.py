@@ -4,6 +4,7 @@
     transfer  what lies in host, on NVMe or beyond, where loading it is cheaper than computing it
     queue     prefill sent there before that has not answered, and a little for each request that runs
     harm      what computing it there costs others: they wait, and KV that will be wanted again makes room
+    crowd     for a new trace: those that live there, silent in tool gaps, come back and want the server too
     credit    of a stem that many traces share and too few replicas hold, to those that would be one more
 
 A trace stays where it is unless that is clearly dearer: costs that are alike must not make it wander. The terms follow
@@ -39,6 +40,9 @@ class ScoringConfig:
     delays_others: float = 0.5
     """Of each second of prefill: those who come after wait for it too. Makes waiting for a stem that is being computed
     cheaper than computing it again elsewhere."""
+    neighbour_tokens: int = 2048
+    """Of prefill that each trace which lives there is expected to want of it while a new one settles. More waits less
+    for stems that are being computed, fewer leaves load as uneven as without."""
     safe_pressure: float = 0.5
     """Live KV as a share of HBM up to which new blocks evict only dead ones."""
 
@@ -65,12 +69,13 @@ class Terms(NamedTuple):
     transfer_s: float
     queue_s: float
     harm_s: float
+    crowd_s: float
     credit_s: float
 
     @property
     def total_s(self) -> float:
         """What is compared."""
-        return self.prefill_s + self.transfer_s + self.queue_s + self.harm_s - self.credit_s
+        return self.prefill_s + self.transfer_s + self.queue_s + self.harm_s + self.crowd_s - self.credit_s
 
 
 class Reason(Enum):
@@ -120,6 +125,7 @@ class Policy:
         credit_s = self._credit(question, loads)
         nowhere = (nowhere_s, nowhere_s - credit_s)
         running_s, share = self.config.running_s, self.config.delays_others
+        neighbour_s = self._neighbour_s(question, nowhere_s)
         reached: dict[Depths, tuple[float, float]] = {}
         best: Replica | None = None
         best_s, home_s = float("inf"), None
@@ -133,8 +139,9 @@ class Policy:
                 fresh_s, transfer_s = self._reach(question, depth)
                 price_s = fresh_s + transfer_s
                 reached[depth] = fresh_s, price_s
-            num_running, pending_s, _ = load.elsewhere
+            num_running, pending_s, _, num_traces = load.elsewhere
             price_s += load.pending_s + pending_s + (load.num_running + num_running) * running_s
+            price_s += (load.num_traces + num_traces) * neighbour_s
             price_s += fresh_s * share if load.capacity_tokens is None else self._harm_s(load, fresh_s)
             if price_s < best_s or (
                 price_s == best_s and best is not None and self._goes_first(load, loads[best], lot)
@@ -155,19 +162,22 @@ class Policy:
     def explain(self, question: Question, loads: Mapping[Replica, Load]) -> dict[Replica, Terms]:
         """Each term of each open replica's price."""
         depths = question.depths or {}
+        nowhere_s = self.cost.prefill_s(question.num_tokens)
         credit_s = self._credit(question, loads)
+        neighbour_s = self._neighbour_s(question, nowhere_s)
         found: dict[Replica, Terms] = {}
         for replica, load in loads.items():
             if not load.is_open:
                 continue
             depth = depths.get(replica)
             if depth is None or not depth.remote:
-                fresh_s, transfer_s, credited_s = self.cost.prefill_s(question.num_tokens), 0.0, credit_s
+                fresh_s, transfer_s, credited_s = nowhere_s, 0.0, credit_s
             else:
                 fresh_s, transfer_s = self._reach(question, depth)
                 credited_s = 0.0
             queue_s = self._queue_s(load)
-            found[replica] = Terms(fresh_s, transfer_s, queue_s, self._harm_s(load, fresh_s), credited_s)
+            crowd_s = (load.num_traces + load.elsewhere.num_traces) * neighbour_s
+            found[replica] = Terms(fresh_s, transfer_s, queue_s, self._harm_s(load, fresh_s), crowd_s, credited_s)
         return found
 
     def _reach(self, question: Question, depth: Depths) -> tuple[float, float]:
@@ -200,6 +210,12 @@ class Policy:
                 share += min(1.0, (pressure - safe) / (1.0 - safe))
         return fresh_s * share
 
+    def _neighbour_s(self, question: Question, nowhere_s: float) -> float:
+        """What each live trace of a replica adds; nothing to a trace that has a home: it would wander."""
+        if question.home is not None:
+            return 0.0
+        return self.config.neighbour_tokens * nowhere_s / max(1, question.num_tokens)
+
     def _credit(self, question: Question, loads: Mapping[Replica, Load]) -> float:
         """What replicas without the opening are credited.
 
@@ -222,7 +238,7 @@ class Policy:
         return Decision(replica, Reason.BLIND, self._queue_s(load), 0)
 
     def _queue_s(self, load: Load) -> float:
-        num_running, pending_s, _ = load.elsewhere
+        num_running, pending_s, _, _ = load.elsewhere
         return load.pending_s + pending_s + (load.num_running + num_running) * self.config.running_s
 
     @staticmethod

@@ -200,9 +200,9 @@ async def test_what_others_keep_busy_counts_until_they_fall_silent(site):
     one, two = site.router(), site.router()
     one.loads[A].start(1.5)
     one.loads[A].start(0.5)
-    one.loads[A].live_tokens = 700
+    one.loads[A].live_tokens, one.loads[A].num_traces = 700, 3
     await site.meet()
-    assert two.loads[A].elsewhere == Elsewhere(2, 2.0, 700)
+    assert two.loads[A].elsewhere == Elsewhere(2, 2.0, 700, 3)
     assert one.loads[A].elsewhere == two.loads[B].elsewhere == Elsewhere()
     site.now_s += 700.0
     await site.meet(two)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from impala_vllm.core.cost import StepCost
 from impala_vllm.fleet.index import Depths
 from impala_vllm.fleet.places import Replica, ServerId
-from impala_vllm.fleet.scoring import Load, Policy, Question, Reason
+from impala_vllm.fleet.scoring import Elsewhere, Load, Policy, Question, Reason
 
 A, B, C, D = REPLICAS = [Replica(ServerId(name)) for name in "abcd"]
 RATE = StepCost().prefill_s(1)
@@ -77,6 +77,23 @@ def test_new_blocks_go_where_they_evict_nothing_that_lives():
     assert Policy().explain(question, loads(a=full))[A].harm_s == pytest.approx(1.5 * 10_000 * RATE)
 
 
+def test_a_new_trace_settles_where_fewer_live_though_none_of_them_asks_now():
+    question = Question(10_000, 16, {})
+    crowd = {"num_traces": 4}
+    at = loads(a=crowd, b=crowd, c={"num_traces": 3}, d=crowd)
+    assert ask(question, at).replica == C
+    assert Policy().explain(question, at)[A].crowd_s == pytest.approx(4 * 2048 * RATE)
+    at[C].elsewhere = Elsewhere(num_traces=2)  # another router's
+    assert ask(question, at).replica != C
+
+
+def test_a_trace_with_a_home_is_not_driven_out_by_its_neighbours():
+    question = Question(10_000, 16, {A: everywhere(600)}, home=A)
+    at = loads(a={"num_traces": 40})
+    assert ask(question, at).reason is Reason.HOME
+    assert Policy().explain(question, at)[A].crowd_s == 0.0
+
+
 def test_a_stem_in_demand_is_replicated_until_enough_hold_it():
     def question(holders, sharing):
         return Question(10_000, 16, {r: everywhere(500) for r in holders}, num_sharing=sharing, num_traces=100)
@@ -120,7 +137,13 @@ def test_turns_of_equal_price_are_spread():
 
 
 depth = st.lists(st.integers(0, 700), min_size=4, max_size=4).map(lambda d: Depths(*sorted(d)))
-load_of = st.builds(dict, pending_s=st.floats(0, 9), num_running=st.integers(0, 99), live_tokens=st.integers(0, 10**6))
+load_of = st.builds(
+    dict,
+    pending_s=st.floats(0, 9),
+    num_running=st.integers(0, 99),
+    live_tokens=st.integers(0, 10**6),
+    num_traces=st.integers(0, 99),
+)
 
 
 @settings(max_examples=300)
