@@ -44,12 +44,21 @@ class StepCost:
         if step_s <= 0.0:
             return
         if prefill_tokens == 0:
-            self._num_decode_steps += 1
-            weight = max(1.0 / self._num_decode_steps, 1.0 - self._keep)
-            self.decode_s += weight * (step_s - self.decode_s)
+            self.observe_decodes(step_s, 1)
         elif prefill_tokens >= self.config.min_prefill_tokens:
             fixed_s = self.decode_s if self._num_decode_steps else 0.0
             self._fit(float(prefill_tokens), prefill_tokens * mean_context, max(step_s - fixed_s, 0.1 * step_s))
+
+    def observe_decodes(self, step_s: float, count: int) -> None:
+        """`count` steps that only decoded took `step_s` each. O(memory) at most."""
+        if step_s <= 0.0:
+            return
+        while count and (1.0 - self._keep) * (self._num_decode_steps + 1) < 1.0:  # a plain mean of the first ones
+            self._num_decode_steps += 1
+            self.decode_s += (step_s - self.decode_s) / self._num_decode_steps
+            count -= 1
+        self._num_decode_steps += count
+        self.decode_s = step_s + (self.decode_s - step_s) * self._keep**count
 
     def prefill_s(self, num_tokens: int, cached_tokens: int = 0) -> float:
         """Seconds to compute `num_tokens` prompt tokens of which the first `cached_tokens` are there already."""

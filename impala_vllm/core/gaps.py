@@ -114,10 +114,15 @@ class GapForecast:
         open_at = [0.0] * NUM_BINS
         self._open.clear()
         for gap in self._gaps.values():
-            open_at[_bin(max(0.0, now - gap.started_s))] += 1.0
+            index = bisect_right(EDGES_S, now - gap.started_s)
+            open_at[index] += 1.0
             if gap.signature is not None:
-                of_signature = self._open.setdefault(gap.signature, [0.0] * NUM_BINS)
-                of_signature[_bin(max(0.0, now - gap.since_s))] += 1.0
+                of_signature = self._open.get(gap.signature)
+                if of_signature is None:
+                    of_signature = self._open[gap.signature] = [0.0] * NUM_BINS
+                if gap.since_s != gap.started_s:
+                    index = bisect_right(EDGES_S, now - gap.since_s)
+                of_signature[index] += 1.0
         prior = [self.config.prior_hazard] * NUM_BINS
         self._hazards = self._population.hazards(prior, self.config.prior_weight, open_at)
         self._shared.clear()
@@ -212,14 +217,15 @@ class _Counts:
 
     def hazards(self, above: list[float], weight: float, open_at: list[float] | None = None) -> list[float]:
         """Hazard by bin, shrunk towards `above` as if `weight` gaps had been seen there."""
-        found = [0.0] * NUM_BINS
+        found: list[float] = []
         at_risk = 0.0
-        for index in range(NUM_BINS - 1, -1, -1):
-            still_open = open_at[index] if open_at is not None else 0.0
+        columns = (self._resumed, self._censored, open_at or _NONE_OPEN, above)
+        for resumed, censored, still_open, prior in zip(*map(reversed, columns), strict=True):
             # A gap that ends or stands in this bin was at risk for half of it on average.
-            here = self._resumed[index] + at_risk + 0.5 * (self._censored[index] + still_open)
-            found[index] = (self._resumed[index] + weight * above[index]) / (here + weight)
-            at_risk += self._resumed[index] + self._censored[index] + still_open
+            here = resumed + at_risk + 0.5 * (censored + still_open)
+            found.append((resumed + weight * prior) / (here + weight))
+            at_risk += resumed + censored + still_open
+        found.reverse()
         return found
 
     def _forget(self) -> None:
@@ -229,6 +235,7 @@ class _Counts:
 
 
 _NO_COUNTS: dict[str | None, _Counts] = {}
+_NONE_OPEN = [0.0] * NUM_BINS
 
 
 def _bin(length_s: float) -> int:

@@ -80,8 +80,7 @@ class Pool:
             self._num_fresh -= fresh
         if len(taken) < count:
             lost = self.idle.pop(count - len(taken))
-            for block in lost:
-                self._forget(block)
+            self._forget(lost)
             self.num_evicted += len(lost)
             taken += lost
         for block in taken:
@@ -121,16 +120,19 @@ class Pool:
         cached = sum(key is not None for key in self._key)
         assert cached == len(self._found) + sum(map(len, self._twins.values()))
 
-    def _forget(self, block: int) -> None:
-        key = self._key[block]
-        assert key is not None
-        self._key[block] = None
-        twins = self._twins.get(key)
-        if twins is None:
-            del self._found[key]
-        elif self._found[key] == block:
-            self._found[key] = twins.pop(0)
-        else:
-            twins.remove(block)
-        if twins is not None and not twins:
-            del self._twins[key]
+    def _forget(self, blocks: Sequence[int]) -> None:
+        keys, found, twins_of = self._key, self._found, self._twins
+        for block in blocks:
+            key = keys[block]
+            assert key is not None
+            keys[block] = None
+            twins = twins_of.get(key) if twins_of else None
+            if twins is None:
+                del found[key]
+                continue
+            if found[key] == block:
+                found[key] = twins.pop(0)
+            else:
+                twins.remove(block)
+            if not twins:
+                del twins_of[key]

@@ -1,7 +1,7 @@
 """One engine: continuous batching, chunked prefill, prefix caching and preemption as vLLM's scheduler does them.
 
-A step is scheduled, takes the time that `Timing` says, and then its tokens are there. Steps that only decode and
-change nothing else are taken in one leap, which an arrival cuts short at the next step's end.
+A step is scheduled, takes the time that `Timing` says, and then its tokens are there. Steps that are alike, because all
+only decode or one long prompt takes what the others leave, are one leap, which an arrival cuts short at a step's end.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from impala_vllm.sim.leap import Leap
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.pool import Pool
@@ -36,12 +37,14 @@ class Shape:
 
 
 class Step(NamedTuple):
-    """A step, or several that only decode."""
+    """A step, or several alike."""
 
     start_s: float
     end_s: float
     prompt_tokens: int
+    """Of all of them."""
     num_decoding: int
+    """In each."""
 
 
 class Replica:
@@ -75,7 +78,7 @@ class Replica:
         """Told of every step or leap when it is over."""
         self._loop = loop
         self._computed = computed
-        self._leap: _Leap | None = None
+        self._leap: Leap | None = None
         self._is_awake = False
         self._num_naps = 0
         self._has_preempted = False
@@ -84,6 +87,16 @@ class Replica:
     @property
     def num_unfinished(self) -> int:
         return len(self.running) + len(self.waiting) + len(self.preempted) + len(self.loading) + len(self.loaded)
+
+    @property
+    def is_full(self) -> bool:
+        """What runs takes all tokens of a step: nobody can be placed in it."""
+        budget = self.shape.max_num_batched_tokens
+        for request in self.running:
+            budget -= request.num_tokens - request.num_computed
+            if budget <= 0:
+                return True
+        return False
 
     def promised_blocks(self) -> int:
         """Blocks that prefills under way still have to take."""
@@ -139,14 +152,23 @@ class Replica:
                     nap_s = LOADING_S
                 self._loop.at(now + nap_s, partial(self._step, self._num_naps))
             return
-        prompts = [(n, r.num_computed) for r, n in scheduled if n > 1 or r.num_computed < r.prompt_tokens]
+        prompts: list[tuple[int, int]] = []
+        context = 0
+        for request, count in scheduled:
+            before = request.num_computed
+            if count > 1 or before < request.prompt_tokens:
+                prompts.append((count, before))
+            else:
+                context += before
         num_decoding = len(scheduled) - len(prompts)
-        context = sum(r.num_computed for r, _ in scheduled) - sum(before for _, before in prompts)
         step_s = self.timing.step_s(prompts, num_decoding, context)
-        if prompts or num_decoding < len(self.running):
+        num_alike = self._num_alike(scheduled, prompts, step_s)
+        if num_alike is None:
             self._loop.at(now + step_s, partial(self._done, scheduled, step_s))
             return
-        leap = _Leap(now, step_s, num_decoding * self.timing.decode_s_per_context, self._num_alike(step_s))
+        growth_s = num_decoding * self.timing.decode_s_per_context
+        growth_s += sum(n * n for n, _ in prompts) * self.timing.prefill_s_per_token_and_context
+        leap = Leap(now, step_s, growth_s, num_alike, scheduled, prompts[0] if prompts else None)
         self._leap = leap
         self._loop.at(leap.end_s, partial(self._land, leap, leap.num_steps))
 
@@ -252,25 +274,23 @@ class Replica:
 
     def _grow(self, request: Request, count: int) -> bool:
         """Give the request's next `count` tokens their blocks, found by key once they are full. False: no room."""
-        size = self.shape.block_size
-        done = request.num_computed + count
-        missing = -(-done // size) - len(request.blocks)
+        size, blocks, before = self.shape.block_size, request.blocks, request.num_computed
+        done = before + count
+        missing = -(-done // size) - len(blocks)
         if missing > 0:
             if missing > self.pool.num_free:
                 return False
-            request.blocks += self.pool.take(missing)
-        first, last = request.num_computed // size, done // size
+            blocks += self.pool.take(missing)
+        first, last = before // size, done // size
         if first < last:
             keys = request.keys[first:last]
-            self.pool.cache(request.blocks[first:last], keys)
-            known = self._computed
-            for index, key in enumerate(keys, first):
-                if key not in known:
-                    known.add(key)
-                elif (index + 1) * size <= request.prompt_tokens:
-                    self.recomputed_tokens += size
+            self.pool.cache(blocks[first:last], keys)
+            of_prompt = keys[: max(0, request.prompt_tokens // size - first)]
+            self.recomputed_tokens += size * len(self._computed.intersection(of_prompt))
+            self._computed.update(keys)
         request.service_tokens += count
-        self.computed_tokens += max(0, min(done, request.prompt_tokens) - request.num_computed)
+        if before < request.prompt_tokens:
+            self.computed_tokens += min(done, request.prompt_tokens) - before
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -291,12 +311,16 @@ class Replica:
     def _done(self, scheduled: list[tuple[Request, int]], step_s: float) -> None:
         """A step is over."""
         now = self._loop.now
-        prefill = sum(n for _, n in scheduled if n > 1)
-        context = sum(n * (r.num_computed + n // 2) for r, n in scheduled if n > 1)
-        self._note(now - step_s, now, prefill, sum(n == 1 for _, n in scheduled))
-        self.policy.stepped(step_s, prefill, context / prefill if prefill else 0.0, 1)
+        prefill = context = num_decoding = 0
         for request, count in scheduled:
+            if count == 1:
+                num_decoding += 1
+            else:
+                prefill += count
+                context += count * (request.num_computed + count // 2)
             request.num_computed += count
+        self._note(now - step_s, now, prefill, num_decoding)
+        self.policy.stepped(step_s, prefill, context / prefill if prefill else 0.0, 1)
         if self.tiers is not None:
             self.tiers.stepped()
         for request, _ in scheduled:
@@ -304,38 +328,44 @@ class Replica:
                 self._sampled(request, 1, now)
         self._step()
 
-    def _land(self, leap: "_Leap", num_steps: int) -> None:
+    def _land(self, leap: Leap, num_steps: int) -> None:
         """The last step of a leap is over, unless it was cut shorter meanwhile."""
         if leap is not self._leap or num_steps != leap.num_steps:
             return
         self._leap = None
         now = self._loop.now
-        self._note(leap.start_s, now, 0, len(self.running))
-        self.policy.stepped((now - leap.start_s) / num_steps, 0, 0.0, num_steps)
-        landed = list(self.running)
-        self._offer_leap(landed, num_steps)
-        for request in landed:
-            request.num_computed += 1  # its block is there already
+        if leap.prompt is None:
+            self._note(leap.start_s, now, 0, len(leap.scheduled))
+            self.policy.stepped((now - leap.start_s) / num_steps, 0, 0.0, num_steps)
+        else:
+            count, before = leap.prompt
+            self._note(leap.start_s, now, num_steps * count, len(leap.scheduled) - 1)
+            for i in range(num_steps):
+                self.policy.stepped(leap.step_s(i), count, before + i * count + count // 2, 1)
+        self._offer_leap(leap.scheduled, num_steps)
+        for request, count in leap.scheduled:
+            request.num_computed += count  # its blocks are there already
             if num_steps > 1:
-                has_room = self._grow(request, num_steps - 1)
+                has_room = self._grow(request, count * (num_steps - 1))
                 assert has_room, "a leap is no longer than there is room for"
-                request.num_computed += num_steps - 1
-        for request in landed:
-            self._sampled(request, num_steps, now)
+                request.num_computed += count * (num_steps - 1)
+        for request, count in leap.scheduled:
+            if count == 1:
+                self._sampled(request, num_steps, now)
         self._step()
 
-    def _offer_leap(self, landed: list[Request], num_steps: int) -> None:
-        """Tell the tiers of blocks that the steps behind the first filled, in that order."""
+    def _offer_leap(self, scheduled: list[tuple[Request, int]], num_steps: int) -> None:
+        """Tell the tiers of blocks that the steps behind the first filled, in that order; all of them decode."""
         if self.tiers is None:
             return
         size = self.shape.block_size
         full = [
             (end * size - request.num_computed, place, end)
-            for place, request in enumerate(landed)
+            for place, (request, _) in enumerate(scheduled)
             for end in range((request.num_computed + 1) // size + 1, (request.num_computed + num_steps) // size + 1)
         ]
         for _, place, end in sorted(full):
-            self.tiers.scheduled(landed[place], end)
+            self.tiers.scheduled(scheduled[place][0], end)
         self.tiers.stepped()
 
     def _sampled(self, request: Request, count: int, now: float) -> None:
@@ -351,51 +381,44 @@ class Replica:
             self.policy.finish(request, now)
             request.on_done(request)
 
-    def _num_alike(self, step_s: float) -> int:
-        """How many steps like the one just scheduled can follow each other, it included, without a decision."""
-        if self._has_preempted:
-            return 1
-        count = min(request.output_left for request in self.running)
+    def _num_alike(
+        self, scheduled: list[tuple[Request, int]], prompts: list[tuple[int, int]], step_s: float
+    ) -> int | None:
+        """How many steps like the one just scheduled can follow each other, it included, without a decision.
+
+        None: it is the only one, and more than decoding happens in it.
+        """
+        if not prompts and len(scheduled) == len(self.running):
+            count = self._num_decodes(scheduled)
+        elif self.tiers is None and not self._has_preempted:  # tiers are offered what each step fills
+            count = self._num_chunks(scheduled, prompts)
+            if count is None:
+                return None
+        else:
+            return None
         if self.policy.replan_s is not None and (self.waiting or self.preempted):
             count = min(count, max(1, int(self.policy.replan_s / step_s)))
         size = self.shape.block_size
         while count > 1:
-            missing = sum(-(-(r.num_computed + count) // size) - len(r.blocks) for r in self.running)
+            missing = sum(-(-(r.num_computed + n * count) // size) - len(r.blocks) for r, n in scheduled)
             if missing <= self.pool.num_free:
                 break
             count //= 2
-        return count
+        return None if prompts and count < 2 else count
+
+    def _num_decodes(self, scheduled: list[tuple[Request, int]]) -> int:
+        return 1 if self._has_preempted else min(request.output_left for request, _ in scheduled)
+
+    def _num_chunks(self, scheduled: list[tuple[Request, int]], prompts: list[tuple[int, int]]) -> int | None:
+        """Steps that one long prompt fills, whatever else decodes. None: this is no such step, or the only one."""
+        if len(prompts) != 1 or prompts[0][0] == 1:
+            return None
+        if sum(n for _, n in scheduled) < self.shape.max_num_batched_tokens:
+            return None
+        lengths = [r.output_left if n == 1 else (r.num_tokens - r.num_computed - 1) // n for r, n in scheduled]
+        return min(lengths)
 
     def _note(self, start_s: float, end_s: float, prefill: int, num_decoding: int) -> None:
         self.busy_s += end_s - start_s
         if self.on_step is not None:
             self.on_step(Step(start_s, end_s, prefill, num_decoding))
-
-
-class _Leap:
-    """Steps that differ by a fixed growth only."""
-
-    __slots__ = ("_growth_s", "_step_s", "end_s", "num_steps", "start_s")
-
-    def __init__(self, start_s: float, step_s: float, growth_s: float, num_steps: int) -> None:
-        self.start_s = start_s
-        self._step_s = step_s
-        self._growth_s = growth_s
-        self.num_steps = num_steps
-        self.end_s = self._after_s(num_steps)
-
-    def cut(self, now: float) -> bool:
-        """End with the step that runs at `now`. False: it ends with that one anyway."""
-        low, high = 1, self.num_steps
-        while low < high:
-            middle = (low + high) // 2
-            if self._after_s(middle) >= now:
-                high = middle
-            else:
-                low = middle + 1
-        is_shorter = low < self.num_steps
-        self.num_steps, self.end_s = low, self._after_s(low)
-        return is_shorter
-
-    def _after_s(self, count: int) -> float:
-        return self.start_s + count * self._step_s + 0.5 * self._growth_s * count * (count - 1)

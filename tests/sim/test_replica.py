@@ -8,13 +8,11 @@ from tests.sim.scenes import TIMING, Scene, session, workload
 
 
 class EveryStep(Policy):
-    """Stock without leaps while anybody waits."""
-
-    replan_s = 0.0
+    """Stock without leaps."""
 
     def __init__(self, replica):
         super().__init__(replica)
-        replica._num_alike = lambda step_s: 1
+        replica._num_alike = lambda scheduled, prompts, step_s: None
 
 
 def test_a_request_takes_a_prefill_and_a_decode_a_token():
@@ -52,6 +50,34 @@ def test_leaps_change_nothing_but_the_time_it_takes(num_blocks):
     assert leaping.ends() == pytest.approx(stepping.ends())
     assert leaping.replica.recomputed_tokens == stepping.replica.recomputed_tokens
     assert leaping.replica.num_preemptions == stepping.replica.num_preemptions
+
+
+@pytest.mark.parametrize("num_blocks", [140, 160, 400])
+def test_leaps_over_the_chunks_of_long_prompts_change_nothing_but_the_time_it_takes(num_blocks):
+    timing = structs.replace(TIMING, decode_s_per_context=0.01, prefill_s_per_token_and_context=0.001)
+    load = workload(
+        session("a", [400, 450], output=30), session("b", [300, 380], output=9), session("c", [20, 30, 500], output=40)
+    )
+    starts = (0.0, 50.5, 0.3)
+    leaping = Scene(load, num_blocks, timing=timing)
+    steps = []
+    leaping.replica.on_step = steps.append
+    leaping.play(*starts)
+    stepping = Scene(load, num_blocks, policy=EveryStep, timing=timing).play(*starts)
+    assert leaping.ends() == pytest.approx(stepping.ends())
+    assert leaping.replica.busy_s == pytest.approx(stepping.replica.busy_s)
+    for count in ("recomputed_tokens", "computed_tokens", "num_preemptions"):
+        assert getattr(leaping.replica, count) == getattr(stepping.replica, count)
+    assert max(s.prompt_tokens for s in steps) > 3 * timing.max_num_batched_tokens
+    assert sum(s.end_s - s.start_s for s in steps) == pytest.approx(leaping.replica.busy_s)
+
+
+def test_an_arrival_cuts_a_leap_over_chunks_at_the_step_that_runs():
+    load = workload(session("a", [640], output=1), session("b", [4], output=1))
+    scene = Scene(load, num_blocks=200).play(0.0, 40.0)
+    # a's ten chunks of 64 take 33 s each; b is placed when the last one is over.
+    assert scene.ends()["a", 0] == 330.0
+    assert scene.ends()["b", 0] == 330.0 + 1.0 + 4 * 0.5
 
 
 def test_a_second_turn_finds_its_full_blocks_but_computes_its_last_token():

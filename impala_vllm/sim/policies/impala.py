@@ -42,6 +42,7 @@ class Impala(Policy):
     """Rank, admission, retention and the estimates they need, for one replica."""
 
     replan_s = REPLAN_S
+    """None in a step that is full anyway."""
 
     def __init__(self, replica: "Replica", config: Config | None = None, gaps: GapForecast | None = None) -> None:
         """`gaps` in place of the forecast that is learned."""
@@ -62,6 +63,8 @@ class Impala(Policy):
         self.order = self.idle = ByTrace(self.idle_kv.cheapest_first)  # type: ignore[arg-type]  # a TraceId is a str
         self.turns: OpenTurns[Judged] = OpenTurns(self.gaps, self.lengths)
         self._refreshed_s = self._round_s = 0.0
+        self._num_steps = 0
+        """Since idle KV was judged again: an engine does a part of that every step."""
         reach = self._rank_reach if below is not None else None
         self._asks = Asks(replica, self.turns, self.cost, self.lengths, config.rank, reach)
 
@@ -125,6 +128,9 @@ class Impala(Policy):
         self.held = ()
         if not self.replica.waiting and not self.replica.preempted:
             return ()
+        if self.below is None and self.replica.is_full:
+            self.replan_s = None  # whoever is admitted would not be placed; with tiers, reads begin for who waits
+            return ()
         return self._admit(now)
 
     def order_running(self) -> None:
@@ -133,8 +139,11 @@ class Impala(Policy):
             running.sort(key=lambda r: r.num_tokens - r.num_computed if r.is_prefilling else 0)
 
     def stepped(self, step_s: float, prefill: int, context: float, count: int) -> None:
-        for _ in range(count):
+        self._num_steps += count
+        if prefill:
             self.cost.observe(step_s, prefill, context)
+        else:
+            self.cost.observe_decodes(step_s, count)
 
     def _judge_idle(self, now: float) -> None:
         order = self.order
@@ -157,7 +166,9 @@ class Impala(Policy):
             self.idle_kv.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         order.changed.clear()
         if self.replica.waiting or self.replica.preempted:
-            self.idle_kv.refresh(now)
+            for _ in range(max(1, self._num_steps)):
+                self.idle_kv.refresh(now)
+        self._num_steps = 0
         if now - self._round_s >= ROUND_S_PER_CHAIN * len(self.idle_kv):
             order.new_round()
             self._round_s = now
