@@ -127,9 +127,12 @@ class Router:
         self._identity.finish(Finish(ticket.request_id, keys, ticket.turn.num_tokens, outcome), now)
 
     def plan(self, turn: Turn, among: Mapping[Replica, Load]) -> Plan:
-        """What `start` would decide, term by term; nothing is noted. The trace is found by its session id only."""
+        """What `start` would decide, term by term; nothing is noted. The trace is found by its session id only.
+
+        Without one it may be an old trace, so it is not kept from its prefix by those that live beside it.
+        """
         home = self._home_of_session(turn)
-        question = self._question(turn, None)._replace(home=home)
+        question = self._question(turn, None)._replace(home=home, settles=turn.session_id is not None)
         decision = self.policy.choose(question, among, Random(0))
         return Plan(decision, self.policy.explain(question, among))
 

@@ -107,6 +107,8 @@ class Server:
         self._config = config
         self._feeds: list[asyncio.Task[None]] = []
         self._num_failures = 0
+        self._is_forgotten = False
+        """What it holds was dropped while it did not answer: its events must be read from their beginning."""
         self._details_at_s = 0.0
 
     async def run(self) -> None:
@@ -143,6 +145,7 @@ class Server:
         if self.state in (State.DOWN, State.DRAINING):
             return
         self._become(State.DOWN)
+        self._is_forgotten = True
         for replica in self.replicas:
             self._hooks.on_lost(replica)
 
@@ -210,11 +213,13 @@ class Server:
     async def _follow(self, hello: Hello) -> None:
         """Start the feeds that the handshake asks for, where it is another one than before."""
         before, self.hello = self.hello, hello
-        if before is not None and before.ranks == hello.ranks:
+        if before is not None and before.ranks == hello.ranks and not self._is_forgotten:
             return
-        if before is not None and [rank.epoch for rank in before.ranks] != [rank.epoch for rank in hello.ranks]:
+        epochs = [rank.epoch for rank in hello.ranks]
+        if before is not None and (self._is_forgotten or [rank.epoch for rank in before.ranks] != epochs):
             for replica in self.replicas:
                 self._hooks.on_lost(replica)
+        self._is_forgotten = False
         await self.close()
         self.replicas = [Replica(self.id, rank.dp_rank) for rank in hello.ranks]
         problems: list[str] = []

@@ -138,3 +138,11 @@ def test_a_plan_leaves_no_trace():
     assert set(plan.terms) == set(site.loads)
     after = {replica: (load.num_running, load.pending_s, load.live_tokens) for replica, load in site.loads.items()}
     assert before == after
+
+
+def test_a_plan_without_an_id_finds_the_prefix_of_a_trace_beside_others():
+    site = Site()
+    home = site.serve(chain(1, 50)).decision.replica
+    site.loads[home].num_traces += 10
+    assert site.router.plan(site.turn(chain(1, 60)), site.loads).decision.replica == home
+    assert site.router.plan(site.turn(chain(1, 60), session="new"), site.loads).decision.replica != home

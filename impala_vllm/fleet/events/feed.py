@@ -13,6 +13,7 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
+from zmq.utils import monitor
 
 from impala_vllm.fleet.events import snapshot
 from impala_vllm.fleet.events.follower import Follower
@@ -24,6 +25,13 @@ REPLAY_TIMEOUT_S = 2.0
 """Longest silence within a replay. The publisher looks for questions ten times a second."""
 SNAPSHOT_AGAIN_S = 5.0
 """Between two attempts to get a snapshot, and for the batch that marks its moment to arrive."""
+SILENT_MS = 2000
+"""Without an answer to a heartbeat for so long a connection is given up: a cut network leaves it half open."""
+CONNECT_MS = 1000
+"""For a new one to stand; so long after the network is back it does at the latest."""
+LOOK_S = 0.25
+"""Between two looks for a new connection while nothing comes: what was missed is asked for then, not with the next
+batch, which an idle engine may not send for hours."""
 BATCHES_A_TURN = 64
 """Batches taken before others of the event loop get their turn."""
 MAX_BATCH_BYTES = 64 << 20
@@ -88,22 +96,34 @@ class Feed:
             subscription.linger = 0
             subscription.rcvhwm = 100_000  # as many as vLLM's publisher keeps
             subscription.maxmsgsize = MAX_BATCH_BYTES
+            subscription.heartbeat_ivl = SILENT_MS // 4
+            subscription.heartbeat_timeout = SILENT_MS
+            subscription.connect_timeout = subscription.handshake_ivl = CONNECT_MS
             subscription.subscribe(self._endpoints.topic)
             watched = f"inproc://impala-{id(subscription)}"
-            subscription.monitor(watched, zmq.EVENT_DISCONNECTED)
+            subscription.monitor(watched, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             watch.connect(watched)
             subscription.connect(self._endpoints.events)
-            num_taken = 0
+            num_taken, was_connected = 0, False
             while True:
                 await self._settle()
                 self._make_whole()
-                frames = await subscription.recv_multipart()
-                # The watch's notice was queued before anything that came over the next connection.
-                while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                    watch.recv_multipart()
-                    self._follower.reconnected()
-                if self._follower.question is not None:
-                    await self._settle()
+                coming = asyncio.ensure_future(subscription.recv_multipart())
+                while True:
+                    if not coming.done():
+                        await asyncio.wait((coming,), timeout=LOOK_S)
+                    # The watch's notice was queued before anything that came over the next connection.
+                    while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                        if monitor.parse_monitor_message(watch.recv_multipart())["event"] != zmq.EVENT_DISCONNECTED:
+                            if was_connected:
+                                self._follower.reconnected()
+                            was_connected = True
+                    if self._follower.question is not None:
+                        await self._settle()
+                    if coming.done():
+                        break
+                    self._make_whole()
+                frames = coming.result()
                 if len(frames) == 3 and len(frames[1]) == 8:
                     self._follower.live(int.from_bytes(frames[1], "big"), frames[2])
                 num_taken += 1

@@ -145,6 +145,8 @@ class Follower:
     def reconnected(self) -> None:
         """The connection is a new one: the publisher may be too, and may even go on at the very number expected."""
         if self.next_seq is None:
+            if self._can_replay:  # it could not be asked before
+                self.question = Question(0)
             return
         if self._can_replay:
             self.question = Question(max(0, self.next_seq - 1), checks=self.next_seq > 0)

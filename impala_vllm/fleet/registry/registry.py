@@ -43,11 +43,11 @@ class RegistryConfig:
     """Between two looks at who tells of which replica."""
     lease_s: float = 5.0
     """A router that is silent for so long no longer tells."""
-    within_s: float = 2.0
-    """For Redis to answer."""
+    within_s: float = 1.25
+    """For Redis to answer. With `again_s` the longest that routers go on alone after the network is back: under 2 s."""
     believed_s: float = 10.0
     """What others told, after they or Redis fell silent."""
-    again_s: float = 0.5
+    again_s: float = 0.25
     """Between two attempts to reach Redis."""
 
 

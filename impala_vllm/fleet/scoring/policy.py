@@ -60,6 +60,8 @@ class Question(NamedTuple):
     """Live traces that open as this one does,"""
     num_traces: int = 1
     """of so many in all."""
+    settles: bool = True
+    """Without a home: its trace is new, as far as can be told."""
 
 
 class Terms(NamedTuple):
@@ -212,7 +214,7 @@ class Policy:
 
     def _neighbour_s(self, question: Question, nowhere_s: float) -> float:
         """What each live trace of a replica adds; nothing to a trace that has a home: it would wander."""
-        if question.home is not None:
+        if question.home is not None or not question.settles:
             return 0.0
         return self.config.neighbour_tokens * nowhere_s / max(1, question.num_tokens)
 

@@ -259,6 +259,7 @@ def test_what_is_believed_is_true_whatever_gets_lost(steps, memory):
     for (move, block), fate, dropped, is_up in steps:
         if move == "restart":
             publisher.restart()
+            late.clear()  # what an earlier connection still has comes before the next one is noticed
             follower.reconnected()
             continue
         if move == "remove" and not publisher.truth.blocks[block]:

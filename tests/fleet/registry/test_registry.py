@@ -1,5 +1,8 @@
 """Two routers' registries over a real Redis: leases, restarts of either side, missed changes, how busy servers are."""
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
@@ -7,6 +10,7 @@ from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, 
 from impala_vllm.fleet.registry import layout as layouts
 from impala_vllm.fleet.registry.registry import Source
 from impala_vllm.fleet.scoring import Elsewhere, Load
+from tests.fleet.cable import Cable
 from tests.fleet.registry.serving import RedisServer
 
 A, B = Replica(ServerId("http://a")), Replica(ServerId("http://b"))
@@ -18,12 +22,13 @@ class Site:
 
     def __init__(self, redis: RedisServer) -> None:
         self.redis = redis
+        self.config = CONFIG
         self.now_s = 0.0
         self.sides: list[Side] = []
 
-    def router(self, a: bool | None = None) -> "Side":
-        """`a`: it hears A itself, or only knows of it."""
-        side = Side(self, {} if a is None else {A: Source("space", "life", a)})
+    def router(self, a: bool | None = None, url: str | None = None) -> "Side":
+        """`a`: it hears A itself, or only knows of it. `url`: its own way to Redis."""
+        side = Side(self, {} if a is None else {A: Source("space", "life", a)}, url or self.redis.url)
         self.sides.append(side)
         return side
 
@@ -37,13 +42,11 @@ class Site:
 class Side:
     """One router's."""
 
-    def __init__(self, site: Site, sources: dict[Replica, Source]) -> None:
+    def __init__(self, site: Site, sources: dict[Replica, Source], url: str) -> None:
         self.index = SharedIndex()
         self.loads = {A: Load(), B: Load()}
         self.sources = sources
-        self.registry = Registry(
-            site.redis.url, self.index, lambda: self.sources, self.loads, CONFIG, lambda: site.now_s
-        )
+        self.registry = Registry(url, self.index, lambda: self.sources, self.loads, site.config, lambda: site.now_s)
 
     def keys(self, upto: int = 500) -> set[int]:
         return {k for k in range(1, upto) if self.index.holds(A, BlockKey(k))}
@@ -143,6 +146,61 @@ async def test_after_a_restart_of_redis_everything_is_told_again(site):
     await site.meet()
     assert reads.keys() == {1, 3}
     assert hears.registry.problem is reads.registry.problem is None
+
+
+async def test_a_redis_that_says_nothing_costs_no_decision_and_is_caught_up_with(site):
+    site.config = replace(CONFIG, within_s=0.5)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    async with asyncio.timeout(100):
+        while reads.keys() != {1, 2}:
+            await site.meet()
+    site.redis.stop()
+    hears.index.remove(A, Tier.HBM, blocks(1))
+    hears.index.store(A, Tier.HBM, blocks(3), 0.0)
+    await site.meet(rounds=1)
+    assert hears.registry.problem is not None
+    assert reads.registry.problem is not None
+    assert hears.keys() == {2, 3}  # its own view
+    assert reads.keys() == {1, 2}  # what it was told, for a while
+    site.now_s += 20.0
+    await site.meet(reads, rounds=1)
+    assert not reads.keys()
+    site.redis.go_on()
+    async with asyncio.timeout(100):
+        while reads.keys() != {2, 3}:
+            await site.meet()
+    assert hears.registry.problem is reads.registry.problem is None
+    assert hears.registry.num_told == 1
+
+
+async def test_a_router_that_was_cut_off_alone_tells_no_more_once_another_does(site):
+    async with Cable(site.redis.socket) as cable:
+        site.config = replace(CONFIG, within_s=0.5)
+        parted = site.router(a=True, url=f"redis://127.0.0.1:{cable.port}/0")
+        stays, reads = site.router(a=True), site.router(a=False)
+        for side in (parted, stays):
+            side.index.store(A, Tier.HBM, blocks(1), 0.0)
+        async with asyncio.timeout(100):
+            while reads.keys() != {1} or not parted.registry.num_told:
+                await site.meet(parted, stays, reads)
+        cable.cut()
+        parted.index.store(A, Tier.HBM, blocks(66), 0.0)  # what it alone believes
+        await site.meet(parted, rounds=1)
+        assert parted.registry.problem is not None
+        await stays.registry._client.delete(layouts.place("space", A, "life").owner)  # the lease has run out
+        stays.index.store(A, Tier.HBM, blocks(2), 0.0)
+        site.now_s += 200.0
+        async with asyncio.timeout(100):
+            while reads.keys() != {1, 2}:
+                await site.meet(stays, reads)
+        cable.mend(forgets=True)
+        async with asyncio.timeout(100):
+            while parted.registry.problem is not None:
+                await site.meet(parted)
+        await site.meet()
+        assert (parted.registry.num_told, stays.registry.num_told) == (0, 1)
+        assert reads.keys() == {1, 2}
 
 
 async def test_a_redis_that_was_replaced_unnoticed_is_told_everything_too(site):

@@ -1,0 +1,106 @@
+"""A router parted from its servers: what it can hear no longer, and what it knows once the network is back."""
+
+import asyncio
+import json
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from benchmarks.fleet.emulated import EmulatedServer
+from benchmarks.fleet.serving import serving
+from impala_vllm.fleet.events import Endpoints
+from impala_vllm.fleet.fleet import parse_address
+from impala_vllm.fleet.places import Replica, ServerId
+from impala_vllm.fleet.proxy import Gateway, RouterOptions
+from impala_vllm.fleet.server import AskingConfig
+from impala_vllm.sim.timing import load
+from tests.fleet.cable import Cable
+
+TIMING = load("h100-llama-3.1-8b")
+ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=1.0)
+
+
+def body(name: str) -> dict:
+    return {"model": "emulated", "messages": [{"role": "user", "content": f"{name} " * 900}], "max_tokens": 1}
+
+
+def port_of(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+async def reach(client: aiohttp.ClientSession, url: str, name: str) -> int:
+    """Tokens of that prompt which the router believes to be in reach."""
+    async with client.post(url + "/v1/impala/route", json=body(name)) as response:
+        return (await response.json())["cached_tokens"]
+
+
+async def reached(client: aiohttp.ClientSession, url: str, name: str) -> None:
+    async with asyncio.timeout(100):
+        while await reach(client, url, name) < 500:
+            await asyncio.sleep(0.02)
+
+
+async def ask(client: aiohttp.ClientSession, url: str, name: str) -> None:
+    async with client.post(url + "/v1/chat/completions", json=body(name)) as response:
+        assert response.status == 200
+        assert await response.json()
+
+
+async def test_events_of_a_partition_are_known_after_it_though_no_connection_outlived_it(tokenizer, model_dir):
+    async with EmulatedServer(tokenizer, TIMING, speed=1e6) as server, aiohttp.ClientSession() as client:
+        assert server.publisher is not None
+        publisher = server.publisher
+        async with (
+            Cable(port_of(publisher.endpoint)) as events,
+            Cable(port_of(publisher.replay_endpoint)) as replays,
+        ):
+            parted = Endpoints(f"tcp://127.0.0.1:{events.port}", f"tcp://127.0.0.1:{replays.port}")
+            address = parse_address(server.url)._replace(events=parted)
+            options = RouterOptions((address,), tokenizer=str(model_dir), asking=ASKING)
+            async with serving(options) as url:
+                await ask(client, server.url, "before")
+                await reached(client, url, "before")
+                for cable in (events, replays):
+                    cable.cut()
+                await ask(client, server.url, "meanwhile")
+                assert not await reach(client, url, "meanwhile")
+                await ask(client, url, "through")  # the servers themselves are there
+                for cable in (events, replays):
+                    cable.mend(forgets=True)
+                await reached(client, url, "meanwhile")
+                await reached(client, url, "before")
+                await ask(client, server.url, "after")
+                await reached(client, url, "after")
+
+
+async def test_a_server_that_could_not_be_reached_is_known_as_before(tokenizer, model_dir):
+    async with (
+        EmulatedServer(tokenizer, TIMING, speed=1e6) as parted,
+        EmulatedServer(tokenizer, TIMING, speed=1e6) as near,
+        aiohttp.ClientSession() as client,
+        Cable(port_of(parted.url)) as cable,
+    ):
+        through = ServerId(f"http://127.0.0.1:{cable.port}")
+        addresses = (parse_address(through), parse_address(near.url))
+        gateway = Gateway(RouterOptions(addresses, tokenizer=str(model_dir), asking=ASKING))
+        async with serving(gateway.options, gateway) as url:
+            await ask(client, parted.url, "old")
+            await reached(client, url, "old")
+            load_of = gateway.fleet.loads[Replica(through)]
+            cable.cut()
+            async with asyncio.timeout(100):
+                while load_of.is_open:
+                    await asyncio.sleep(0.02)
+            assert not await reach(client, url, "old")
+            await ask(client, url, "old")  # nobody waits for the one that is gone
+            assert near.served.requests == 1
+            cable.mend()
+            keys = (await gateway.reader.read("/v1/chat/completions", {}, json.dumps(body("old")).encode())).turn.prompt
+            assert keys is not None
+            async with asyncio.timeout(100):
+                while gateway.fleet.index.num_replicas(keys.keys[-1]) < 2:
+                    await asyncio.sleep(0.02)
+            assert load_of.is_open
