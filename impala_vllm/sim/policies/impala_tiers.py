@@ -186,7 +186,8 @@ class ImpalaTiers(Tiers):
         if turn is None:
             return True  # it has ended, and all of it was offered
         fresh = [k for k in keys if k not in self.host]
-        self._make_room(len(fresh) - self.host.num_free, request.keys, (turn.trace_id,))
+        limit = None if self.room.nvme_blocks else turn.trace_id
+        self._make_room(len(fresh) - self.host.num_free, request.keys, (turn.trace_id,), limit)
         fitting = fresh[: self.host.num_free]
         if fitting:
             self.store(request, fitting, partial(self._came, turn, fitting))

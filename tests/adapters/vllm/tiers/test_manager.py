@@ -38,7 +38,7 @@ from tests.adapters.vllm.tiers.moving_bytes import CHUNK_BYTES, Disk, Host, Work
 from tests.transfer.virtual import ManualClock
 
 TOKENS = 32
-A, B = TraceId("a"), TraceId("b")
+A, B, C = TraceId("a"), TraceId("b"), TraceId("c")
 END_OF_STEP = ScheduleEndContext((), ())
 
 
@@ -236,15 +236,39 @@ def test_what_was_stored_is_loaded_by_the_next_turn() -> None:
 
 
 def test_a_turn_makes_room_from_what_is_worth_least_and_keeps_its_own() -> None:
-    tiers = Tiers(6)
-    tiers.serve("r", keys("a", 3), A)
-    tiers.serve("s", keys("b", 3), B)
-    tiers.gaps.finish(A, tiers.clock())
-    for trace_id in (A, B):  # B is not expected back
-        tiers.idle.update(trace_id, 0, 3 * TOKENS, False, tiers.clock(), Below(3 * TOKENS))
-    tiers.serve("t", keys("c", 2), TraceId("c"))
+    tiers = full_host()
+    tiers.idle.update(C, 2, 2 * TOKENS, True, tiers.clock(), is_running=True)
+    tiers.serve("t", keys("c", 2), C)
     assert names(tiers.manager.host.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
     assert tiers.manager.num_evicted == 2
+
+
+def test_with_nothing_below_host_a_turn_takes_no_room_from_what_is_worth_as_much() -> None:
+    tiers = full_host()  # nothing is known of C
+    tiers.serve("t", keys("c", 2), C)
+    assert names(tiers.manager.host.keys()) == names(keys("a", 3) + keys("b", 3))
+    assert (tiers.manager.num_evicted, tiers.manager.num_refused) == (0, 2)
+    tiers.manager.forget(B)
+    tiers.serve("u", keys("c", 2), C)
+    assert names(tiers.manager.host.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
+
+
+def test_with_nvme_below_a_turn_takes_host_room_whatever_it_is_worth() -> None:
+    tiers = full_host(nvme=8)
+    tiers.serve("t", keys("c", 2), C)
+    assert tiers.manager.num_refused == 0
+
+
+def full_host(nvme: int = 0) -> Tiers:
+    """Six chunks: three of A, and three of B, which is not expected back."""
+    tiers = Tiers(6, nvme)
+    tiers.serve("r", keys("a", 3), A)
+    tiers.serve("s", keys("b", 3), B)
+    tiers.step(1.0)
+    tiers.gaps.finish(A, tiers.clock())
+    for trace_id in (A, B):
+        tiers.idle.update(trace_id, 0, 3 * TOKENS, False, tiers.clock(), Below(3 * TOKENS))
+    return tiers
 
 
 def test_a_prompt_longer_than_host_keeps_its_root_and_is_refused_its_tail() -> None:
