@@ -1,0 +1,95 @@
+"""What we set out to reach, beside what was measured: the first table of RESULTS.md, met or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One figure of one arm of one benchmark, and its bound: `at_most` or `at_least`."""
+
+    what: str
+    question: str
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+    variant: str = "impala-enforce"
+    params: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Only records that say so."""
+    note: str = ""
+    """Why it is missed, as far as known."""
+
+    def asks(self) -> str:
+        """The bound in words."""
+        return f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+
+    def found(self, records: Sequence[Record]) -> Record | None:
+        """The newest record of it, one of a real engine where there is one. `records` are oldest first."""
+        name = self.question.partition("/")[2]
+        for kind in ("serving", "micro", "sim"):
+            for r in reversed(records):
+                if (r.question, r.variant, r.metric) == (f"{kind}/{name}", self.variant, self.metric) and all(
+                    r.params.get(k) == v for k, v in self.params.items()
+                ):
+                    return r
+        return None
+
+    def is_met(self, value: float) -> bool:
+        """Does a figure keep the bound?"""
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+
+
+def _pair(what: str, level: str, stall: float, tasks_per_hour: float, **params: Any) -> tuple[Target, Target]:
+    question = f"serving/agents{level}"
+    return (
+        Target(f"{what}: mean stall", question, "stall_mean_s ratio", at_most=stall, params=params),
+        Target(f"{what}: tasks/h", question, "tasks_per_hour ratio", at_least=tasks_per_hour, params=params),
+    )
+
+
+def _same(what: str, question: str, metric: str) -> Target:
+    return Target(what, question, metric, at_least=0.99)
+
+
+_NO_ROOM_FOR_ORDER = "Ten turns must decode together at this load: no waiting at all would be 0.62 (DECISIONS 50)."
+_NO_ROOM_FOR_GAPS = "Gaps known in advance would sustain 1.16 times stock's (DECISIONS 53)."
+
+TARGETS: tuple[Target, ...] = (
+    *_pair("Working set 2x HBM, ten turns", "-2x", 0.65, 1.1),
+    *_pair("4x", "-4x", 0.26, 1.35, tasks=16),
+    Target("4x: p95 stall", "serving/agents-4x", "stall_p95_s ratio", at_most=0.7, params={"tasks": 16}),
+    *_pair("8x", "-8x", 0.28, 1.25),
+    *_pair("24 sessions x 30 turns, 24k tokens of HBM", "", 0.25, 1.5),
+    _same("Everything fits (1x): tasks/h", "serving/agents-1x", "tasks_per_hour ratio"),
+    _same("Everything fits (0.5x): tasks/h", "serving/agents-0.5x", "tasks_per_hour ratio"),
+    _same("Single requests that share nothing: requests/s", "serving/control", "requests_per_s ratio"),
+    Target("Open loop, long sessions: sustained", "serving/sustained", "sustained load ratio", at_least=1.5,
+           note=_NO_ROOM_FOR_GAPS),
+    Target("Compute-bound: mean stall", "serving/compute-bound", "stall_mean_s ratio", at_most=0.6,
+           note=_NO_ROOM_FOR_ORDER),
+    Target("Compute-bound: p99 stall", "serving/compute-bound", "stall_p99_s ratio", at_most=1.2),
+    Target("Parents with eight forks: makespan", "serving/fan-out-2x", "makespan_s ratio", at_most=0.8),
+    Target("1,000 labelling jobs on one stem: makespan", "serving/labelling", "makespan_s ratio", at_most=1.0),
+    *(
+        Target(f"Drift, {quarter}: mean stall", "serving/drift", f"stall_mean_s of {quarter} ratio", at_most=1.05)
+        for quarter in ("short-gaps", "long-gaps", "single-requests", "fan-outs")
+    ),
+)  # fmt: skip
+
+
+def table(records: Sequence[Record], targets: Sequence[Target] = TARGETS) -> list[str]:
+    """Markdown lines, one row a target. `records` are oldest first."""
+    lines = ["| target, to stock | asked | found | interval | n | engine | verdict |", "|---|--:|--:|---|--:|---|---|"]
+    for target in targets:
+        r = target.found(records)
+        if r is None:
+            lines.append(f"| {target.what} | {target.asks()} | - | - | 0 | - | not measured |")
+            continue
+        engine = "real" if r.source == "measured" else "virtual time"
+        verdict = "met" if target.is_met(r.p50) else f"**not met** {target.note}".strip()
+        interval = r.params.get("interval", "-")
+        lines.append(f"| {target.what} | {target.asks()} | {r.p50:.3g} | {interval} | {r.n} | {engine} | {verdict} |")
+    return lines
