@@ -162,6 +162,7 @@ def test_tiers_smaller_than_the_traffic_stay_whole(model: str, tmp_path: Path) -
     tiers = ("--impala-host-gib", str(90 * chunk_gib), "--impala-nvme-path", str(tmp_path / "nvme"))
     flags = ("--num-gpu-blocks-override", "90", *tiers, "--impala-nvme-gib", str(400 * chunk_gib))
     slow = "tiers:\n  host_bytes_per_s: 50.0e6\n  nvme_read_bytes_per_s: 10.0e6\n  nvme_write_bytes_per_s: 10.0e6\n"
+    slow += "rank:\n  hold_s: 60\n"  # the client gives up after 120 s
     with survived(model, tmp_path, load, slow, *flags) as survivor:
         client = survivor.client
         until(lambda: client.json("/impala/health")["status"] == "idle")
