@@ -143,6 +143,11 @@ QUESTIONS = {
         "sticky are told which session a turn belongs to; impala is told nothing. Spread is the busiest server's "
         "prefill over the mean.",
     ),
+    "sim/fleet-agents": Question(
+        "The same, synthetic agents",
+        "The agents of `benchmarks.fleet`, without a machine's noise. Spread is what they are for: sessions of one "
+        "kind, so that no long one outweighs its placement.",
+    ),
     "sim/fleet-restarts": Question(
         "The same while servers restart",
         "Every minute a share of the servers loses all KV.",

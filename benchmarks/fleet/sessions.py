@@ -1,0 +1,80 @@
+"""What a fleet in virtual time is asked: recorded sessions, or synthetic agents as `benchmarks.fleet` sends them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from impala_vllm.fleet.places import BlockKey, key_of
+from impala_vllm.workload import load
+
+MAX_GAP_S = 120.0
+MAX_TOKENS = 131_072
+"""A recording stops before the first prompt that is longer: the model of the timing takes no more."""
+_SPREAD = 0x9E3779B97F4A7C15
+
+
+class Step(NamedTuple):
+    """A turn of a session."""
+
+    keys: list[BlockKey]
+    num_tokens: int
+    block_tokens: int
+    num_output: int
+    gap_s: float
+    """After the turn before."""
+
+
+def recorded(path: Path, num_turns: int, coarser: int = 1) -> list[list[Step]]:
+    """The first turns of each recorded trace, in order, with the gaps between them.
+
+    `coarser`: so many blocks are taken as one. A chained key says all that its predecessors say.
+    """
+    found: dict[str, list[Any]] = {}
+    for turn in load(path):
+        found.setdefault(turn.trace_id or turn.request_id, []).append(turn)
+    sessions: list[list[Step]] = []
+    for turns in found.values():
+        turns.sort(key=lambda t: t.arrival_s)
+        steps: list[Step] = []
+        end_s = turns[0].arrival_s
+        for turn in turns[:num_turns]:
+            if turn.input_tokens > MAX_TOKENS:
+                break
+            keys = [key_of((block + 1) * _SPREAD) for block in turn.blocks[coarser - 1 :: coarser]]
+            gap_s = min(MAX_GAP_S, max(0.0, turn.arrival_s - end_s))
+            num_output = min(turn.output_tokens or 100, 1000)
+            steps.append(Step(keys, turn.input_tokens, turn.block_size * coarser, num_output, gap_s))
+            end_s = turn.finish_s if turn.finish_s is not None else turn.arrival_s
+        if len(steps) >= 3:
+            sessions.append(steps)
+    return sessions
+
+
+def chosen(pool: Sequence[list[Step]], number: int, lot: Random) -> list[list[Step]]:
+    """So many of them by lot. Where there are fewer, copies that share nothing with one another."""
+    sessions: list[list[Step]] = []
+    for copy in range(-(-number // len(pool))):
+        drawn = lot.sample(pool, min(len(pool), number - len(sessions)))
+        sessions += [_copied(steps, copy) for steps in drawn] if copy else drawn
+    return sessions
+
+
+def _copied(steps: Sequence[Step], copy: int) -> list[Step]:
+    mask = key_of(copy * _SPREAD)
+    return [step._replace(keys=[BlockKey(key ^ mask) for key in step.keys]) for step in steps]
+
+
+def agents(number: int, num_turns: int, lot: Random) -> list[list[Step]]:
+    """A shared opening, then turns of 100 to 900 words and gaps of a second, as the tiny model's tokenizer counts."""
+    opening = [BlockKey(lot.getrandbits(64)) for _ in range(75)]
+    sessions: list[list[Step]] = []
+    for _ in range(number):
+        keys, num_tokens, steps = list(opening), 1200, list[Step]()
+        for turn in range(num_turns):
+            num_tokens += int(1.6 * lot.randrange(100, 900)) + 20
+            keys += [BlockKey(lot.getrandbits(64)) for _ in range(num_tokens // 16 - len(keys))]
+            steps.append(Step(list(keys), num_tokens, 16, 8, lot.expovariate(1.0) if turn else 0.0))
+            num_tokens += 20
+        sessions.append(steps)
+    return sessions
