@@ -179,7 +179,7 @@ class Impala(Policy):
         self.replan_s = max(REPLAN_S, REPLAN_SHARE * self.cost.prefill_s(longest))
         pool, num_free, num_running = self.replica.pool, self.replica.pool.num_free, len(self.replica.running)
         if self.below is not None:
-            asks = self.below.choose(requests, asks)
+            asks = self.below.choose(requests, asks, num_running)
             # Loads hold only what they load; the rest of their prompts is promised room.
             num_free -= self.replica.promised_blocks()
             num_running += len(self.replica.loading) + len(self.replica.loaded)

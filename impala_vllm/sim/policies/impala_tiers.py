@@ -44,8 +44,10 @@ class _Turn:
     keys: Sequence[int]
     writes: bool
     hbm_tokens: int = 0
-    ahead: Queue = NOBODY
+    queue: Queue = NOBODY
     awaited_blocks: int = 0
+    asked_blocks: int = 0
+    """NVMe was asked for blocks up to here."""
     nvme_tokens: int = 0
     skips_nvme: bool = False
 
@@ -106,24 +108,29 @@ class ImpalaTiers(Tiers):
         turn.hbm_tokens = hbm_blocks * self._size
         return self._choose(turn, request.num_tokens)
 
-    def choose(self, requests: Sequence[Request], asks: Sequence[Asking]) -> list[Asking]:
+    def choose(self, requests: Sequence[Request], asks: Sequence[Asking], num_running: int) -> list[Asking]:
         """Start reads from NVMe for waiting turns, best first. Returns those that may run now."""
         self._host_pays = self._planner.host_pays()
         if not self.room.nvme_blocks:
             return list(asks)
         ready: list[Asking] = []
         before: set[TraceId] = set()
-        ahead = NOBODY
-        for index, (request, ask) in enumerate(zip(requests, asks, strict=True)):
-            turn = self._turns[request]
-            turn.ahead = ahead
+        turns = [self._turns[request] for request in requests]
+        num_reading = sum(turn.nvme_tokens > 0 for turn in turns)
+        num_computing = len(asks) + num_running - num_reading
+        compute_s, nvme_tokens = 0.0, 0
+        for index, (turn, ask) in enumerate(zip(turns, asks, strict=True)):
+            is_reading = turn.nvme_tokens > 0
+            num_reading -= is_reading
+            num_computing -= not is_reading
+            turn.queue = Queue(compute_s, nvme_tokens, num_computing, num_reading)
             if index < MAX_CHOSEN:
                 self._choose(turn, ask.turn.prompt_tokens)
             if self._is_ready(turn, before):
                 ready.append(ask)
             before.add(turn.trace_id)
-            compute_s = self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
-            ahead = Queue(ahead.compute_s + compute_s, ahead.nvme_tokens + turn.nvme_tokens)
+            compute_s += self._cost.prefill_s(ask.turn.prompt_tokens, ask.turn.reach_tokens)
+            nvme_tokens += turn.nvme_tokens
         return ready
 
     def below(self, trace_id: TraceId) -> Below:
@@ -206,7 +213,10 @@ class ImpalaTiers(Tiers):
         found = self._below(turn.keys, start)
         if turn.skips_nvme:
             found = Below(found.host_tokens)
-        way = self._planner.way(prompt_tokens - 1, turn.hbm_tokens, found, turn.ahead)
+        queue, behind = turn.queue, start + found.host_tokens // self._size
+        if found.nvme_tokens and behind < turn.asked_blocks and turn.keys[behind] in self._late_s:
+            queue = queue._replace(coming_tokens=(turn.asked_blocks - behind) * self._size)
+        way = self._planner.way(prompt_tokens - 1, turn.hbm_tokens, found, queue)
         loaded = way.host_tokens + way.nvme_tokens
         turn.awaited_blocks, turn.nvme_tokens = start + loaded // self._size, way.nvme_tokens
         reach = min(max(turn.hbm_tokens, turn.awaited_blocks * self._size), prompt_tokens - 1)
@@ -229,6 +239,8 @@ class ImpalaTiers(Tiers):
         if not self._read_in(wanted, turn.trace_id, before):
             # With nobody before it and nothing on its way there will be no more room than now.
             turn.skips_nvme = not before and not self._late_s
+        else:
+            turn.asked_blocks = behind + len(wanted)
         return turn.skips_nvme
 
     def _read_in(self, keys: Sequence[int], trace_id: TraceId, spared: Collection[TraceId] | None = None) -> bool:
