@@ -33,6 +33,8 @@ LINKS = {"GPU links": 1.0, "slow links": 1 / 3}
 """Rates, as a share of the timing's: host at some 12 and 4 times, NVMe at 1.5 and 0.5 times the rate of prefill."""
 MOST_STALL, LEAST_TASKS = 1.02, 0.99
 """Of the best rival: within this impala wins, or is as good."""
+PATIENCE_S = 600.0
+"""Of OpenAI's clients. impala's holds have a bound below it; those of rivals have none."""
 LEAST_STALL_S = 0.01
 """Stalls below it are alike."""
 
@@ -62,6 +64,9 @@ class Verdict:
     """Tasks an hour, over those of whichever rival has most."""
     to_bound: float
     """Stall over the bound's that has least."""
+    held_s: float
+    best_held_s: float
+    """Longest time that impala and the best rival kept a turn back: clients give up after `PATIENCE_S`."""
 
     @property
     def wins(self) -> bool:
@@ -140,7 +145,9 @@ def judge(point: Point, by_policy: dict[str, list[Measures]]) -> Verdict:
         for a, b in zip(ours, by_policy[best], strict=True)
     ]
     tasks = [a.tasks_per_hour / b.tasks_per_hour for a, b in zip(ours, by_policy[busiest], strict=True)]
-    return Verdict(point, best, stall, tasks, stalls["impala"] / min(bounds) if bounds else 1.0)
+    to_bound = stalls["impala"] / min(bounds) if bounds else 1.0
+    held_s, best_held_s = (max(m.max_hold_s for m in by_policy[n]) for n in ("impala", best))
+    return Verdict(point, best, stall, tasks, to_bound, held_s, best_held_s)
 
 
 def setup(load: Workload, engine: timing.Timing, point: Point) -> Setup:
@@ -182,17 +189,25 @@ def _run(
 
 
 def _line(v: Verdict) -> str:
-    verdict = "" if v.wins else "  <- not won"
+    verdict = "" if v.wins else f"  <- not won{_patience(v)}"
     return f"{v.point}: stall {mean(v.stall):.2f} and tasks {mean(v.tasks):.2f} of {v.best}{verdict}"
+
+
+def _patience(v: Verdict) -> str:
+    return f" ({v.best} holds a turn for {v.best_held_s:,.0f} s)" if v.best_held_s > PATIENCE_S else ""
 
 
 def _show(verdicts: Iterable[Verdict], console: Console) -> None:
     table = Table(
-        "point", "best rival", "stall", "tasks/h", "stall / bound", "", title="impala / best rival, simulated"
-    )
+        "point", "best rival", "stall", "tasks/h", "stall / bound", "longest holds s", "",
+        title="impala / best rival, simulated",
+    )  # fmt: skip
     for v in verdicts:
         won = "" if v.wins else "[red]not won[/]"
-        table.add_row(str(v.point), v.best, f"{mean(v.stall):.2f}", f"{mean(v.tasks):.3f}", f"{v.to_bound:.2f}", won)
+        held = f"{v.held_s:,.0f} / {v.best_held_s:,.0f}"
+        table.add_row(
+            str(v.point), v.best, f"{mean(v.stall):.2f}", f"{mean(v.tasks):.3f}", f"{v.to_bound:.2f}", held, won
+        )
     console.print(table)
 
 
@@ -200,7 +215,13 @@ def _records(verdicts: Iterable[Verdict], params: dict[str, object]) -> list[Rec
     origin = record.origin()
     made: list[Record] = []
     for v in verdicts:
-        note = {**params, "best rival": v.best, "": "impala wins or equals it" if v.wins else "**impala does not win**"}
+        held = f"{v.held_s:,.0f} s by impala, {v.best_held_s:,.0f} s by the best rival"
+        note = {
+            **params,
+            "best rival": v.best,
+            "a turn is held at most": held,
+            "": "impala wins or equals it" if v.wins else "**impala does not win**",
+        }
         for metric, better, values in (
             ("stall / best rival's", "lower", v.stall),
             ("tasks an hour / best rival's", "higher", v.tasks),

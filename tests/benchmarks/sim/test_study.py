@@ -53,6 +53,14 @@ def test_a_bound_is_no_rival():
     assert verdict((50, 10), stock=(100, 10), belady=(1, 99), **{"impala-oracle": (1, 99)}).best == "stock"
 
 
+def test_a_rival_that_holds_turns_for_longer_than_clients_wait_is_said_to():
+    patient = replace(measures(80), max_hold_s=1240.0)
+    found = judge(POINT, {"impala": [measures(100)], "thunderagent": [patient]})
+    assert (found.held_s, found.best_held_s) == (0.0, 1240.0)
+    assert "thunderagent holds a turn for 1,240 s" in study._line(found)
+    assert "holds" not in study._line(judge(POINT, {"impala": [measures(100)], "plas": [measures(80)]}))
+
+
 def test_stalls_of_nothing_are_alike():
     assert verdict((0.009, 10), stock=(0.001, 10)).wins
 
