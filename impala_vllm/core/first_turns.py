@@ -6,8 +6,9 @@ against it, and a second turn that comes all the same corrects that.
 
 from collections.abc import Hashable
 
-PRIOR_CHANCE, PRIOR_WEIGHT = 0.8, 3.0
-"""Before anything was seen, and the first turns that counts for: after three one-shots a kind is taken for one."""
+MIN_SEEN = 2.5
+"""First turns that have to have ended, about three, before a kind is known. Of a thousand jobs that arrive at once none
+has ended when the others are computed."""
 MEMORY = 50.0
 """First turns after which an observation's weight has fallen to 1/e."""
 MAX_KINDS = 1024
@@ -35,7 +36,7 @@ class FirstTurns:
         if (counts := self._kinds.get(kind)) is not None:
             counts[0] = min(counts[1], counts[0] + 1.0)
 
-    def chance(self, kind: Hashable) -> float:
-        """That a trace of this kind has a second turn."""
+    def chance(self, kind: Hashable) -> float | None:
+        """That a trace of this kind has a second turn. None: too few were seen."""
         followed, seen = self._kinds.get(kind, (0.0, 0.0))
-        return (followed + PRIOR_WEIGHT * PRIOR_CHANCE) / (seen + PRIOR_WEIGHT)
+        return followed / seen if seen >= MIN_SEEN else None

@@ -36,7 +36,7 @@ class PlannerConfig:
     nvme_bytes_per_s: float = 1e9
     """Prior of NVMe reads."""
     min_second_chance: float = 0.5
-    """Where a second turn is less likely than this, a first turn's KV is not written to NVMe: one-shot traffic."""
+    """Where a second turn is not known to be as likely as this, a first turn's KV is not written to NVMe: one-shots."""
     recall_quantile: float = 0.25
     """Recall so that the KV is there when this share of resumes has come."""
 
@@ -131,18 +131,22 @@ class Planner:
         saved_s = self._cost.prefill_s(num_tokens) - self.load_s(0, num_tokens)
         return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
 
-    def writes(self, num_turns: int, kind: Hashable) -> bool:
-        """Does the KV of a trace's `num_turns`-th turn belong on NVMe, as it is computed?"""
+    def writes(self, num_turns: int, kind: Hashable) -> bool | None:
+        """Does the KV of a trace's `num_turns`-th turn belong on NVMe, as it is computed?
+
+        None: it is a first one, and of its kind too few have ended to tell. Its own end will, at the latest.
+        """
         if num_turns > 1 or not self.config.gate_writes:
             return True
-        return self._first_turns.chance(kind) >= self.config.min_second_chance
+        chance = self._first_turns.chance(kind)
+        return None if chance is None else chance >= self.config.min_second_chance
 
     def ended(self, num_turns: int, kind: Hashable, outcome: Outcome, writes: bool) -> bool:
         """The same at the turn's end, which says more: `writes` was the answer before."""
         asks = outcome is Outcome.TOOL_CALL
         if num_turns == 1 and outcome in (Outcome.STOP, Outcome.TOOL_CALL):
             self._first_turns.saw(kind, asks)
-        return writes or asks or not self.config.gate_writes
+        return writes or asks or self.writes(num_turns, kind) is True
 
     def resumed(self, kind: Hashable, outcome: Outcome) -> None:
         """A second turn has come after a first one that ended so."""

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from impala_vllm.core.cost import CostConfig, StepCost
-from impala_vllm.core.first_turns import PRIOR_CHANCE, PRIOR_WEIGHT, FirstTurns
+from impala_vllm.core.first_turns import FirstTurns
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.planner import NOBODY, NOTHING, Below, Planner, PlannerConfig, Queue, Way
 from impala_vllm.core.retention import SOONEST_S
@@ -137,14 +137,24 @@ def test_without_a_choice_everything_is_loaded() -> None:
 
 def test_a_second_turns_kv_is_written_and_a_first_ones_where_a_second_is_likely() -> None:
     p = planner()
-    assert p.writes(1, "agents")
     for _ in range(20):
         p.ended(1, "one-shots", Outcome.STOP, True)
         p.ended(1, "agents", Outcome.TOOL_CALL, True)
-    assert p.writes(1, "agents")
-    assert not p.writes(1, "one-shots")
-    assert p.writes(2, "one-shots")
-    assert planner(gate_writes=False).writes(1, "one-shots")
+    assert p.writes(1, "agents") is True
+    assert p.writes(1, "one-shots") is False
+    assert p.writes(2, "one-shots") is True
+    assert planner(gate_writes=False).writes(1, "one-shots") is True
+
+
+def test_of_a_kind_that_has_shown_nothing_yet_only_a_tool_call_or_a_second_turn_is_written() -> None:
+    p = planner()
+    assert p.writes(1, "new") is None  # of a thousand that arrive at once, none has ended yet
+    assert not p.ended(1, "new", Outcome.STOP, False)
+    assert p.ended(1, "new", Outcome.TOOL_CALL, False)
+    assert p.writes(1, "new") is None
+    assert p.writes(2, "new") is True
+    assert p.ended(1, "new", Outcome.TOOL_CALL, False)
+    assert p.writes(1, "new") is True
 
 
 def test_a_turn_that_ends_with_a_tool_call_is_written_whatever_its_kind() -> None:
@@ -160,7 +170,7 @@ def test_a_turn_that_was_cut_off_says_nothing_of_its_kind(outcome: Outcome) -> N
     p = planner()
     for _ in range(50):
         p.ended(1, "kind", outcome, False)
-    assert p.writes(1, "kind")
+    assert p.writes(1, "kind") is None
 
 
 def test_a_kind_whose_traces_come_back_after_a_plain_answer_is_written_again() -> None:
@@ -176,11 +186,12 @@ def test_a_kind_whose_traces_come_back_after_a_plain_answer_is_written_again() -
 
 def test_the_chance_of_a_second_turn_is_a_share_of_the_first_ones_seen() -> None:
     turns = FirstTurns()
-    assert turns.chance("new") == pytest.approx(PRIOR_CHANCE)
-    for has_second in (True, False, False):
+    for has_second in (True, False):
         turns.saw("kind", has_second)
+    assert turns.chance("kind") is None
+    turns.saw("kind", False)
     # Forgetting within three is a few percent.
-    assert turns.chance("kind") == pytest.approx((1 + PRIOR_WEIGHT * PRIOR_CHANCE) / (3 + PRIOR_WEIGHT), rel=0.03)
+    assert turns.chance("kind") == pytest.approx(1 / 3, rel=0.03)
 
 
 def with_gaps_of(seconds: float) -> GapForecast:

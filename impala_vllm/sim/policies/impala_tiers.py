@@ -43,6 +43,8 @@ class _Turn:
     trace_id: TraceId
     keys: Sequence[int]
     writes: bool
+    may_write: Callable[[], bool | None] | None = None
+    """Tells whether it writes, while that is not known yet."""
     hbm_tokens: int = 0
     queue: Queue = NOBODY
     awaited_blocks: int = 0
@@ -73,6 +75,8 @@ class ImpalaTiers(Tiers):
         self._late_s: dict[int, float] = {}
         """By block that NVMe is read for: when nobody waits for it any more."""
         self._due: list[tuple[float, int, TraceId]] = []
+        self._undecided: set[TraceId] = set()
+        """In a first turn of which it is not known whether it belongs on NVMe: host keeps what it has of them."""
         self._expected: set[TraceId] = set()
         self._num_due = 0
         self._looked_s = 0.0
@@ -83,15 +87,19 @@ class ImpalaTiers(Tiers):
             self._planner.resumed(trace.opening, trace.last_outcome)
         keys = request.keys[: request.prompt_tokens // self._size]
         writes = self._planner.writes(trace.num_turns, trace.opening)
-        turn = self._turns[request] = _Turn(trace.trace_id, keys, writes)
+        turn = self._turns[request] = _Turn(trace.trace_id, keys, bool(writes))
+        if writes is None and self.room.nvme_blocks:
+            turn.may_write = partial(self._planner.writes, trace.num_turns, trace.opening)
+            self._undecided.add(trace.trace_id)
         self._use(turn, stem)
 
     def ended(self, request: Request, trace: Trace | None, stem: int, outcome: Outcome) -> None:
         """The turn is done. None: its trace was forgotten meanwhile."""
         turn = self._turns.pop(request)
+        self._undecided.discard(turn.trace_id)
         if trace is None:
             return
-        turn.writes = self._planner.ended(trace.num_turns, trace.opening, outcome, turn.writes)
+        self._decide(turn, self._planner.ended(trace.num_turns, trace.opening, outcome, turn.writes))
         turn.keys = request.keys[: (request.turn.num_tokens - 1) // self._size]
         self._use(turn, stem)
 
@@ -99,6 +107,7 @@ class ImpalaTiers(Tiers):
         """The trace left the table."""
         self._host_chains.release(trace_id)
         self._nvme_chains.release(trace_id)
+        self._undecided.discard(trace_id)
         if self._keys.pop(trace_id, None) is not None:
             self.changed[trace_id] = None
 
@@ -270,8 +279,17 @@ class ImpalaTiers(Tiers):
     def _came(self, turn: _Turn, keys: Sequence[int]) -> None:
         self._host_chains.add(keys, turn.trace_id)
         self.changed[turn.trace_id] = None
+        if turn.may_write is not None:
+            self._decide(turn, turn.may_write())
+            keys = turn.keys
         if turn.writes:
-            self._write(keys, turn.trace_id)
+            self._write([k for k in keys if self.host.is_ready(k)], turn.trace_id)
+
+    def _decide(self, turn: _Turn, writes: bool | None) -> None:
+        turn.writes = bool(writes)
+        if writes is not None:
+            turn.may_write = None
+            self._undecided.discard(turn.trace_id)
 
     def _write(self, keys: Sequence[int], trace_id: TraceId) -> None:
         fresh = [k for k in keys if k not in self.nvme]
@@ -298,7 +316,7 @@ class ImpalaTiers(Tiers):
         self, lacking: int, wished: Iterable[int], spared: Collection[TraceId], limit: TraceId | None = None
     ) -> None:
         if lacking > 0:
-            chains, kept = self._host_chains, set(wished)
+            chains, kept, spared = self._host_chains, set(wished), self._undecided.union(spared)
             victims = chains.victims(
                 lacking, lambda some: [k for k in some if k not in kept and self.host.may_go(k)], spared, limit
             )

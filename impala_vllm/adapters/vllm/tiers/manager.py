@@ -161,6 +161,9 @@ class TierManager(OffloadingManager):
         turn.num_storing -= 1
         self.one_shots.stored(turn.trace_id, len(filling) if success else 0)
         self.turns.changed(turn.trace_id)
+        if turn.may_write is not None:
+            self.turns.decide(turn, turn.may_write())
+            self._write(turn)
         if success and self.nvme is not None and (turn.writes or (self._idle is None and self.writes_unasked)):
             self.nvme.write(filling, turn.trace_id, self._clock())
         self._close_if_done(req_context.req_id)
@@ -211,7 +214,8 @@ class TierManager(OffloadingManager):
         turn = self.turns.get(req_id)
         if turn is None:
             return
-        turn.keys, turn.writes = keys, writes
+        turn.keys = keys
+        self.turns.decide(turn, writes)
         self._use(turn, stem_chunks)
         self._write(turn)
 
@@ -285,7 +289,7 @@ class TierManager(OffloadingManager):
         lacking = num_chunks - self.host.num_free
         if lacking <= 0:
             return []
-        spared = (turn.trace_id,) if turn.trace_id is not None else ()
+        spared = {*self.turns.undecided, turn.trace_id} if turn.trace_id is not None else self.turns.undecided
         stays = self._stays(turn, req_context)
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None

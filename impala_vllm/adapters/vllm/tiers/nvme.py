@@ -138,11 +138,12 @@ class NvmeTier:
             return False
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
+            others = self._turns.undecided.union(spared or ())
             self._evict_from_host(
                 self._host_chains.victims(
                     lacking,
                     lambda some: [k for k in self._host.evictable(some) if not stays(k)],
-                    (*(spared or ()), trace_id) if trace_id is not None else spared or (),
+                    others | {trace_id} if trace_id is not None else others,
                     only_cheaper_than=trace_id if spared is None else None,
                 )
             )

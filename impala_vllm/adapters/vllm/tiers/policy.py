@@ -5,6 +5,7 @@ cache groups there is no such thing yet: the manager then is a plain cache.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
@@ -73,7 +74,8 @@ class TierPolicy:
     def arrive(self, request: "Request", trace: Trace | None, stem_blocks: int) -> None:
         """`request` is about to be queued, a turn of `trace`. O(its chunks)."""
         stem = stem_blocks // self._chunk_blocks
-        writes, trace_id = False, None
+        writes: bool | None = False
+        trace_id = None
         if trace is not None:
             trace_id = trace.trace_id
             writes = _may_outlive(request) and self.planner.writes(trace.num_turns, trace.opening)
@@ -85,8 +87,13 @@ class TierPolicy:
                 self.planner.resumed(trace.opening, trace.last_outcome)
         before = self.manager.turns.keys_of(trace_id) if trace_id is not None else ()
         known = self._names.same(request, before)
-        self.manager.arrive(request.request_id, trace_id, self._names.all(request, before[:known]), stem, writes)
-        self.manager.turns.open(request.request_id).known_chunks = known
+        self.manager.arrive(request.request_id, trace_id, self._names.all(request, before[:known]), stem, bool(writes))
+        turn = self.manager.turns.open(request.request_id)
+        turn.known_chunks = known
+        if trace is not None and writes is None and self.manager.nvme is not None:
+            # Others of its kind may tell while it waits and runs.
+            turn.may_write = partial(self.planner.writes, trace.num_turns, trace.opening)
+            self.manager.turns.undecided.add(trace.trace_id)
 
     def reach(self, request: "Request", hbm_blocks: int) -> Reach:
         """How far the turn gets without computing, with `hbm_blocks` in HBM; decides what it waits for."""

@@ -1,6 +1,6 @@
 """What the tiers remember of open turns, and of each trace the chunks of its newest one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
@@ -33,6 +33,8 @@ class Turn:
     """NVMe was too late, or host has no room for it: what lies there is computed."""
     writes: bool = False
     """What it stores goes on to NVMe."""
+    may_write: Callable[[], bool | None] | None = None
+    """Tells that while it is not known yet: None until it is."""
     load: Pin | None = None
     num_storing: int = 0
     """Jobs under way."""
@@ -53,6 +55,8 @@ class Turns:
     tokens_per_chunk: int
     changed_traces: dict[TraceId, None] = field(default_factory=dict[TraceId, None])
     """Whose chunks came or went; the reader clears it."""
+    undecided: set[TraceId] = field(default_factory=set[TraceId])
+    """Those in a first turn of which it is not known whether it belongs on NVMe: host keeps what it has of them."""
     _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _keys: dict[TraceId, Sequence[Key]] = field(default_factory=dict[TraceId, Sequence[Key]])
 
@@ -65,6 +69,14 @@ class Turns:
         if turn is None:
             turn = self._open[req_id] = Turn()
         return turn
+
+    def decide(self, turn: Turn, writes: bool | None) -> None:
+        """It is known now whether what the turn stores goes on to NVMe; None: it is not."""
+        turn.writes = bool(writes)
+        if writes is not None and turn.may_write is not None:
+            turn.may_write = None
+            if turn.trace_id is not None:
+                self.undecided.discard(turn.trace_id)
 
     def close_if_done(self, req_id: str) -> Turn | None:
         """Forget the turn once it has finished and nothing of it moves. Returns it then."""
@@ -91,14 +103,16 @@ class Turns:
         """The trace is over; open turns of it are nobody's. O(open turns)."""
         if self._keys.pop(trace_id, None) is not None:
             self.changed(trace_id)
+        self.undecided.discard(trace_id)
         for turn in self._open.values():
             if turn.trace_id == trace_id:
-                turn.trace_id, turn.writes = None, False
+                turn.trace_id, turn.writes, turn.may_write = None, False, None
 
     def forget_all(self) -> None:
         """There are no traces any more."""
         for turn in self._open.values():
-            turn.trace_id, turn.writes = None, False
+            turn.trace_id, turn.writes, turn.may_write = None, False, None
+        self.undecided.clear()
         self._keys.clear()
         self.changed_traces.clear()
 

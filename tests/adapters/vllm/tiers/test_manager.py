@@ -335,6 +335,52 @@ def test_writes_go_on_to_nvme_as_they_are_stored_where_the_turn_says_so() -> Non
     assert names(tiers.nvme.pool.keys()) == names(keys("a", 3))
 
 
+def undecided(tiers: Tiers, answers: list[bool | None]) -> Request:
+    """A first turn of A that has stored two chunks, while it was asked in vain whether it writes."""
+    request = tiers.arrive("r", keys("a", 3), A, writes=False)
+    tiers.turn("r").may_write = lambda: answers[0]
+    tiers.manager.turns.undecided.add(A)
+    tiers.compute(request, 2)
+    tiers.settle(request)
+    return request
+
+
+def test_what_may_have_to_be_written_stays_in_host_until_the_turn_ends() -> None:
+    tiers = Tiers(4, nvme=8)
+    request = undecided(tiers, [None])
+    tiers.serve("s", keys("b", 4), B)
+    assert names(tiers.manager.host.keys()) == names(keys("a", 2) + keys("b", 2))
+    tiers.finish(request, writes=True)
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert set(keys("a", 2)) <= set(tiers.nvme.pool.keys())
+    tiers.serve("t", keys("c", 4), C)
+    assert names(tiers.manager.host.keys()) == names(keys("c", 4))
+
+
+@pytest.mark.parametrize(("answer", "number"), [(True, 3), (False, 0)])
+def test_a_turn_whose_kind_shows_what_it_does_meanwhile_is_decided(answer: bool, number: int) -> None:
+    tiers = Tiers(4, nvme=8)
+    answers: list[bool | None] = [None]
+    request = undecided(tiers, answers)
+    answers[0] = answer
+    tiers.compute(request, 1)
+    tiers.settle(request)
+    assert not tiers.manager.turns.undecided
+    tiers.step(1.0)
+    assert tiers.nvme is not None
+    assert len(tiers.nvme.pool) == number
+
+
+def test_a_trace_that_is_forgotten_is_undecided_no_more() -> None:
+    tiers = Tiers(4, nvme=8)
+    request = undecided(tiers, [None])
+    tiers.manager.forget(A)
+    assert not tiers.manager.turns.undecided
+    tiers.finish(request, writes=False)
+    tiers.check_nothing_moves()
+
+
 def test_a_turn_that_is_worth_it_only_at_its_end_is_written_then() -> None:
     tiers = Tiers(8, nvme=8)
     request = tiers.arrive("r", keys("a", 3), A, writes=False)
