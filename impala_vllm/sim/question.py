@@ -44,7 +44,10 @@ class Question:
     oversubscription: float
     """Of the sessions that are live at a time, as far as that is known."""
     num_live: int
-    log: Recognised
+    num_unnamed: int
+    """Requests of the log that name no session."""
+    num_recognised: int
+    """Sessions found in them."""
     assumptions: tuple[str, ...]
 
     def describe_workload(self) -> dict[str, Any]:
@@ -53,8 +56,8 @@ class Question:
         return {
             "tasks": len(self.workload.roots()),
             "sessions": len(self.workload.sessions),
-            "unnamed_requests": self.log.num_requests,
-            "recognised_sessions": self.log.num_sessions,
+            "unnamed_requests": self.num_unnamed,
+            "recognised_sessions": self.num_recognised,
             "turns": self.workload.num_turns(),
             "prompt_tokens": prompt_tokens,
             "output_tokens": sum(t.output_tokens for t in self.workload.turns()),
@@ -157,7 +160,9 @@ def _question(
     if assumed.num_ends:
         said.append(f"{assumed.num_ends:,} turns without an end: all the time until the next one is the tool's")
     oversubscription = working_set / (hbm_tokens * asked.num_replicas)
-    return Question(load, setup, oversubscription, num_live or len(load.roots()), log, tuple(said))
+    num_live = num_live or len(load.roots())
+    # Not the log itself: it is many times as large as what is served of it.
+    return Question(load, setup, oversubscription, num_live, log.num_requests, log.num_sessions, tuple(said))
 
 
 def _below(setup: Setup) -> str:
