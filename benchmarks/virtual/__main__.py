@@ -35,7 +35,6 @@ FIGURES = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("/h", "higher")}
 RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "computed_tokens")
 TIER_SHARES = {
     "resumes that found their KV in HBM or host": ("resumed_turns_found", "resumed_turns", "higher"),
-    "recalled in vain": ("recall_wasted_bytes", "recall_bytes", "lower"),
     "KV of one-shots on NVMe": ("one_shot_nvme_bytes", "one_shot_bytes", "lower"),
 }
 """Of our tiers: part, whole, what is better."""

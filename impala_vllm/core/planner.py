@@ -1,7 +1,7 @@
 """What the tiers below HBM are for, in one price: the seconds it costs to get a trace's KV back.
 
 The same price says what is worth keeping in a tier, what is written to NVMe, what is loaded rather than computed again
-and when a recall has to start. Every rate in it is measured. Decides only; `core.allocator` and `core.chains` hold the
+Every rate in it is measured. Decides only; `core.allocator` and `core.chains` hold the
 state, adapters move the bytes.
 """
 
@@ -12,13 +12,9 @@ from typing import NamedTuple
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.first_turns import FirstTurns
-from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.link import Link, LinkConfig
 from impala_vllm.core.retention import SOONEST_S
-from impala_vllm.core.types import Outcome, TraceId
-
-RECALL_SURE = 0.75
-"""A recall is made only with this chance to be used: what is wasted takes a disk's time and somebody's room."""
+from impala_vllm.core.types import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +23,6 @@ class PlannerConfig:
 
     gate_writes: bool = True
     """Write to NVMe only what will probably be asked for again; off: everything."""
-    recall: bool = True
-    """Bring KV from NVMe to host before the trace is expected back; off: when its turn has arrived."""
     choose_loads: bool = True
     """Compute again what costs all who wait less so than loaded; off: load whatever a tier has."""
     host_bytes_per_s: float = 8e9
@@ -37,8 +31,6 @@ class PlannerConfig:
     """Prior of NVMe reads."""
     min_second_chance: float = 0.5
     """Where a second turn is not known to be as likely as this, a first turn's KV is not written to NVMe: one-shots."""
-    recall_quantile: float = 0.25
-    """Recall so that the KV is there when this share of resumes has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +80,12 @@ class Way:
 
 
 class Planner:
-    """Prices and decisions. Shares gap forecast and step cost with rank, admission and retention."""
+    """Prices and decisions. Shares step cost with rank, admission and retention."""
 
-    def __init__(self, gaps: GapForecast, cost: StepCost, bytes_per_token: float, config: PlannerConfig) -> None:
+    def __init__(self, cost: StepCost, bytes_per_token: float, config: PlannerConfig) -> None:
         self.config = config
         self.host = Link(LinkConfig(config.host_bytes_per_s))
         self.nvme = Link(LinkConfig(config.nvme_bytes_per_s))
-        self._gaps = gaps
         self._cost = cost
         self._bytes_per_token = bytes_per_token
         self._first_turns = FirstTurns()
@@ -165,22 +156,6 @@ class Planner:
             return self._way(prompt_tokens, hbm_tokens, host, nvme, queue)
         ways = [self._way(prompt_tokens, hbm_tokens, h, n, queue) for h, n in {(0, 0), (host, 0), (host, nvme)}]
         return min(ways, key=lambda w: (w.price_s, -w.host_tokens - w.nvme_tokens))
-
-    def recall_due_s(self, trace_id: TraceId, num_bytes: int, now: float) -> float | None:
-        """When the read of `num_bytes` has to start to be done before the trace is back. None: it is not expected."""
-        if not self.config.recall:
-            return None
-        resume_s = self._gaps.quantile_remaining_s(trace_id, self.config.recall_quantile, now)
-        if resume_s is None or math.isinf(resume_s):
-            return None
-        return now + resume_s - self.nvme.wait_s() - self.nvme.seconds(num_bytes)
-
-    def recall_pays(self, trace_id: TraceId, life_s: float | None, now: float) -> bool:
-        """Will what is recalled be asked for before host gives it up, after `life_s`? None: it gives nothing up."""
-        if life_s is None:
-            return True
-        chance = self._gaps.chance_within(trace_id, life_s, now)
-        return chance is not None and chance >= RECALL_SURE
 
     def _way(self, prompt_tokens: int, hbm_tokens: int, host: int, nvme: int, queue: Queue) -> Way:
         arrives_s = read_s = 0.0

@@ -146,7 +146,6 @@ ARMS: dict[str, Arm] = {
         _tiered("impala-host", "impala with a host tier", has_nvme=False),
         _tiered("impala-tiers", "impala with host and NVMe tiers"),
         _tiered("impala-tiers-no-gate", "that, but everything is written to NVMe", gate_writes=False),
-        _tiered("impala-tiers-no-recall", "that, but NVMe is read only when a turn has arrived", recall=False),
         _tiered("impala-tiers-no-choice", "that, but what a tier has is always loaded", choose_loads=False),
     )
 }

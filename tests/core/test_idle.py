@@ -98,7 +98,7 @@ def tiered(gap_s: float = 2.0) -> tuple[IdleKv, GapForecast, Planner]:
     """A table that prices tiers: a token takes a millisecond to compute, a tenth of that from host, 0.3 from NVMe."""
     _, gaps = table(gap_s)
     cost = StepCost(CostConfig(prefill_s_per_token=1e-3))
-    planner = Planner(gaps, cost, 10.0, PlannerConfig(host_bytes_per_s=1e5, nvme_bytes_per_s=5e4))
+    planner = Planner(cost, 10.0, PlannerConfig(host_bytes_per_s=1e5, nvme_bytes_per_s=5e4))
     return IdleKv(gaps, Admission(cost, 300.0), Retention(cost), planner), gaps, planner
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.first_turns import FirstTurns
-from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.planner import NOBODY, NOTHING, Below, Planner, PlannerConfig, Queue, Way
 from impala_vllm.core.retention import SOONEST_S
 from impala_vllm.core.types import Outcome, TraceId
@@ -17,10 +16,10 @@ HOST, NVME = 100_000.0, 50_000.0
 A = TraceId("a")
 
 
-def planner(gaps: GapForecast | None = None, host: float = HOST, nvme: float = NVME, **config: object) -> Planner:
+def planner(host: float = HOST, nvme: float = NVME, **config: object) -> Planner:
     cost = StepCost(CostConfig(prefill_s_per_token=PREFILL_S))
     settings = PlannerConfig(host_bytes_per_s=host, nvme_bytes_per_s=nvme, **config)  # type: ignore[arg-type]
-    return Planner(gaps or GapForecast(), cost, BYTES, settings)
+    return Planner(cost, BYTES, settings)
 
 
 def told(way: Way) -> tuple[int, int, float]:
@@ -194,45 +193,6 @@ def test_the_chance_of_a_second_turn_is_a_share_of_the_first_ones_seen() -> None
     assert turns.chance("kind") == pytest.approx(1 / 3, rel=0.03)
 
 
-def with_gaps_of(seconds: float) -> GapForecast:
-    gaps = GapForecast()
-    for i in range(300):
-        gaps.finish(TraceId(f"t{i}"), 0.0)
-        gaps.resume(TraceId(f"t{i}"), seconds)
-    gaps.refresh(0.0)
-    return gaps
-
-
-def test_a_recall_starts_so_early_that_it_is_done_before_the_trace_is_back() -> None:
-    gaps = with_gaps_of(20.0)
-    gaps.finish(A, 100.0)
-    p = planner(gaps)
-    back_s = gaps.quantile_remaining_s(A, p.config.recall_quantile, 100.0)
-    assert back_s is not None
-    assert p.recall_due_s(A, 100_000, 100.0) == pytest.approx(100.0 + back_s - 2.0)
-    p.nvme.queued_bytes = 50_000
-    assert p.recall_due_s(A, 100_000, 100.0) == pytest.approx(100.0 + back_s - 2.0 - 1.0)
-
-
-def test_nothing_is_recalled_for_a_trace_that_is_not_expected() -> None:
-    gaps = with_gaps_of(20.0)
-    p = planner(gaps)
-    assert p.recall_due_s(A, 1000, 100.0) is None  # it is not silent
-    gaps.finish(A, 100.0)
-    for i in range(3000):
-        gaps.finish(TraceId(f"gone{i}"), 0.0)
-    gaps.refresh(1e5)
-    assert p.recall_due_s(A, 1000, 1e5) is None  # it will most likely never be back
-    assert planner(with_gaps_of(20.0), recall=False).recall_due_s(A, 1000, 100.0) is None
-
-
-def test_recall_is_off_where_it_is_switched_off() -> None:
-    gaps = with_gaps_of(20.0)
-    gaps.finish(A, 100.0)
-    assert planner(gaps).recall_due_s(A, 1000, 100.0) is not None
-    assert planner(gaps, recall=False).recall_due_s(A, 1000, 100.0) is None
-
-
 def test_a_turn_that_keeps_others_from_the_engine_loads_though_computing_were_quicker_for_itself() -> None:
     p = planner(nvme=5_000.0)  # 2 s to read what takes 1 s to compute
     below = Below(0, 1000, 1000)
@@ -254,13 +214,3 @@ def test_what_is_on_its_way_already_costs_the_disk_nothing_more() -> None:
     p.nvme.queued_bytes = 1_000  # the last tenth of it
     assert p.way(1000, 0, below).nvme_tokens == 0
     assert told(p.way(1000, 0, below, Queue(coming_tokens=1000))) == (0, 1000, pytest.approx(0.2 + 0.1))
-
-
-def test_a_recall_that_host_would_give_up_unused_does_not_pay() -> None:
-    gaps = with_gaps_of(20.0)
-    gaps.finish(A, 100.0)
-    p = planner(gaps)
-    assert p.recall_pays(A, None, 110.0), "host gives nothing up"
-    assert p.recall_pays(A, 60.0, 110.0)
-    assert not p.recall_pays(A, 2.0, 110.0)
-    assert not p.recall_pays(TraceId("nobody"), 60.0, 110.0)

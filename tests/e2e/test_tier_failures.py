@@ -58,7 +58,7 @@ class Place(NamedTuple):
     def serve(self, name: str, model: str, host_chunks: int) -> Server:
         """A tiered server that writes everything, loads whatever there is, and nothing before it is asked for."""
         config = self.folder / "impala.yaml"
-        config.write_text("planner: {gate_writes: false, choose_loads: false, recall: false}\n")
+        config.write_text("planner: {gate_writes: false, choose_loads: false}\n")
         ours = ["--scheduler", "impala", "--impala-config", str(config), "--num-gpu-blocks-override", str(NUM_BLOCKS)]
         tiers = ["--impala-host-gib", gib(host_chunks), "--impala-nvme-path", str(self.kv), "--impala-nvme-gib"]
         path = os.pathsep.join([str(SABOTAGE), os.environ.get("PYTHONPATH", "")])

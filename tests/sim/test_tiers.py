@@ -90,7 +90,7 @@ def test_impala_computes_what_a_slow_link_would_bring_later():
     assert impala.stall_mean_s < 0.5 * stock.stall_mean_s
 
 
-def test_impala_recalls_what_a_silent_session_will_ask_for():
+def test_impala_reads_what_a_session_asks_for_again():
     below = room(host_blocks=6, nvme_blocks=40, nvme_rate=400.0)
     _, stock = in_and_out(below)
     _, served = in_and_out(below, Impala)

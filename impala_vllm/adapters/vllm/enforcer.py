@@ -63,7 +63,7 @@ class Enforcer:
         self._signatures = Signatures()
         self._tool_call_tokens = tool_call_tokens
         self.admission = Admission(self.cost, config.rank.hold_s, config.admission)
-        self.tiers = TierPolicy.of(scheduler, self.gaps, self.cost, config.planner)
+        self.tiers = TierPolicy.of(scheduler, self.cost, config.planner)
         planner = self.tiers.planner if self.tiers is not None else None
         self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), planner)
         if self.tiers is not None:
@@ -263,8 +263,6 @@ class Enforcer:
             below = NOTHING
             if self.tiers is not None:
                 below = self.tiers.below(trace_id)
-                if not is_open and not num_blocks:
-                    self.tiers.expect(trace_id, below, now)
             self.idle.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         free.changed.clear()
         if len(self.waiting):

@@ -142,8 +142,6 @@ _TIERS: list[tuple[str, type[_Family], str]] = [
     ("nvme_checksum_failures", CounterMetricFamily, "Reads that gave other bytes than were written."),
     ("one_shot_bytes", CounterMetricFamily, "KV stored of traces that ended after one turn."),
     ("one_shot_nvme_bytes", CounterMetricFamily, "Of that, written to NVMe."),
-    ("recall_bytes", CounterMetricFamily, "KV brought from NVMe to host before its trace was back."),
-    ("recall_wasted_bytes", CounterMetricFamily, "Of that, given up unused."),
 ]
 """Names in `policy.tiers` of the snapshot; impala_kv_NAME in the exposition."""
 

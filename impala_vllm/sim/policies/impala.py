@@ -55,7 +55,7 @@ class Impala(Policy):
         below, size = replica.shape.below, replica.shape.block_size
         self._planner = None
         if below is not None:
-            self._planner = Planner(self.gaps, self.cost, below.block_bytes / size, config.planner)
+            self._planner = Planner(self.cost, below.block_bytes / size, config.planner)
         self.idle_kv = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), self._planner)
         self.below: ImpalaTiers | None = None
         self.identity = Identity(config.identity)
@@ -123,8 +123,6 @@ class Impala(Policy):
             self.gaps.refresh(now)
             self._refreshed_s = now
         self._judge_idle(now)
-        if self.below is not None:
-            self.below.recall()
         self.held = ()
         if not self.replica.waiting and not self.replica.preempted:
             return ()
@@ -161,8 +159,6 @@ class Impala(Policy):
             below = NOTHING
             if self.below is not None:
                 below = self.below.below(trace_id)
-                if not is_open and not num_blocks:
-                    self.below.expect(trace_id, below)
             self.idle_kv.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         order.changed.clear()
         if self.replica.waiting or self.replica.preempted:

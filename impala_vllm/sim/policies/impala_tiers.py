@@ -1,10 +1,9 @@
 """Tiers steered by trace: core's chains and planner over simulated links, as `adapters/vllm/tiers` over real ones.
 
 Host is written through, the cheapest trace's blocks go first; NVMe gets what its gate lets pass; a waiting turn loads
-or computes, what is sooner; what a silent trace will ask for is recalled in time.
+or computes, what is sooner.
 """
 
-import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +26,6 @@ from impala_vllm.sim.tiers import Offered, Room, Tiers
 MAX_CHOSEN = 8
 WINDOW_S = 0.5
 LATE_S, LATE_FACTOR = 1.0, 4.0
-RECALL_EVERY_S = 0.05
-MAX_RECALLS = 8
 
 
 class Reach(NamedTuple):
@@ -74,12 +71,8 @@ class ImpalaTiers(Tiers):
         self._keys: dict[TraceId, Sequence[int]] = {}
         self._late_s: dict[int, float] = {}
         """By block that NVMe is read for: when nobody waits for it any more."""
-        self._due: list[tuple[float, int, TraceId]] = []
         self._undecided: set[TraceId] = set()
         """In a first turn of which it is not known whether it belongs on NVMe: host keeps what it has of them."""
-        self._expected: set[TraceId] = set()
-        self._num_due = 0
-        self._looked_s = 0.0
 
     def arrive(self, request: Request, trace: Trace, stem: int) -> None:
         """A turn of `trace` is about to wait; others share its first `stem` blocks."""
@@ -145,34 +138,6 @@ class ImpalaTiers(Tiers):
     def below(self, trace_id: TraceId) -> Below:
         """What lies below HBM of the trace's newest turn."""
         return self._below(self._keys.get(trace_id, ()), 0)
-
-    def expect(self, trace_id: TraceId, below: Below) -> None:
-        """The trace is silent and HBM has nothing of it: a recall may be due some time."""
-        if below.backed_tokens > below.host_tokens and trace_id not in self._expected:
-            due_s = self._planner.recall_due_s(trace_id, 0, self._loop.now)
-            if due_s is not None:
-                self._wait_until(due_s, trace_id)
-
-    def recall(self) -> None:
-        """Start what is due to be in host before its trace is back."""
-        now = self._loop.now
-        if now - self._looked_s < RECALL_EVERY_S:
-            return
-        self._looked_s = now
-        for _ in range(MAX_RECALLS):
-            if not self._due or self._due[0][0] > now or self._planner.nvme.wait_s() > WINDOW_S:
-                return
-            trace_id = heapq.heappop(self._due)[2]
-            self._expected.discard(trace_id)
-            keys = self._keys.get(trace_id, ())
-            behind = keys[leading(keys, self.host.__contains__) :]
-            due_s = self._planner.recall_due_s(trace_id, len(behind) * self.room.block_bytes, now)
-            if due_s is None or not behind:
-                continue
-            if due_s > now + RECALL_EVERY_S:
-                self._wait_until(due_s, trace_id)
-            else:
-                self._read_in(behind[: leading(behind, self.nvme.ready.__contains__)], trace_id)
 
     def ready_end(self, request: Request, start: int, limit: int) -> int | None:
         if not self._host_pays:
@@ -252,11 +217,10 @@ class ImpalaTiers(Tiers):
             turn.asked_blocks = behind + len(wanted)
         return turn.skips_nvme
 
-    def _read_in(self, keys: Sequence[int], trace_id: TraceId, spared: Collection[TraceId] | None = None) -> bool:
-        """Read from NVMe into host. `spared` None: nobody waits, so only what is worth less makes room."""
+    def _read_in(self, keys: Sequence[int], trace_id: TraceId, spared: Collection[TraceId]) -> bool:
+        """Read from NVMe into host, at the cost of whatever is worth least but for `spared`."""
         wanted = [k for k in keys if k not in self.host and self.nvme.is_ready(k)]
-        limit = trace_id if spared is None else None
-        self._make_room(len(wanted) - self.host.num_free, keys, (*(spared or ()), trace_id), limit)
+        self._make_room(len(wanted) - self.host.num_free, keys, (*spared, trace_id))
         fitting = wanted[: self.host.num_free]
         if not fitting:
             return False
@@ -334,8 +298,3 @@ class ImpalaTiers(Tiers):
         if not keys:
             return NOTHING
         return below(keys, start, self._size, self.host.ready.__contains__, self.nvme.ready.__contains__)
-
-    def _wait_until(self, due_s: float, trace_id: TraceId) -> None:
-        self._num_due += 1
-        self._expected.add(trace_id)
-        heapq.heappush(self._due, (due_s, self._num_due, trace_id))

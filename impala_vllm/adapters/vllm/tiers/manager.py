@@ -176,8 +176,6 @@ class TierManager(OffloadingManager):
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         self._poll()
-        if self.nvme is not None:
-            self.nvme.recall(self._clock())
 
     def reset_cache(self) -> None:
         moving = self.nvme.reset() if self.nvme is not None else set[Key]()

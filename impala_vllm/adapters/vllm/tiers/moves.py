@@ -19,7 +19,6 @@ class Move:
     host_slots: Sequence[int]
     nvme_slots: Sequence[int]
     late_s: float
-    is_recall: bool = False
     is_void: bool = False
     """The tiers were emptied meanwhile: its slots are doomed, its bytes are nobody's."""
 

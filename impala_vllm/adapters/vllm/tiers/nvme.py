@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from impala_vllm.adapters.vllm.tiers.moves import Move, Moves
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
-from impala_vllm.adapters.vllm.tiers.recalls import Recalls
 from impala_vllm.adapters.vllm.tiers.turns import Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.chains import Chains
@@ -49,8 +48,6 @@ class NvmeTier:
         """In host, read from here and not used since."""
         self.num_failed = self.num_unplaced = 0
         """Chunks."""
-        self.is_wanted = False
-        """Turns wait, and may want the disk, as of this step."""
         self._rows = rows
         self._chunk_bytes = chunk_bytes
         self._moves = Moves()
@@ -69,7 +66,6 @@ class NvmeTier:
         """The tier above, how to make room there, and who wants to know what was read into it."""
         self._host, self._host_chains, self._turns = host, host_chains, turns
         self._one_shots = one_shots
-        self.recalls = Recalls(host, self._chunk_bytes, turns.keys_of, lambda: self.here, self._read_ahead)
         self._evict_from_host, self._came_to_host = evict_from_host, came_to_host
 
     def attach(self, idle: IdleKv, planner: Planner) -> None:
@@ -79,7 +75,6 @@ class NvmeTier:
         """Policy is gone, and with it the traces."""
         self._idle = self._planner = None
         self.chains.release_all()
-        self.recalls.forget()
         self._moves.forget_traces()
 
     @property
@@ -125,12 +120,11 @@ class NvmeTier:
         trace_id: TraceId | None,
         now: float,
         stays: Callable[[Key], bool],
-        spared: Collection[TraceId] | None = None,
+        spared: Collection[TraceId],
     ) -> bool:
         """Start to read chunks that are here into host; false where nothing of them can be.
 
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
-        None: nobody waits, and only what is worth less than the trace's own chunks has to make room.
         """
         here, ready = self._host.keys(), self.pool.ready
         wanted = [key for key in keys if key not in here and key in ready]
@@ -138,13 +132,12 @@ class NvmeTier:
             return False
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
-            others = self._turns.undecided.union(spared or ())
+            others = self._turns.undecided.union(spared)
             self._evict_from_host(
                 self._host_chains.victims(
                     lacking,
                     lambda some: [k for k in self._host.evictable(some) if not stays(k)],
                     others | {trace_id} if trace_id is not None else others,
-                    only_cheaper_than=trace_id if spared is None else None,
                 )
             )
             wanted = wanted[: self._host.num_free]
@@ -158,7 +151,7 @@ class NvmeTier:
             self._planner.nvme.queued_bytes += num_bytes
             expected_s = self._planner.nvme.wait_s()
         late_s = now + max(LATE_S, LATE_FACTOR * expected_s)
-        number = self._moves.start(Move(False, wanted, trace_id, pin, slots, pin.slots, late_s, spared is None))
+        number = self._moves.start(Move(False, wanted, trace_id, pin, slots, pin.slots, late_s))
         items = [Item(k, n, self._rows(h)) for k, n, h in zip(wanted, pin.slots, slots, strict=True)]
         self.store.submit_read(number, items)
         return True
@@ -181,26 +174,13 @@ class NvmeTier:
                 link.queued_bytes = max(0, link.queued_bytes - len(move.keys) * self._chunk_bytes)
                 link.bytes_per_s = self.store.read_bytes_per_s or link.bytes_per_s
 
-    def recall(self, now: float) -> None:
-        """The end of a step: start what is due to be in host before its trace is back."""
-        is_wanted, self.is_wanted = self.is_wanted, False
-        if self._planner is not None:
-            self.recalls.start(self._planner, now, is_wanted)
-
-    def expect(self, trace_id: TraceId, now: float) -> None:
-        """The trace is silent and not all of it is in host."""
-        if self._planner is not None:
-            self.recalls.expect(trace_id, self._planner, now)
-
     def used(self, keys: Iterable[Key]) -> None:
         """Chunks in host were loaded into HBM."""
         self.promoted.difference_update(keys)
-        self.recalls.used(keys)
 
     def left_host(self, keys: Sequence[Key]) -> None:
         """Chunks were evicted from host."""
         self.promoted.difference_update(keys)
-        self.recalls.left_host(keys)
 
     def reset(self) -> set[Key]:
         """Forget everything. Returns the chunks whose host slots the store still reads or writes."""
@@ -209,7 +189,6 @@ class NvmeTier:
         self.chains.clear()
         self.store.clear()
         self.promoted.clear()
-        self.recalls.forget()
         return moving
 
     def close(self) -> None:
@@ -234,8 +213,6 @@ class NvmeTier:
             "nvme_checksum_failures": float(counted.num_checksum_failures),
             "one_shot_bytes": float(self._one_shots.num_stored * size),
             "one_shot_nvme_bytes": float(self._one_shots.num_written * size),
-            "recall_bytes": float(self.recalls.num_recalled * size),
-            "recall_wasted_bytes": float(self.recalls.num_wasted * size),
         }
 
     def _write(self, fresh: Sequence[Key], trace_id: TraceId | None, now: float) -> bool:
@@ -281,8 +258,6 @@ class NvmeTier:
         self._host_chains.add(kept, move.trace_id)
         self.promoted.update(kept)
         self._came_to_host(kept)
-        if move.is_recall:
-            self.recalls.came(kept)
         self.num_failed += len(failed)
         self._evict(self.pool.evictable(failed))
 
@@ -295,9 +270,6 @@ class NvmeTier:
                 self.store.forget(slot)
         self.pool.evict(keys)
         self.chains.drop(keys)
-
-    def _read_ahead(self, keys: Sequence[Key], trace_id: TraceId, now: float) -> bool:
-        return self.promote(keys, trace_id, now, set(self._turns.keys_of(trace_id)).__contains__)
 
     def _worth(self, trace_id: TraceId) -> float:
         return self._idle.worth_in_nvme(trace_id) if self._idle is not None else 0.0

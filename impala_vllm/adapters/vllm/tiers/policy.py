@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from impala_vllm.core.admission import Asking
     from impala_vllm.core.cost import StepCost
-    from impala_vllm.core.gaps import GapForecast
 
 
 MAX_CHOSEN = 8
@@ -46,13 +45,11 @@ class Reach(NamedTuple):
 class TierPolicy:
     """Attached to a scheduler whose connector holds a TierManager; `of` finds out."""
 
-    def __init__(
-        self, scheduler: "Scheduler", manager: TierManager, gaps: "GapForecast", cost: "StepCost", config: PlannerConfig
-    ) -> None:
+    def __init__(self, scheduler: "Scheduler", manager: TierManager, cost: "StepCost", config: PlannerConfig) -> None:
         self.manager = manager
         self._cost = cost
         self._scheduler = scheduler
-        self.planner = Planner(gaps, cost, manager.chunk_bytes / manager.tokens_per_chunk, config)
+        self.planner = Planner(cost, manager.chunk_bytes / manager.tokens_per_chunk, config)
         self._block_tokens = scheduler.block_size
         self._chunk_blocks = max(1, manager.tokens_per_chunk // scheduler.block_size)
         self._num_workers = scheduler.vllm_config.parallel_config.world_size
@@ -62,14 +59,12 @@ class TierPolicy:
         self._names = Names(manager.tokens_per_chunk // scheduler.hash_block_size, group)
 
     @classmethod
-    def of(
-        cls, scheduler: "Scheduler", gaps: "GapForecast", cost: "StepCost", config: PlannerConfig
-    ) -> "TierPolicy | None":
+    def of(cls, scheduler: "Scheduler", cost: "StepCost", config: PlannerConfig) -> "TierPolicy | None":
         """None where there are no tiers of ours, or several KV cache groups."""
         manager = tier_manager(scheduler)
         if manager is None or len(scheduler.kv_cache_config.kv_cache_groups) != 1:
             return None
-        return cls(scheduler, manager, gaps, cost, config)
+        return cls(scheduler, manager, cost, config)
 
     def arrive(self, request: "Request", trace: Trace | None, stem_blocks: int) -> None:
         """`request` is about to be queued, a turn of `trace`. O(its chunks)."""
@@ -119,7 +114,6 @@ class TierPolicy:
         before: set[TraceId] = set()
         turns = [self.manager.turns.get(ask.turn.request_id) for ask in asks]
         num_reading = sum(turn is not None and turn.nvme_tokens > 0 for turn in turns)
-        nvme.is_wanted = bool(asks)
         num_computing = len(asks) + len(self._scheduler.running) - num_reading
         compute_s, nvme_tokens, num_passed = 0.0, 0, 0
         room = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
@@ -171,11 +165,6 @@ class TierPolicy:
     def below(self, trace_id: TraceId) -> Below:
         """What tiers below HBM hold of the trace's newest turn. O(chunks they hold), quick for each."""
         return self._below(self.manager.turns.keys_of(trace_id), 0)
-
-    def expect(self, trace_id: TraceId, below: Below, now: float) -> None:
-        """The trace is silent and nothing of it is in HBM: a recall may be due some time."""
-        if self.manager.nvme is not None and below.backed_tokens > below.host_tokens:
-            self.manager.nvme.expect(trace_id, now)
 
     def _choose(self, turn: Turn, prompt_tokens: int) -> Reach:
         per_chunk = self.manager.tokens_per_chunk

@@ -74,7 +74,7 @@ class Tiers:
         self.nvme = NvmeTier(self.disk, nvme, {}, self.memory.row, CHUNK_BYTES) if nvme else None  # type: ignore[arg-type]
         self.manager = TierManager(host, CHUNK_BYTES, TOKENS, self.nvme, self.clock, events)
         self.gaps, cost = GapForecast(), StepCost()
-        self.planner = Planner(self.gaps, cost, CHUNK_BYTES / TOKENS, PlannerConfig(choose_loads=False))
+        self.planner = Planner(cost, CHUNK_BYTES / TOKENS, PlannerConfig(choose_loads=False))
         self.idle = IdleKv(self.gaps, Admission(cost, 300.0), Retention(cost), self.planner)
         if policy:
             self.manager.attach(self.idle, self.planner)
@@ -198,7 +198,7 @@ class Tiers:
             assert self.planner.nvme.queued_bytes == 0
         if self.nvme is not None:
             assert not self.nvme._moves
-            assert self.nvme.recalls._unused <= self.nvme.promoted <= set(manager.host.keys())
+            assert self.nvme.promoted <= set(manager.host.keys())
 
     def _started(self, request: Request, job: WorkerJob) -> int:
         self._num_jobs += 1
@@ -494,19 +494,6 @@ def test_a_turn_does_not_evict_a_stem_of_its_own_either() -> None:
     assert tiers.lookup(request) == 4
 
 
-def test_recalled_chunks_that_leave_host_unused_are_counted_as_wasted() -> None:
-    tiers = Tiers(4, nvme=8)
-    prompt = on_nvme(tiers, "a", 4)
-    assert tiers.nvme is not None
-    tiers.nvme.promote(prompt, A, tiers.clock(), set(prompt).__contains__)
-    tiers.step(1.0)
-    request = tiers.arrive("r", prompt[:3], A)
-    tiers.complete(request, tiers.load(request, 3))
-    tiers.finish(request)
-    tiers.manager._evict(prompt)
-    assert (tiers.nvme.recalls.num_recalled, tiers.nvme.recalls.num_wasted) == (4, 1)
-
-
 def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(monkeypatch: Any) -> None:
     monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
     tiers = Tiers(16, nvme=16)
@@ -696,7 +683,6 @@ class Storm:
             self.complete: 16,
             self.end: 5,
             self.preempt: 2,
-            self.recall: 2,
             self.trouble: 1,
             self.forget: 1,
             self.reset: 1,
@@ -763,12 +749,6 @@ class Storm:
             for number in list(request.jobs):
                 self.tiers.complete(request, number)
             request.num_computed = 0
-
-    def recall(self) -> None:
-        trace_id = self.rng.choice([*self.histories])
-        if self.tiers.nvme is not None and self.tiers.has_policy:
-            chain = self.tiers.manager.turns.keys_of(trace_id)
-            self.tiers.nvme.promote(chain, trace_id, self.tiers.clock(), set(chain).__contains__)
 
     def trouble(self) -> None:
         self.tiers.disk.is_open = self.rng.random() < 0.3

@@ -13,7 +13,6 @@ from vllm.v1.kv_offload.base import make_offload_key
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
 from impala_vllm.core.cost import StepCost
-from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.planner import PlannerConfig
 from impala_vllm.core.traces import Trace
 from impala_vllm.core.types import Namespace, Outcome, RequestId, TraceId
@@ -46,7 +45,7 @@ def build(lora_config: Any = None) -> TierPolicy:
         vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=1), lora_config=lora_config),
     )
     manager = TierManager(8, 4096, CHUNK_TOKENS)
-    return TierPolicy(scheduler, manager, GapForecast(), StepCost(), PlannerConfig())
+    return TierPolicy(scheduler, manager, StepCost(), PlannerConfig())
 
 
 def trace(num_turns: int = 2) -> Trace:
