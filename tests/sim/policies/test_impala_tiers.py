@@ -1,5 +1,7 @@
 """What the simulator tells core of a queue over tiers: as much as the adapter tells it."""
 
+from itertools import pairwise
+
 from impala_vllm.sim.policies.impala import Impala
 from impala_vllm.sim.policies.impala_tiers import ImpalaTiers
 from impala_vllm.sim.tiers import Room
@@ -32,7 +34,7 @@ def test_a_waiting_turns_price_knows_who_computes_and_who_is_read_for(monkeypatc
     for num_running, turns, queues in seen:
         behind = [q.num_behind + q.num_reading_behind for q in queues]
         assert behind == [num_running + len(turns) - 1 - i for i in range(len(turns))]
-        assert all(a.compute_s <= b.compute_s for a, b in zip(queues, queues[1:], strict=False))
+        assert all(a.compute_s <= b.compute_s for a, b in pairwise(queues))
 
 
 def test_what_is_on_its_way_from_nvme_is_remembered(monkeypatch):
