@@ -24,7 +24,7 @@ class PlannerConfig:
     gate_writes: bool = True
     """Write to NVMe only what will probably be asked for again; off: everything."""
     choose_loads: bool = True
-    """Compute again what costs all who wait less so than loaded; off: load whatever a tier has."""
+    """Compute again what a slow disk would keep all who wait longer for; off: load whatever a tier has."""
     host_bytes_per_s: float = 8e9
     """Prior of the link between host and HBM."""
     nvme_bytes_per_s: float = 1e9
@@ -111,6 +111,11 @@ class Planner:
         tokens = 1024
         return not self.config.choose_loads or self.load_s(tokens, 0) < self._cost.prefill_s(tokens)
 
+    def nvme_pays(self) -> bool:
+        """Does the disk bring tokens quicker than the engine computes them, as a rule?"""
+        tokens = 1024
+        return self.load_s(0, tokens) < self._cost.prefill_s(tokens)
+
     def worth_in_host(self, num_tokens: int, below: Below, wait_s: float | None, is_waiting: bool) -> float:
         """Seconds saved per token and second of waiting by having the KV in host rather than below it."""
         without = Below(0, below.backed_tokens)
@@ -152,7 +157,7 @@ class Planner:
         them is waited for by all who want the same, so the way is taken that costs least waiting in all.
         """
         host, nvme = below.host_tokens, below.nvme_tokens
-        if not self.config.choose_loads:
+        if not self.config.choose_loads or (nvme and self.nvme_pays()):
             return self._way(prompt_tokens, hbm_tokens, host, nvme, queue)
         ways = [self._way(prompt_tokens, hbm_tokens, h, n, queue) for h, n in {(0, 0), (host, 0), (host, nvme)}]
         return min(ways, key=lambda w: (w.price_s, -w.host_tokens - w.nvme_tokens))

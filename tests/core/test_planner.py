@@ -6,7 +6,7 @@ import pytest
 
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.first_turns import FirstTurns
-from impala_vllm.core.planner import NOBODY, NOTHING, Below, Planner, PlannerConfig, Queue, Way
+from impala_vllm.core.planner import NOTHING, Below, Planner, PlannerConfig, Queue, Way
 from impala_vllm.core.retention import SOONEST_S
 from impala_vllm.core.types import Outcome, TraceId
 
@@ -106,11 +106,17 @@ def test_while_others_compute_a_load_costs_nothing() -> None:
 
 
 def test_what_turns_ahead_ask_of_the_disk_is_waited_for() -> None:
-    p = planner()
-    below = Below(0, 1000, 1000)
-    assert p.way(1000, 0, below, NOBODY).nvme_tokens == 1000
-    assert told(p.way(1000, 0, below, Queue(nvme_tokens=2000))) == (0, 1000, pytest.approx(0.4 + 0.2 + 0.1))
-    assert told(p.way(1000, 0, below, Queue(nvme_tokens=4000))) == (0, 0, pytest.approx(1.0))
+    p = planner(nvme=9_000.0)  # 1.1 s to read what takes 1 s to compute
+    below, read_s = Below(0, 1000, 1000), 10_000 / 9_000
+    assert told(p.way(1000, 0, below, Queue(2.0))) == (0, 1000, pytest.approx(2.0))
+    assert told(p.way(1000, 0, below, Queue(2.0, nvme_tokens=1000))) == (0, 1000, pytest.approx(2 * read_s + 0.1))
+    assert told(p.way(1000, 0, below, Queue(2.0, nvme_tokens=2000))) == (0, 0, pytest.approx(3.0))
+
+
+def test_a_disk_that_is_quicker_than_the_engine_is_read_whatever_others_ask_of_it() -> None:
+    p, below = planner(), Below(0, 1000, 1000)  # 0.3 s against 1 s
+    assert told(p.way(1000, 0, below, Queue(nvme_tokens=4000))) == (0, 1000, pytest.approx(0.8 + 0.2 + 0.1))
+    assert p.way(1000, 0, below, Queue(num_reading_behind=9)).nvme_tokens == 1000
 
 
 def test_what_is_on_a_link_already_is_waited_for_and_not_counted_twice() -> None:
@@ -201,11 +207,11 @@ def test_a_turn_that_keeps_others_from_the_engine_loads_though_computing_were_qu
 
 
 def test_a_turn_that_keeps_others_from_the_disk_computes_though_loading_were_quicker_for_itself() -> None:
-    p = planner()  # 0.2 s to read, 0.1 s to load, 1 s to compute
+    p = planner(nvme=9_000.0)  # 1.1 s to read, 0.1 s to load, 1 s to compute
     below = Below(0, 1000, 1000)
-    assert p.way(1000, 0, below, Queue(num_reading_behind=3)).nvme_tokens == 1000
-    assert told(p.way(1000, 0, below, Queue(num_reading_behind=4))) == (0, 0, pytest.approx(1.0))
-    assert p.way(1000, 0, below, Queue(num_behind=1, num_reading_behind=4)).nvme_tokens == 1000
+    assert p.way(1000, 0, below, Queue(2.0)).nvme_tokens == 1000
+    assert told(p.way(1000, 0, below, Queue(2.0, num_reading_behind=1))) == (0, 0, pytest.approx(3.0))
+    assert p.way(1000, 0, below, Queue(2.0, num_behind=1, num_reading_behind=1)).nvme_tokens == 1000
 
 
 def test_what_is_on_its_way_already_costs_the_disk_nothing_more() -> None:
