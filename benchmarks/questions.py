@@ -137,6 +137,11 @@ QUESTIONS = {
         "their own processes, impala in the clients'. `sticky` is told each session's number. One machine runs all of "
         "it: figures compare arms and say nothing absolute.",
     ),
+    "serving/router-overhead": Question(
+        "What the router adds to a stream",
+        "First byte and later chunks of many concurrent streams, through `impala router` and direct, interleaved. "
+        "Servers, router and clients are processes of one machine.",
+    ),
     "sim/fleet": Question(
         "Which server? Recorded sessions on a fleet in virtual time",
         "The router's own decisions beside other policies, re-implemented, on emulated engines. consistent_hash and "

@@ -104,7 +104,7 @@ class Feed:
             subscription.monitor(watched, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             watch.connect(watched)
             subscription.connect(self._endpoints.events)
-            num_taken, was_connected = 0, False
+            num_taken = 0
             while True:
                 await self._settle()
                 self._make_whole()
@@ -115,9 +115,7 @@ class Feed:
                     # The watch's notice was queued before anything that came over the next connection.
                     while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                         if monitor.parse_monitor_message(watch.recv_multipart())["event"] != zmq.EVENT_DISCONNECTED:
-                            if was_connected:
-                                self._follower.reconnected()
-                            was_connected = True
+                            self._follower.reconnected()  # the first one too: replays were faster, perhaps
                     if self._follower.question is not None:
                         await self._settle()
                     if coming.done():
