@@ -80,7 +80,7 @@ class Server:
             kv_cache_config=SimpleNamespace(prefix_cacheable_group_ids=[0]),
             vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=1), lora_config=None),
         )
-        self.policy = TierPolicy(scheduler, self.manager, gaps, cost, PlannerConfig())
+        self.policy = TierPolicy(scheduler, self.manager, cost, PlannerConfig())
         idle = IdleKv(gaps, Admission(cost, 300.0), Retention(cost), self.policy.planner)
         self.manager.attach(idle, self.policy.planner)
         few = HOST_CHUNKS // NUM_TRACES
