@@ -48,13 +48,18 @@ class Lru:
 class ByTrace:
     """Blocks nobody claims first, then trace by trace as `victims` says, each from its tail; shared stems last.
 
+    A stem that was idle before every chain that is left is nobody's: whoever goes on from it had used it since.
     `victims` orders traces, cheapest first. It is asked once a round; `new_round` ends one.
     """
 
     def __init__(self, victims: Callable[[Iterable[str]], list[str]]) -> None:
         self._victims = victims
         self._unclaimed: OrderedDict[int, None] = OrderedDict()
-        self._stems: OrderedDict[int, None] = OrderedDict()
+        self._stems: OrderedDict[int, int] = OrderedDict()
+        """And when they were added."""
+        self._idle_since: OrderedDict[str, int] = OrderedDict()
+        """Traces by when blocks of theirs were added last, some of them without any by now."""
+        self._num_added = 0
         self._chains: dict[str, OrderedDict[int, None]] = {}
         self._owner: dict[int, str] = {}
         self._round: list[str] = []
@@ -76,6 +81,7 @@ class ByTrace:
 
     def add(self, blocks: Sequence[int], owner: str | None, stem: frozenset[int]) -> None:
         self._num += len(blocks)
+        self._num_added += 1
         if owner is None:
             self._unclaimed.update(dict.fromkeys(blocks))
             return
@@ -84,8 +90,10 @@ class ByTrace:
             self._chains.setdefault(owner, OrderedDict()).update(dict.fromkeys(own))
             self._owner.update(dict.fromkeys(own, owner))
             self.changed[owner] = None
+            self._idle_since[owner] = self._num_added
+            self._idle_since.move_to_end(owner)
         if len(own) < len(blocks):
-            self._stems.update((b, None) for b in blocks if b in stem)
+            self._stems.update((b, self._num_added) for b in blocks if b in stem)
 
     def remove(self, block: int) -> None:
         self._num -= 1
@@ -101,6 +109,10 @@ class ByTrace:
     def pop(self, count: int) -> list[int]:
         self._num -= count
         taken = [self._unclaimed.popitem(last=False)[0] for _ in range(min(count, len(self._unclaimed)))]
+        if len(taken) < count:
+            self._release_stems()
+            more = min(count - len(taken), len(self._unclaimed))
+            taken += [self._unclaimed.popitem(last=False)[0] for _ in range(more)]
         while len(taken) < count:
             owner = self._next_owner()
             chain = self._stems if owner is None else self._chains[owner]
@@ -139,6 +151,14 @@ class ByTrace:
         assert len(blocks) == len(set(blocks)) == self._num
         assert all(self._owner[b] == trace for trace, chain in self._chains.items() for b in chain)
         assert len(self._owner) == sum(map(len, self._chains.values()))
+
+    def _release_stems(self) -> None:
+        since = self._idle_since
+        while since and not self._chains.get(next(iter(since))):
+            since.popitem(last=False)
+        first = next(iter(since.values()), self._num_added)
+        while self._stems and next(iter(self._stems.values())) < first:
+            self._unclaimed[self._stems.popitem(last=False)[0]] = None
 
     def _next_owner(self) -> str | None:
         while True:

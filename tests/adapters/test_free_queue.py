@@ -48,6 +48,33 @@ def test_shared_stems_go_last() -> None:
     assert [b.block_id for b in queue.popleft_n(6)] == [0, 3, 4, 5, 1, 2]
 
 
+def test_a_stem_stays_while_a_chain_is_left_that_may_go_on_from_it() -> None:
+    _, queue = make(6, {TRACES[0]: 2, TRACES[1]: 1})
+    taken = queue.popleft_n(6)
+    put(queue, TRACES[0], taken[0:3], stems=2)
+    put(queue, TRACES[1], taken[3:6])
+    assert [queue.popleft().block_id for _ in range(6)] == [3, 4, 5, 0, 1, 2]
+
+
+def test_a_stem_that_was_idle_before_every_chain_left_goes_before_them() -> None:
+    _, queue = make(6, {TRACES[0]: 1, TRACES[1]: 2})
+    taken = queue.popleft_n(6)
+    put(queue, TRACES[0], taken[0:3], stems=2)
+    put(queue, TRACES[1], taken[3:6])
+    assert [queue.popleft().block_id for _ in range(6)] == [0, 1, 2, 3, 4, 5]
+    queue.check_invariants()
+
+
+def test_a_stem_that_was_used_again_is_young_again() -> None:
+    blocks, queue = make(6, {TRACES[0]: 1, TRACES[1]: 2})
+    taken = queue.popleft_n(6)
+    put(queue, TRACES[0], taken[0:3], stems=2)
+    put(queue, TRACES[1], taken[3:5])
+    queue.remove(blocks[2])
+    put(queue, TRACES[1], [taken[5], blocks[2]], stems=1)
+    assert [queue.popleft().block_id for _ in range(6)] == [0, 1, 3, 4, 5, 2]
+
+
 def test_a_touched_block_leaves_its_chain() -> None:
     blocks, queue = make(4)
     taken = queue.popleft_n(4)

@@ -65,6 +65,17 @@ def test_trace_by_trace_the_cheapest_goes_first_and_shared_stems_last():
     assert pool.take(5) == [*reversed(held["cheap"]), *reversed(held["dear"]), *stem]
 
 
+def test_a_stem_that_was_idle_before_every_chain_left_goes_before_them():
+    order = ByTrace(sorted)
+    pool = Pool(5, order)
+    first, second, stem = pool.take(1), pool.take(2), pool.take(2)
+    for blocks, key in ((first, 1), (second, 2), (stem, 4)):
+        pool.cache(blocks, range(key, key + len(blocks)))
+    pool.release(stem + first, "a", num_stem=2)
+    pool.release(second, "b")
+    assert [pool.take(1)[0] for _ in range(5)] == [*first, *reversed(stem), *reversed(second)]
+
+
 def test_a_spared_trace_is_passed_over_until_the_order_is_asked_for_again():
     order = ByTrace(sorted)
     pool = Pool(2, order)

@@ -2,10 +2,12 @@
 
 Same verbs as `FreeKVCacheBlockQueue` and the same O(1) list surgery, over several lists: blocks nobody
 claims (stock's least-recently-used order, always first), one list for each trace, tail of the chain first,
-and one for shared stems, always last. Which trace gives next is asked of `victims` once a round, only when
+and one for shared stems, always last. A stem that was idle before every chain that is left is nobody's:
+whoever goes on from it had used it since. Which trace gives next is asked of `victims` once a round, only when
 unclaimed blocks have run out; without claims the queue is stock's. One writer: the engine loop's thread.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
@@ -33,6 +35,11 @@ class FreeQueue:
         self._stems = FreeKVCacheBlockQueue([])
         self._chains: dict[TraceId, _Chain] = {}
         self._list_of: dict[int, FreeKVCacheBlockQueue] = {}
+        self._stem_since: dict[int, int] = {}
+        """When an idle stem block was appended, by its id; counted in appends, as below."""
+        self._idle_since: OrderedDict[TraceId, int] = OrderedDict()
+        """Traces by when blocks of theirs were appended last, some of them without any by now."""
+        self._num_appended = 0
         self._victims = victims
         self._round: list[TraceId] = []
         self._spared = set[TraceId]()
@@ -75,10 +82,7 @@ class FreeQueue:
         """No claim holds any more: their KV is gone, or policy is. O(blocks)."""
         for trace_id in list(self._chains):
             self.release(trace_id)
-        stems = self._stems.popleft_n(self._stems.num_free_blocks)
-        for block in stems:
-            del self._list_of[block.block_id]
-        self._unclaimed.append_n(stems)
+        self._release_stems(self._num_appended + 1)
 
     def new_round(self) -> None:
         """Worth has changed (time passed, a turn came or went): ask `victims` again when it comes to that."""
@@ -98,6 +102,9 @@ class FreeQueue:
         assert self.num_free_blocks >= n
         self.num_free_blocks -= n
         taken = self._unclaimed.popleft_n(min(n, self._unclaimed.num_free_blocks))
+        if len(taken) < n:
+            self._release_stems(self._oldest())
+            taken += self._unclaimed.popleft_n(min(n - len(taken), self._unclaimed.num_free_blocks))
         while len(taken) < n:
             chain = self._next_chain()
             blocks = chain.popleft_n(min(n - len(taken), chain.num_free_blocks))
@@ -125,6 +132,7 @@ class FreeQueue:
         if self.claim is None:
             self._unclaimed.append_n(blocks)
             return
+        self._num_appended += 1
         stems = [b for b in blocks if b.block_id in self.stem_blocks] if self.stem_blocks else []
         own = [b for b in blocks if b.block_id not in self.stem_blocks] if stems else blocks
         if own:
@@ -133,8 +141,11 @@ class FreeQueue:
                 chain = self._chains[self.claim] = _Chain(self.claim)
             self._put(chain, own)
             self.changed[self.claim] = None
+            self._idle_since[self.claim] = self._num_appended
+            self._idle_since.move_to_end(self.claim)
         if stems:
             self._put(self._stems, stems)
+            self._stem_since.update((b.block_id, self._num_appended) for b in stems)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         """Free blocks without a hash: reused first."""
@@ -166,6 +177,24 @@ class FreeQueue:
     def _put(self, queue: FreeKVCacheBlockQueue, blocks: list[KVCacheBlock]) -> None:
         queue.append_n(blocks)
         self._list_of.update((b.block_id, queue) for b in blocks)
+
+    def _oldest(self) -> int:
+        """When the chain was appended that is idle longest."""
+        since = self._idle_since
+        while since and not self.num_claimed(next(iter(since))):
+            since.popitem(last=False)
+        return next(iter(since.values()), self._num_appended)
+
+    def _release_stems(self, before: int) -> None:
+        stems, ended = self._stems, list[KVCacheBlock]()
+        while stems.num_free_blocks:
+            first = stems.fake_free_list_head.next_free_block
+            assert first is not None
+            if self._stem_since[first.block_id] >= before:
+                break
+            ended.append(stems.popleft())
+            del self._list_of[first.block_id]
+        self._unclaimed.append_n(ended)
 
     def _order(self) -> list[TraceId]:
         return self._victims([t for t, chain in self._chains.items() if chain.num_free_blocks])

@@ -33,7 +33,9 @@ class OracleGaps(GapForecast):
     def quantile_remaining_s(self, trace_id: TraceId, chance: float, now: float) -> float | None:
         if self.silent_s(trace_id, now) is None:
             return None
-        return max(0.0, self._back_s.get(trace_id, math.inf) - now)
+        left_s = self._back_s.get(trace_id, math.inf) - now
+        # It came back and was taken for another trace: this one will not.
+        return left_s if left_s >= 0 else math.inf
 
     def chance_within(self, trace_id: TraceId, within_s: float, now: float) -> float | None:
         left_s = self.quantile_remaining_s(trace_id, 0.5, now)

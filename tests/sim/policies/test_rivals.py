@@ -1,9 +1,11 @@
 """Published policies against examples computed by hand: 1 s a step, 0.5 s a prompt token, 0.25 s a decode."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from impala_vllm.core.types import TraceId
 from impala_vllm.sim.policies import KINDS, mars, plas
 from impala_vllm.sim.policies.atlas import Atlas
 from impala_vllm.sim.policies.belady import Belady
@@ -286,6 +288,15 @@ def test_the_oracle_knows_when_a_trace_is_back():
     scene.play()
     # The first turn ends at 9 s and the second begins at 69.
     assert seen == [29.5]
+
+
+def test_what_the_oracle_expected_and_did_not_come_never_will():
+    scene = Scene(workload(session("a", [16], output=1)), policy=Oracle)
+    gaps = scene.replica.policy.gaps
+    gaps.finish(TraceId("t"), 1.0, "tool")
+    gaps.tell(TraceId("t"), 1.0, 5.0)
+    assert gaps.quantile_remaining_s(TraceId("t"), 0.5, 2.0) == 4.0
+    assert gaps.quantile_remaining_s(TraceId("t"), 0.5, 6.5) == math.inf
 
 
 def resumed_at(policy, *calls_s, second_call_s=None):
