@@ -1,8 +1,8 @@
 """What the tiers below HBM are for, in one price: the seconds it costs to get a trace's KV back.
 
-The same price says what is worth keeping in a tier, what is written to NVMe, what is loaded rather than computed again
-Every rate in it is measured. Decides only; `core.allocator` and `core.chains` hold the
-state, adapters move the bytes.
+The same price says what is worth keeping in a tier, what is written to NVMe, and what is loaded rather than computed
+again. Every rate in it is measured. Decides only; `core.allocator` and `core.chains` hold the state, adapters move the
+bytes.
 """
 
 import math
