@@ -82,8 +82,8 @@ def answer(question: Question, outcomes: Mapping[str, Outcome]) -> list[str]:
         work = count * impala.busy_s / stock.busy_s
         said.append(
             f"Engines compute for {report.figure(stock.busy_s / 3600)} hours with stock and for "
-            f"{report.figure(impala.busy_s / 3600)} with impala: the work of {report.figure(count)} servers would be "
-            f"that of {report.figure(work)}. How many you could do without depends on how full they are."
+            f"{report.figure(impala.busy_s / 3600)} with impala: the work of {report.replicas(count)} would be that of "
+            f"{report.figure(work)}. How many you could do without depends on how full they are."
         )
     rivals = {n: o for n, o in outcomes.items() if n != "impala" and not KINDS[n].is_bound}
     if "impala" in outcomes and len(rivals) > 1:

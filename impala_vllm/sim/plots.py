@@ -6,15 +6,15 @@ from impala_vllm.insight.drawing import COLOURS, GREY, figure, legend, steps, sv
 from impala_vllm.sim.measures import tasks
 from impala_vllm.sim.simulation import Outcome
 
-FIRST = ("stock", "impala", "unbounded")
-"""Policies that are told apart by colour before all others."""
+OWN = {"stock": COLOURS[0], "impala": COLOURS[2], "unbounded": COLOURS[1]}
+"""Policies that have a colour of their own before all others."""
 
 
 def waits(outcomes: Mapping[str, Outcome]) -> str:
     """Mean stall of each policy as a bar, what the unluckiest tasks wait as a mark."""
     drawing, (axes,) = figure(1, 0.9 + 0.3 * len(outcomes))
     names = list(outcomes)
-    colours = [COLOURS[2] if name == "impala" else COLOURS[4] for name in names]
+    colours = [OWN["impala"] if name == "impala" else COLOURS[4] for name in names]
     axes.barh(names, [outcomes[n].measures.stall_mean_s for n in names], 0.6, color=colours)
     axes.plot([outcomes[n].measures.stall_p95_s for n in names], range(len(names)), "|", color=COLOURS[5],
               markersize=12, markeredgewidth=2, label="1 task in 20 waits longer")  # fmt: skip
@@ -28,8 +28,10 @@ def waits(outcomes: Mapping[str, Outcome]) -> str:
 def spread(outcomes: Mapping[str, Outcome]) -> str:
     """Share of tasks that were done within a time, for as many policies as there are colours."""
     drawing, (axes,) = figure(1, 2.6)
-    names = [*(n for n in FIRST if n in outcomes), *(n for n in outcomes if n not in FIRST)][: len(COLOURS)]
-    for name, colour in zip(names, COLOURS, strict=False):
+    colours = {name: colour for name, colour in OWN.items() if name in outcomes}
+    others = [name for name in outcomes if name not in OWN]
+    colours |= zip(others, [c for c in COLOURS if c not in colours.values()], strict=False)
+    for name, colour in colours.items():
         xs, ys = steps(sorted(task.jct_s for task in tasks(outcomes[name].served)))
         axes.step(xs, ys, where="post", color=colour, label=name, linewidth=1.8)
     axes.set_xscale("log")
