@@ -5,6 +5,7 @@ waiting queue, and answers the free queue's question whose KV goes first. Runs o
 """
 
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.request_queue import create_request_queue
@@ -45,6 +46,9 @@ REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
 
 _NOBODY: frozenset[str] = frozenset()
+
+_IS_PREFILLING = attrgetter("is_prefill_chunk")
+"""Of every running request, each step."""
 
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
@@ -208,7 +212,7 @@ class Enforcer:
         if self.free is not None:
             self._judge_idle(self.free, now)
         running = self._scheduler.running
-        if len(running) > 1 and any(r.is_prefill_chunk for r in running):
+        if len(running) > 1 and any(map(_IS_PREFILLING, running)):
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
         if not len(self.waiting):
             self._planned, self._fetching = ((), []), _NOBODY
