@@ -73,6 +73,8 @@ TARGETS: tuple[Target, ...] = (
     Target("Compute-bound: p99 stall", "serving/compute-bound", "stall_p99_s ratio", at_most=1.2),
     Target("Parents with eight forks: makespan", "serving/fan-out-2x", "makespan_s ratio", at_most=0.8),
     Target("1,000 labelling jobs on one stem: makespan", "serving/labelling", "makespan_s ratio", at_most=1.0),
+    Target("Microseconds a step for deciding: 256 running, 200 waiting, 2,000 traces", "micro/plan_cost", "time",
+           at_most=200, variant="a_plan_with_turns_waiting[200]"),
     *(
         Target(f"Drift, {quarter}: mean stall", "serving/drift", f"stall_mean_s of {quarter} ratio", at_most=1.05)
         for quarter in ("short-gaps", "long-gaps", "single-requests", "fan-outs")
@@ -82,7 +84,10 @@ TARGETS: tuple[Target, ...] = (
 
 def table(records: Sequence[Record], targets: Sequence[Target] = TARGETS) -> list[str]:
     """Markdown lines, one row a target. `records` are oldest first."""
-    lines = ["| target, to stock | asked | found | interval | n | engine | verdict |", "|---|--:|--:|---|--:|---|---|"]
+    lines = [
+        "| target, to stock unless it says otherwise | asked | found | interval | n | engine | verdict |",
+        "|---|--:|--:|---|--:|---|---|",
+    ]
     for target in targets:
         r = target.found(records)
         if r is None:
