@@ -2,6 +2,8 @@
 
 import time
 
+import torch
+
 from benchmarks.gpu import device
 from benchmarks.gpu.movers import Batch, Move, Pages
 from benchmarks.gpu.out import Out
@@ -13,14 +15,20 @@ BATCHES = (1, 16, 256, 4096)
 MOST_BYTES = 1 << 30
 """Larger batches are as fast as this one and take longer."""
 LIMIT_S = 60.0
-MOVERS = ("vllm", "impala", "courier", "impala_ranges", "torch_copies")
+MOVERS = ("vllm", "vllm_dma", "impala", "courier", "impala_ranges", "torch_copies")
 """vLLM first: it loads the library whose DMA the courier takes where it can."""
 MOST_TORCH_COPIES = 256
 
 
 def run(out: Out) -> None:
-    """Every direction, page size and batch; what time does not allow is named."""
+    """Every direction, page size and batch; what time does not allow is named. Raises ValueError for a mover that
+    brings other bytes."""
     place = device.get()
+    with device.own_stream(place):
+        _run(out, place)
+
+
+def _run(out: Out, place: torch.device) -> None:
     is_real = place.type == "cuda"
     pages = Pages.of(MOST_BYTES if is_real else 1 << 20, place)
     deadline = time.monotonic() + LIMIT_S
@@ -50,12 +58,15 @@ def _measure(out: Out, batch: Batch, missing: set[str]) -> dict[str, float]:
             continue
         try:
             move: Move = getattr(batch, name)()
+            is_right = batch.is_right(move)
             taken = device.seconds(move, batch.place, 7)
         except (ImportError, AttributeError, RuntimeError, AssertionError) as e:
             missing.add(name)
             out.line(f"{name} left out ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else ''})")
             continue
         where = f"{batch.direction}, {page_bytes // KIB} KiB x {count}"
+        if not is_right:
+            raise ValueError(f"{name} moves other bytes: {where}")
         rate = out.figure(
             QUESTION, name, where, "GB/s", [batch.num_bytes / s / 1e9 for s in taken], better="higher"
         )  # fmt: skip

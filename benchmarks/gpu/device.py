@@ -3,10 +3,11 @@
 In a rehearsal it is the CPU with Triton's interpreter: the same code, figures that mean nothing.
 """
 
+import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -44,6 +45,28 @@ def device_bytes(num_bytes: int, device: torch.device) -> Tensor:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Launch on a stream beside CUDA's legacy default one, after all that was launched there; at the end all is done.
+
+    The driver's batched copy refuses the default stream. vLLM's op then copies page by page and says nothing, so what
+    is timed there is not what an engine does.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def takes_batched_copies(device: torch.device) -> bool:
+    """Whether the driver batches copies on the current stream."""
+    return device.type != "cuda" or torch.cuda.current_stream(device) != torch.cuda.default_stream(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, repetitions: int, warm_up: int = 2) -> list[float]:

@@ -13,6 +13,7 @@ from impala_vllm.ops import Batch as Carried
 from impala_vllm.ops import Courier, PageTable, Pool
 
 Move = Callable[[], object]
+NUM_LOOKED_AT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,10 @@ class Pages:
 
     @classmethod
     def of(cls, num_bytes: int, place: torch.device) -> "Pages":
-        return cls(device.host_bytes(num_bytes, place), device.device_bytes(num_bytes, place), place)
+        """Full of noise."""
+        host, there = device.host_bytes(num_bytes, place), device.device_bytes(num_bytes, place)
+        host.copy_(there.random_(0, 256))
+        return cls(host, there, place)
 
     def batch(self, direction: str, page_bytes: int, count: int) -> "Batch":
         """`count` random pages to random places; H2D or D2H."""
@@ -57,6 +61,16 @@ class Batch:
         at, to = self.source_ids.to(self.place), self.target_ids.to(self.place)
         return lambda: ops.swap_pages(source, at, target, to)
 
+    def is_right(self, move: Move) -> bool:
+        """Whether `move` brings the first pages; a look at a few, as all of them are a gigabyte."""
+        at, to = self.source_ids[:NUM_LOOKED_AT], self.target_ids[:NUM_LOOKED_AT]
+        wanted = self.source[at.to(self.source.device)].cpu()
+        places = to.to(self.target.device)
+        self.target[places] = 0
+        move()
+        device.synchronize(self.place)
+        return torch.equal(self.target[places].cpu(), wanted)
+
     def courier(self) -> Move:
         """As our courier chooses, on its own stream, which the current one waits for: what is timed is all of it."""
         hbm, host = (self.target, self.source) if self.direction == "H2D" else (self.source, self.target)
@@ -81,16 +95,21 @@ class Batch:
         return lambda: ops.copy_ranges(*addresses, self.place)
 
     def vllm_dma(self) -> Move:
-        """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM."""
+        """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM, RuntimeError on a stream on which
+        it would copy page by page."""
         from vllm import _custom_ops
 
+        if not device.takes_batched_copies(self.place):
+            raise RuntimeError("the driver batches no copies on the default stream")
         addresses, any_order = self._addresses(), self.direction == "H2D"
         return lambda: _custom_ops.swap_blocks_batch(*addresses, is_src_access_order_any=any_order)
 
     def vllm_triton(self) -> Move:
-        """vLLM's kernel; it takes the DMA engines itself for few pages. Raises ImportError without vLLM."""
+        """vLLM's kernel; it takes the DMA engines itself for few pages. Raises as `vllm_dma`."""
         from vllm.v1.kv_offload.cpu.swap_blocks_triton import swap_blocks_batch
 
+        if not device.takes_batched_copies(self.place):
+            raise RuntimeError("the driver batches no copies on the default stream")
         addresses = self._addresses()
         chunk = min(1 << (self.source.shape[1] - 1).bit_length(), 8192)
         return lambda: swap_blocks_batch(*addresses, bytes_per_chunk=chunk)
