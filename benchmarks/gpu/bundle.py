@@ -5,13 +5,16 @@
 
 import importlib.util
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / ".gpu"
+NEEDED = ("vllm", "torch", "yaml", "msgspec", "xxhash", "zstandard")
 
 
 def unpack(source: Path, target: Path, say: Callable[[str], None]) -> None:
@@ -31,6 +34,12 @@ def unpack(source: Path, target: Path, say: Callable[[str], None]) -> None:
             say(f"bundle: {archive.name} cannot be unpacked ({type(e).__name__}: {e})")
         else:
             say(f"bundle: {archive.name} unpacked")
+
+
+def missing(site: Path) -> list[str]:
+    """What engine steps need and will find neither in `site` nor installed, "vllm" first."""
+    places = [str(site), *sys.path]
+    return [name for name in NEEDED if PathFinder.find_spec(name, places) is None]
 
 
 def environment(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def _upstream(host_bytes: int) -> Any:
 
 
 class Sender:
-    """Sends turns to an `LLM` and steps it, in a thread of its own, while there is anything to do.
+    """Sends turns to an `LLM` and steps it, always in the same thread, while there is anything to do: CUDA keeps the
+    current stream by thread.
 
     A context manager on a running loop; `impala_vllm.replay.load.drive` sends through it.
     """
@@ -146,6 +148,7 @@ class Sender:
         self._open: dict[str, _Open] = {}
         self._new: list[_Open] = []
         self._awake = asyncio.Event()
+        self._stepper = ThreadPoolExecutor(1, "engine")
 
     async def __aenter__(self) -> "Sender":
         self._task = asyncio.get_running_loop().create_task(self._loop())
@@ -154,6 +157,7 @@ class Sender:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._stepper.shutdown()
 
     async def send(self, turn: PlannedTurn, request_id: str, session_id: str) -> Answer:
         """Serve one turn. Never raises for what the engine does: the answer says."""
@@ -168,6 +172,7 @@ class Sender:
         return opened.answer(loop.time())
 
     async def _loop(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 if not self._new and not self._has_work():
@@ -177,8 +182,8 @@ class Sender:
                     self._add(opened)
                 self._new.clear()
                 # The engine is touched by one thread at a time: this one waits for that one.
-                outputs = await asyncio.to_thread(self._engine.step)
-                now = asyncio.get_running_loop().time()
+                outputs = await loop.run_in_executor(self._stepper, self._engine.step)
+                now = loop.time()
                 for output in outputs:
                     self._take(output, now)
         except Exception as e:

@@ -19,8 +19,9 @@ from impala_vllm.replay.load import Load, Run, drive
 from impala_vllm.replay.measures import Measures, measure
 from impala_vllm.replay.plan import Plan, PlannedTurn
 
-PREFILL_S = 40.0
-"""A prior: with gaps and decoding, stock then takes a minute and a half at most. `--prefill-s` changes it."""
+PREFILL_S = {"1b": 40.0, "8b": 15.0}
+"""Priors: with gaps and decoding, stock then takes a minute and a half and half a minute at most. `--prefill-s` changes
+them."""
 OVERSUBSCRIPTION = 4.0
 HOST_SHARE = 2.0
 """Of the HBM pool."""
@@ -66,7 +67,7 @@ def run(out: Out, shape: str, arm: str) -> None:
     kind = shapes.SHAPES["small" if device.is_rehearsal() else shape]
     model = shapes.write(kind, bundle.scratch())
     words = shapes.vocabulary(model)
-    prefill_s = 0.5 if device.is_rehearsal() else float(os.environ.get("IMPALA_GPU_PREFILL_S") or PREFILL_S)
+    prefill_s = 0.5 if device.is_rehearsal() else float(os.environ.get("IMPALA_GPU_PREFILL_S") or PREFILL_S[shape])
     context = 1024 if device.is_rehearsal() else shapes.MAX_TOKENS
     log = Path(found) if (found := os.environ.get("IMPALA_GPU_TRACES")) else None
     count = 3 if device.is_rehearsal() else traces.NUM_SESSIONS

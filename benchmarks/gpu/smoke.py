@@ -36,7 +36,7 @@ def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
         # Room for one prompt and its answer beside another; three others push it out.
         num_blocks=2 * (PROMPT_TOKENS // block_size + 4),
         max_model_len=PROMPT_TOKENS + 64,
-        host_bytes=GIB // 4,
+        host_bytes=min(GIB // 4, host_bytes()),
         mode=mode,
         max_num_seqs=4,
         block_size=block_size,

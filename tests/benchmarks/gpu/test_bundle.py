@@ -32,6 +32,15 @@ def test_without_archives_it_goes_on_with_what_is_there(tmp_path: Path):
     assert len(said) == 1
 
 
+def test_what_is_neither_in_the_bundle_nor_installed_is_missing(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "installed")])
+    for place in ("installed/torch", "installed/yaml", "site/vllm"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "__init__.py").write_text("")
+    assert bundle.missing(tmp_path / "site") == ["msgspec", "xxhash", "zstandard"]
+    assert bundle.missing(tmp_path / "other")[0] == "vllm"
+
+
 def test_the_bundle_comes_before_the_tree_and_what_was_there_last(tmp_path: Path):
     base = {"PYTHONPATH": "/before", "HOME": "/root"}
     env = bundle.environment(base, tmp_path / "site", tmp_path, rehearsal=False, commit=None, command="x")

@@ -28,6 +28,41 @@ def test_a_step_that_does_not_exist_is_a_wrong_command_line(capsys):
     assert "no step 'everything'" in capsys.readouterr().err
 
 
+def test_without_vllm_its_steps_are_left_out_by_name_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+):
+    monkeypatch.setattr(entry, "no_gpu", lambda: None)
+    monkeypatch.setattr(entry.bundle, "BUNDLES", tmp_path / ".gpu")
+    monkeypatch.setattr(entry.bundle, "missing", lambda site: ["vllm"])
+    ran: list[str] = []
+
+    def run(chosen, budget_s, launch, say):
+        ran.extend(step.name for step in chosen)
+        return []
+
+    monkeypatch.setattr(entry.steps, "run", run)
+    assert entry.main(["--only", "ops,worker,engine-impala,tune", "--out", str(tmp_path)]) == 0
+    assert ran == ["ops", "tune"]
+    printed = capfd.readouterr().out
+    assert "neither in .gpu/ nor installed: vllm" in printed
+    assert "worker: left out, there is no vLLM" in printed
+    assert "engine-impala-v1: left out" in printed
+
+
+def test_the_time_it_takes_to_find_the_gpu_is_part_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now_s = [0.0]
+
+    def slow() -> None:
+        now_s[0] += 170.0
+
+    budgets: list[float] = []
+    monkeypatch.setattr(entry.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(entry, "no_gpu", slow)
+    monkeypatch.setattr(entry.steps, "run", lambda chosen, budget_s, *_: budgets.append(budget_s) or [])
+    assert entry.main(["--only", "ops", "--out", str(tmp_path), "--budget-s", "565"]) == 0
+    assert budgets == [395.0]
+
+
 def test_steps_can_be_listed_without_a_gpu(capsys):
     assert entry.main(["--list", "--only", "sessions-1b"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
