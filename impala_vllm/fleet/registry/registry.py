@@ -277,7 +277,9 @@ class Registry:
         for replica in behind:
             reading = self._reads[replica]
             found = await layout.read(self._client, reading.place)
-            if found is not None:
+            if self._sources().get(replica, _NOWHERE).is_heard:  # meanwhile, and it knows better
+                self._stop_reading(replica)
+            elif found is not None:
                 reading.cursor = found[0]
                 self.index.hear_all(replica, found[1], now_s)
 

@@ -127,6 +127,23 @@ async def test_its_own_word_replaces_what_others_told(site):
     assert reads.keys() == {3}
 
 
+async def test_what_it_hears_itself_while_it_reads_stays(site, monkeypatch):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    read = layouts.read
+
+    async def read_and_hear(client, place):
+        found = await read(client, place)
+        reads.sources[A] = Source("space", "life", True)
+        reads.index.store(A, Tier.HBM, blocks(7), 0.0)
+        return found
+
+    monkeypatch.setattr(layouts, "read", read_and_hear)
+    await site.meet()
+    assert reads.keys() == {7}
+    assert not reads.index.heard
+
+
 async def test_after_a_restart_of_redis_everything_is_told_again(site):
     hears, reads = site.router(a=True), site.router(a=False)
     hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
