@@ -103,7 +103,8 @@ async def _hello(engine: Engine) -> Answer:
     answers = await engine.page({"of": "hello"})
     if answers is None:
         return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "the engine does not answer; see /impala/health"})
-    return _json(HTTPStatus.OK, hello.describe(engine.vllm_config, [answer["hello"] for answer in answers]))
+    ranks = [answer["hello"] for answer in answers]
+    return _json(HTTPStatus.OK, hello.describe(engine.vllm_config, ranks, engine.chats))
 
 
 async def _blocks(engine: Engine, page: dict[str, Any]) -> Answer:

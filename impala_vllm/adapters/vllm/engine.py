@@ -20,7 +20,9 @@ current_caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("
 class Engine:
     """The engine client of this process, and what is known of its engines."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, chats: str | None = None) -> None:
+        """`chats`: how this process renders them, see `hello.chats`."""
+        self.chats = chats
         self.vllm_config = client.vllm_config
         self.settings = choice.of(client.vllm_config)
         self.config = self.settings.config

@@ -4,10 +4,10 @@ The part that only the engine process knows comes from `rank`; the API process a
 """
 
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from impala_vllm.adapters.vllm import compat
-from impala_vllm.fleet.hashing.handshake import PROBE_SALT, VERSION
+from impala_vllm.fleet.hashing.handshake import PROBE_SALT, VERSION, chats_of
 
 _epoch: str | None = None
 """Names this life of the engine process; made on the first question."""
@@ -45,8 +45,17 @@ def rank(scheduler: Any, dp_rank: int) -> dict[str, Any]:
     }
 
 
-def describe(vllm_config: Any, ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The `handshake.Hello` of a server whose engines gave `ranks`."""
+def chats(state: Any) -> str | None:
+    """How this API process renders chats, by its application's state; None where it does not, or not by a template."""
+    renderer = getattr(state, "online_renderer", None)
+    try:
+        return _chats(renderer) if renderer is not None else None
+    except AttributeError:  # other tokenizers have ways of their own
+        return None
+
+
+def describe(vllm_config: Any, ranks: list[dict[str, Any]], rendered: str | None = None) -> dict[str, Any]:
+    """The `handshake.Hello` of a server whose engines gave `ranks`, and whose chats are `rendered` as `chats` says."""
     model = vllm_config.model_config
     return {
         "version": VERSION,
@@ -58,6 +67,7 @@ def describe(vllm_config: Any, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "max_model_len": model.max_model_len,
         "has_prefix_caching": bool(vllm_config.cache_config.enable_prefix_caching),
         "ranks": ranks,
+        "chats": rendered,
     }
 
 
@@ -74,3 +84,16 @@ def _events(scheduler: Any) -> dict[str, Any] | None:
     if config is None or not config.enable_kv_cache_events or config.publisher != "zmq":
         return None
     return {"endpoint": config.endpoint, "replay_endpoint": config.replay_endpoint, "topic": config.topic}
+
+
+def _chats(renderer: Any) -> str | None:
+    if renderer.use_harmony:
+        return "harmony"
+    own, template = renderer.renderer.tokenizer.chat_template, renderer.chat_template
+    if isinstance(own, dict):  # several by name
+        template = cast("dict[str, str]", own).get(template or "default", template)
+    template = template or own
+    if not isinstance(template, str):
+        return None
+    kind, variables = renderer.chat_template_content_format, renderer.default_chat_template_kwargs
+    return chats_of(template, *([kind] if kind != "auto" else []), *([sorted(variables.items())] if variables else []))

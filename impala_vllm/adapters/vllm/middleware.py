@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from impala_vllm import caller as callers
-from impala_vllm.adapters.vllm import endpoints, metrics
+from impala_vllm.adapters.vllm import endpoints, hello, metrics
 from impala_vllm.adapters.vllm.engine import Engine, current_caller
 from impala_vllm.caller import Caller
 
@@ -84,7 +84,7 @@ class Middleware:
         if client is not None and not self._is_off:
             try:
                 self._authentication = _authentication(scope["app"].state.args)
-                self._engine = Engine(client)
+                self._engine = Engine(client, hello.chats(scope["app"].state))
             except Exception as e:
                 self._is_off = True
                 logger.error("impala: the middleware failed and is switched off, serving continues", exc_info=e)

@@ -5,6 +5,7 @@ anything, silently: so each proves its way by an example, and what cannot match 
 """
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import msgspec
 
@@ -65,6 +66,8 @@ class Hello(msgspec.Struct, frozen=True):
     ranks: list[Rank]
     revision: str | None = None
     has_prefix_caching: bool = True
+    chats: str | None = None
+    """How it renders chats, see `chats_of`; None: it does not say."""
 
 
 class HelloError(ValueError):
@@ -122,6 +125,11 @@ def differences(ours: Hello, theirs: Hello) -> list[str]:
             "other hashes: set the same --prefix-caching-hash-algo, --block-size and PYTHONHASHSEED everywhere"
         )
     return lines
+
+
+def chats_of(template: str, *settings: object) -> str:
+    """A digest of a chat template, and of settings other than vLLM's defaults that change what it makes of a chat."""
+    return blake2b(repr((template, *settings)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def probe(scheme: Scheme) -> list[str]:

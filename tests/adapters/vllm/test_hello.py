@@ -14,6 +14,7 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 
+from impala_vllm.adapters.vllm import hello as hellos
 from impala_vllm.adapters.vllm import snapshot
 from impala_vllm.fleet.hashing import handshake
 from tests.adapters.vllm.test_middleware import Site
@@ -75,3 +76,42 @@ async def test_an_engine_that_does_not_answer_is_said_so():
     status, _, body = await site.request("GET", "/impala/hello")
     assert status == 503
     assert "does not answer" in json.loads(body)["error"]
+
+
+def renders(own: Any, given: Any = None, kind: str = "auto", variables: Any = None, harmony: bool = False) -> Any:
+    """The part of the application's state that renders chats."""
+    tokenizer = SimpleNamespace(chat_template=own)
+    renderer = SimpleNamespace(
+        use_harmony=harmony,
+        renderer=SimpleNamespace(tokenizer=tokenizer),
+        chat_template=given,
+        chat_template_content_format=kind,
+        default_chat_template_kwargs=variables or {},
+    )
+    return SimpleNamespace(online_renderer=renderer)
+
+
+def test_how_chats_are_rendered_is_told_by_a_digest_that_changes_with_it():
+    plain = handshake.chats_of("{{ own }}")
+    assert hellos.chats(renders("{{ own }}")) == plain
+    assert hellos.chats(renders({"default": "{{ own }}", "tool_use": "x"})) == plain
+    assert hellos.chats(renders("x", given="{{ own }}")) == plain
+    others = [
+        renders("{{ own }}", given="{{ other }}"),
+        renders({"default": "{{ own }}", "tool_use": "x"}, given="tool_use"),
+        renders("{{ own }}", kind="openai"),
+        renders("{{ own }}", variables={"enable_thinking": False}),
+        renders("{{ own }}", harmony=True),
+    ]
+    digests = {hellos.chats(state) for state in others}
+    assert len(digests | {plain}) == 6
+    assert None not in digests
+    for silent in (SimpleNamespace(), SimpleNamespace(online_renderer=SimpleNamespace()), renders(None)):
+        assert hellos.chats(silent) is None
+
+
+async def test_the_digest_is_in_the_handshake():
+    site = Site()
+    site.app.state.online_renderer = renders("{{ own }}").online_renderer
+    _, body = await ask(site, scheduler("sha256"))
+    assert handshake.read(body).chats == handshake.chats_of("{{ own }}")
