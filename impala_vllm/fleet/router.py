@@ -12,6 +12,7 @@ from typing import NamedTuple
 from impala_vllm.core.identity import Identity, IdentityConfig
 from impala_vllm.core.identity.index import BrokenChain
 from impala_vllm.core.types import Arrival, Finish, Link, Namespace, Outcome, RequestId
+from impala_vllm.fleet.echo import Echo
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.homes import Home, Homes
 from impala_vllm.fleet.index import Depths
@@ -73,6 +74,7 @@ class Router:
         self._identity = self._new_identity()
         self._ids = count(1)
         self.num_broken_chains = 0
+        self._echo = Echo(lambda replica, key: bool(residency.known.holds(replica, key)))
 
     def start(
         self, turn: Turn, among: Mapping[Replica, Load], without: Collection[Replica], now: float
@@ -124,6 +126,8 @@ class Router:
         if ticket.expected is not None:
             self.residency.settle(ticket.expected, has_events or outcome is Outcome.ERROR)
         keys = ticket.turn.prompt.keys if ticket.turn.prompt is not None else _NOTHING
+        if has_events and len(keys) and ticket.has_answered and outcome is not Outcome.ERROR:
+            self._echo.expect(ticket.decision.replica, keys[0], now)
         self._identity.finish(Finish(ticket.request_id, keys, ticket.turn.num_tokens, outcome), now)
 
     def plan(self, turn: Turn, among: Mapping[Replica, Load]) -> Plan:
@@ -140,12 +144,14 @@ class Router:
         """The replica is gone, or has lost its KV."""
         self.residency.forget(replica)
         self.homes.leave(replica)
+        self._echo.forget(replica)
 
     def tick(self, now: float) -> None:
         """Let go of what is over. Call every second or so."""
         self._identity.tick(now)
         self.homes.expire(now)
         self.residency.expire(now)
+        self._echo.look(now)
 
     def _arrive(self, arrival: Arrival, now: float) -> Link:
         try:
