@@ -1,0 +1,41 @@
+"""What is kept of a request."""
+
+import json
+
+import pytest
+
+from impala_vllm.config import MetadataConfig
+from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.index import MaskIndex
+from impala_vllm.fleet.proxy.reading import MAX_DECODED_HERE, MAX_NAME_CHARS, Reader
+
+
+@pytest.fixture
+def reader():
+    found = Reader(Fleet(MaskIndex()), MetadataConfig())
+    yield found
+    found.close()
+
+
+async def test_names_of_any_length_are_kept_short_and_apart(reader):
+    turns = []
+    for end in "ab":
+        name = "n" * 100_000 + end
+        body = json.dumps({"model": name, "cache_salt": name, "session_id": name}).encode()
+        turns.append((await reader.read("/v1/completions", {"x-parent-session-id": name}, body)).turn)
+    for turn in turns:
+        names = (turn.session_id, turn.parent_session_id, turn.namespace.salt, turn.namespace.model)
+        assert all(0 < len(name) <= MAX_NAME_CHARS for name in names)
+    assert turns[0].session_id != turns[1].session_id
+    assert turns[0].namespace != turns[1].namespace
+
+
+async def test_short_names_stay_as_they_are(reader):
+    body = b'{"model": "m", "cache_salt": "s", "session_id": "t"}'
+    turn = (await reader.read("/v1/completions", {}, body)).turn
+    assert (turn.namespace.model, turn.namespace.salt, turn.session_id) == ("m", "s", "t")
+
+
+async def test_a_large_body_is_read_as_a_small_one(reader):
+    body = json.dumps({"stream": True, "prompt": "x" * 2 * MAX_DECODED_HERE}).encode()
+    assert (await reader.read("/v1/completions", {}, body)).is_stream
