@@ -1,11 +1,13 @@
 """What the router adds to a stream: the time to its first byte, and to each byte after it, at many streams at once.
 
     python -m benchmarks.fleet.overhead --streams 200 --repetitions 5 --record
+    python -m benchmarks.fleet.overhead --streams 200 --starts-per-s 10 --repetitions 5 --record
     python -m benchmarks.fleet.overhead --streams 2000 --chunks 5 --repetitions 1
 
 Servers (a process each, real KV events), the router and the clients share this machine, so a figure holds the router's
 queueing beside them and not the network's. Chunks carry the time at which they were written, by the one clock that
-processes share. Arms are interleaved; each prompt is new.
+processes share. Arms are interleaved; each prompt is new. All streams begin within one interval between chunks, which
+is a ramp of its own; with --starts-per-s streams begin as others end, and what is measured is that many at once.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import resource
 import socket
@@ -80,6 +83,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=10)
     parser.add_argument("--every-s", type=float, default=1.0, help="between two chunks of a stream")
+    parser.add_argument(
+        "--starts-per-s", type=float, help="streams begin at this rate and last for as long as keeps --streams running"
+    )
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--serve", metavar="TOKENIZER", help=argparse.SUPPRESS)
@@ -138,17 +144,30 @@ async def _measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]
 
 
 async def _ask_all(client: aiohttp.ClientSession, urls: Sequence[str], args: argparse.Namespace, numbers: Any) -> Heard:
-    """All streams, begun evenly within one interval so that what is measured is their number and not a burst."""
+    """All streams, begun evenly: within one interval, or for twice as long as one lasts, of which the end counts."""
+    rate = args.starts_per_s or args.streams / args.every_s
+    num_chunks, number, counts_s = args.chunks, args.streams, 0.0
+    if args.starts_per_s:
+        counts_s = args.streams / rate
+        num_chunks, number = round(counts_s / args.every_s) + 1, 2 * args.streams
     heard = Heard([], [], 0)
+    from_s = time.monotonic() + counts_s
+    until_s = from_s + (counts_s or math.inf)
     streams = [
-        _ask(client, urls[i % len(urls)], next(numbers), args.chunks, i * args.every_s / args.streams, heard)
-        for i in range(args.streams)
+        _ask(client, urls[i % len(urls)], next(numbers), num_chunks, i / rate, (from_s, until_s), heard)
+        for i in range(number)
     ]
     return heard._replace(failures=(await asyncio.gather(*streams)).count(False))
 
 
 async def _ask(
-    client: aiohttp.ClientSession, url: str, number: int, num_chunks: int, begins_s: float, heard: Heard
+    client: aiohttp.ClientSession,
+    url: str,
+    number: int,
+    num_chunks: int,
+    begins_s: float,
+    counts_s: tuple[float, float],
+    heard: Heard,
 ) -> bool:
     await asyncio.sleep(begins_s)
     messages = [{"role": "user", "content": f"stream {number} " * 20}]
@@ -160,7 +179,9 @@ async def _ask(
             async for line in response.content:
                 now_s = time.monotonic()
                 if line.startswith(b"data: ") and line != b"data: [DONE]\n":
-                    if is_first:
+                    if not counts_s[0] <= now_s < counts_s[1]:
+                        pass
+                    elif is_first:
                         heard.first_s.append(now_s - start_s)
                     else:
                         heard.later_s.append(now_s - float(line.removeprefix(b"data: ")))
@@ -207,6 +228,8 @@ def _records(
     origin: record.Origin,
 ) -> list[record.Record]:
     params = {name: getattr(args, name) for name in ("streams", "chunks", "every_s", "servers")}
+    if args.starts_per_s:
+        params["starts_per_s"] = args.starts_per_s
     rows = [(arm, name, [one[name] for one in ones]) for arm, ones in found.items() for name in ones[0]]
     rows += [("router", f"added_{name}", values) for name, values in added.items()]
     return [
