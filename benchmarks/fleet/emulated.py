@@ -80,6 +80,10 @@ class EmulatedServer:
         self.last_headers: dict[str, str] = {}
         self.refuses_with: int | None = None
         """A status to answer every request with."""
+        self.hangs_up = 0
+        """Requests to come whose connection is closed instead of an answer."""
+        self.chats: str | None = None
+        """What its handshake says of chats."""
         self.breaks_after: int | None = None
         """Tokens after which an answer is cut off."""
         self._timing = timing
@@ -144,6 +148,7 @@ class EmulatedServer:
                 "dtype": "none",
                 "max_model_len": 1_000_000,
                 "ranks": [rank],
+                "chats": self.chats,
             }
         )
 
@@ -153,6 +158,11 @@ class EmulatedServer:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if self.refuses_with is not None:
             return web.json_response({"error": "as told"}, status=self.refuses_with)
+        if self.hangs_up:
+            self.hangs_up -= 1
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
         self.last_headers = {name.lower(): value for name, value in request.headers.items()}
         body = await request.json()
         find = self.prompts.of_chat if request.path.endswith("chat/completions") else self.prompts.of_completion

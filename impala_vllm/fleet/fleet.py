@@ -7,11 +7,12 @@ the same or are routed by load. One event loop; the tokenizer is loaded in a thr
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import zmq.asyncio
@@ -28,6 +29,12 @@ from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
 
 logger = logging.getLogger("impala.fleet")
 
+MAX_REMEMBERED = 1000
+MAX_REMEMBERED_CHARS = 512
+"""Names of models, asked for by clients, for which answers are kept."""
+_TCP_OPTIONS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+"""Seconds, and milliseconds for what was sent and is not acknowledged."""
+
 
 class AddressError(ValueError):
     """Not a server's address; one line."""
@@ -41,6 +48,8 @@ class Family:
     scheme: Scheme
     members: set[ServerId] = field(default_factory=set[ServerId])
     """Servers that were believed; they may have gone since."""
+    chats: str | None = None
+    """How its chats are rendered here."""
     prompts: Prompts | None = None
     """None while the tokenizer loads, and where it cannot be."""
 
@@ -68,6 +77,8 @@ class Fleet:
         self.loads: dict[Replica, Load] = {}
         self.servers: dict[ServerId, Server] = {}
         self.on_lost: Callable[[Replica], None] = index.clear
+        self.on_loaded: Callable[[], None] = lambda: None
+        """A tokenizer has been loaded."""
         self.is_told: Callable[[Replica], bool] = lambda _: False
         """By another router, through a registry."""
         self._tokenizer = tokenizer
@@ -78,12 +89,14 @@ class Fleet:
         self._loading: set[asyncio.Task[None]] = set()
         self._serving: dict[str | None, Serving] = {}
         """Answers of `serving`, until something changes."""
-        self._from_file: set[ServerId] = set()
+        self.listed: set[ServerId] = set()
+        """In the file that is followed: they stay until their line goes."""
 
     async def __aenter__(self) -> "Fleet":
         self._context = zmq.asyncio.Context()
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            # vLLM closes what was idle for 5 s; who asks in that moment is told that the connection broke.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, socket_factory=_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are no other's
@@ -100,9 +113,13 @@ class Fleet:
         self._context.destroy(linger=0)
 
     def add(self, address: Address) -> Server:
-        """Take a server in; the one that is there under this address already, where there is one."""
+        """Take a server in; the one that is there under this address already, where there is one.
+
+        One that was being let go stays.
+        """
         known = self.servers.get(address.url)
         if known is not None:
+            known.stay()
             return known
         hooks = Hooks(self._greet, self._changed, self._lost)
         server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config)
@@ -112,17 +129,21 @@ class Fleet:
         return server
 
     async def remove(self, server_id: ServerId, drain_s: float = 0.0) -> bool:
-        """Let a server go, once what runs there has ended or `drain_s` are over. False: no such server."""
+        """Let a server go, once what runs there has ended or `drain_s` are over.
+
+        False: no such server, or it was added again, or removed by another call, meanwhile.
+        """
         server = self.servers.get(server_id)
         if server is None:
             return False
         server.drain()
         loop = asyncio.get_running_loop()
         until_s = loop.time() + drain_s
-        while any(self.loads[r].num_running for r in server.replicas if r in self.loads) and loop.time() < until_s:
+        while server.state is State.DRAINING and self._is_busy(server) and loop.time() < until_s:
             await asyncio.sleep(0.05)
-        if self.servers.pop(server_id, None) is None:
+        if server.state is not State.DRAINING or self.servers.get(server_id) is not server:
             return False
+        del self.servers[server_id]
         task = self._tasks.pop(server_id)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -138,9 +159,12 @@ class Fleet:
         """Who may serve a model: servers that say so, and where none does, all."""
         found = self._serving.get(model)
         if found is None:
-            found = self._serving[model] = self._find(model)
-            if len(self._serving) > 1000:  # clients make names up
-                self._serving = {model: found}
+            found = self._find(model)
+            if len(model or "") > MAX_REMEMBERED_CHARS:  # clients make names up
+                return found
+            if len(self._serving) >= MAX_REMEMBERED:
+                self._serving.clear()
+            self._serving[model] = found
         return found
 
     def sources(self) -> dict[Replica, Source]:
@@ -156,6 +180,11 @@ class Fleet:
                     found[replica] = Source(space, epochs[replica.dp_rank], server.has_events(replica))
         return found
 
+    def flight(self, replica: Replica) -> contextlib.AbstractAsyncContextManager[None]:
+        """Around a request to a replica, see `Server.flight`."""
+        server = self.servers.get(replica.server)
+        return server.flight() if server is not None else contextlib.nullcontext()
+
     def has_events(self, replica: Replica) -> bool:
         """Whether what the replica holds is told, by itself or by another router."""
         server = self.servers.get(replica.server)
@@ -167,29 +196,42 @@ class Fleet:
         await asyncio.gather(*self._loading, return_exceptions=True)
 
     async def follow_file(self, path: Path, every_s: float = 2.0) -> None:
-        """Keep the fleet as the file says: one address a line. What was added otherwise stays. Never returns."""
+        """Keep the fleet as the file says: one address a line. What was added otherwise stays. Never returns.
+
+        Whoever writes it may do so in steps: a change counts once two looks agree, and an empty file says nothing.
+        """
         seen: str | None = None
+        said = ""
         while True:
             try:
                 text = await asyncio.to_thread(path.read_text, encoding="utf-8")
-                if text != seen:
-                    seen = text
-                    await self._adopt(parse_file(text, str(path)))
+                is_settled = seen in (None, text)
+                seen = text
+                if not text.strip() and self.listed:
+                    raise AddressError(f"{path}: it is empty; to let all its servers go, leave a line with #")
+                if is_settled:
+                    self._adopt(parse_file(text, str(path)))
+                said = ""
             except (OSError, UnicodeDecodeError, AddressError) as e:
-                logger.warning("%s; the fleet stays as it is", " ".join(str(e).split()))
+                if str(e) != said:
+                    said = str(e)
+                    logger.warning("%s; the fleet stays as it is", " ".join(said.split()))
             await asyncio.sleep(every_s)
 
-    async def _adopt(self, addresses: Sequence[Address]) -> None:
+    def _adopt(self, addresses: Sequence[Address]) -> None:
         wanted = {address.url for address in addresses}
-        for gone in self._from_file - wanted:
+        for gone in self.listed - wanted:
             self._loading.add(task := asyncio.create_task(self._let_go(gone)))
             task.add_done_callback(self._loading.discard)
         for address in addresses:
             self.add(address)
-        self._from_file = wanted
+        self.listed = wanted
 
     async def _let_go(self, server_id: ServerId) -> None:
         await self.remove(server_id, drain_s=600.0)
+
+    def _is_busy(self, server: Server) -> bool:
+        return any(self.loads[r].num_running for r in server.replicas if r in self.loads)
 
     def _find(self, model: str | None) -> Serving:
         able = [s for s in self.servers.values() if s.models is None or model is None or model in s.models]
@@ -216,6 +258,7 @@ class Fleet:
             return self._greet(server, hello)
         if not differences:
             family.members.add(server.id)
+        server.judge_chats(family.chats, hello)
         return "; ".join(differences) or None
 
     async def _load_tokenizer(self, family: Family) -> None:
@@ -226,6 +269,11 @@ class Fleet:
             logger.error("prompts of %s cannot be hashed, its traces are routed by load: %s", family.hello.model, e)
             return
         family.prompts = Prompts(family.scheme, tokenizer)
+        family.chats = handshake.chats_of(tokenizer.template)
+        for server in self.servers.values():
+            if server.hello is not None and server.hello.model == family.hello.model:
+                server.judge_chats(family.chats)
+        self.on_loaded()
         logger.info("tokenizer of %s loaded in %.1f s", family.hello.model, time.monotonic() - start_s)
 
     def _lost(self, replica: Replica) -> None:
@@ -237,12 +285,24 @@ class Fleet:
             return
         for replica in [r for r in self.loads if r.server == server.id and r not in server.replicas]:
             self.on_lost(replica)
-            del self.loads[replica]
+            self.loads.pop(replica).is_open = False  # requests on their way may still choose from what they saw
         for replica in server.replicas:
             load = self.loads.setdefault(replica, Load())
             load.is_open = server.state is State.UP
             ranks = server.hello.ranks if server.hello is not None else ()
             load.capacity_tokens = next((r.hbm_tokens for r in ranks if r.dp_rank == replica.dp_rank), None)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """A connection to a server notices within half a minute that nobody is there, where the platform can."""
+    family, kind, protocol = address[:3]
+    made = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _TCP_OPTIONS.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def parse_address(text: str) -> Address:

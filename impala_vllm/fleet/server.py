@@ -5,8 +5,9 @@ words, and shown at /v1/impala/servers: such a server is still used, by load and
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -17,6 +18,7 @@ import aiohttp
 import msgspec
 import zmq.asyncio
 
+from impala_vllm.fleet import faults
 from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower, Removed, Stored
 from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.events.follower import Completeness
@@ -92,6 +94,8 @@ class Server:
         self.hello: Hello | None = None
         self.problem: str | None = "not asked yet"
         """Why its hashes are not used; None: they are."""
+        self.chat_problem: str | None = None
+        """Why the hashes of chats, at least, match nothing that it publishes."""
         self.event_problem: str | None = "not asked yet"
         """Why its events are not followed; None: they are."""
         self.models: dict[str, Adapter | None] | None = None
@@ -106,6 +110,12 @@ class Server:
         self._hooks = hooks
         self._config = config
         self._feeds: list[asyncio.Task[None]] = []
+        self._following: tuple[list[handshake.Rank], bool] | None = None
+        """What the feeds were started for: its ranks, and whether its hashes were believed."""
+        self._flights: set[asyncio.Timeout] = set()
+        """Requests under way."""
+        self._is_well = False
+        """Its last look was answered."""
         self._num_failures = 0
         self._is_forgotten = False
         """What it holds was dropped while it did not answer: its events must be read from their beginning."""
@@ -123,16 +133,24 @@ class Server:
     async def ask(self) -> None:
         """One look."""
         now_s = asyncio.get_running_loop().time()
+        is_silent = False
         try:
             status, _ = await self._get("/health")
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            status = 0
-        if status != 200:
+        except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            if faults.is_own(e):
+                logger.error("%s could not be asked: %s", self.id, e)
+                return
+            status, is_silent = 0, faults.is_silence(e)
+        self._is_well = status == 200
+        if not self._is_well:
             self._num_failures += 1
             if self._num_failures >= self._config.failures or self.state is State.NEW:
                 self.suspect()
+                if is_silent:  # when a process ends, its connections do too
+                    self._give_up_requests()
             return
         self._num_failures = 0
+        self._look_after_feeds(now_s)
         is_back = self.state in (State.NEW, State.DOWN)
         if is_back or now_s >= self._details_at_s:
             self._details_at_s = now_s + self._config.details_every_s
@@ -149,9 +167,24 @@ class Server:
         for replica in self.replicas:
             self._hooks.on_lost(replica)
 
+    @contextlib.asynccontextmanager
+    async def flight(self) -> AsyncGenerator[None, None]:
+        """Around a request to it. Raises TimeoutError inside once the server is down and says nothing at all."""
+        async with asyncio.timeout(None) as flight:
+            self._flights.add(flight)
+            try:
+                yield
+            finally:
+                self._flights.discard(flight)
+
     def drain(self) -> None:
         """No new requests from now on."""
         self._become(State.DRAINING)
+
+    def stay(self) -> None:
+        """It is wanted again, where it was being drained."""
+        if self.state is State.DRAINING:
+            self._become(State.UP if self._is_well else State.NEW)
 
     async def close(self) -> None:
         """End the feeds. Idempotent."""
@@ -162,9 +195,20 @@ class Server:
         self.followers.clear()
 
     def has_events(self, replica: Replica) -> bool:
-        """Whether what the replica holds is told by it."""
+        """Whether what the replica holds is told by it, under keys that prompts have here."""
         follower = self.followers.get(replica)
-        return self.problem is None and follower is not None and follower.completeness is not Completeness.NOTHING
+        is_told = follower is not None and follower.completeness is not Completeness.NOTHING
+        return is_told and self.problem is None and self.chat_problem is None
+
+    def judge_chats(self, ours: str | None, hello: Hello | None = None) -> None:
+        """Compare how it renders chats, by its handshake, with how they are rendered here; None: not known yet."""
+        found = hello or self.hello
+        theirs = found.chats if found is not None else None
+        problem = _OTHER_CHATS if None not in (ours, theirs) and ours != theirs else None
+        if problem != self.chat_problem:
+            self.chat_problem = problem
+            level = logging.INFO if problem is None else logging.WARNING
+            logger.log(level, "%s: %s", self.id, problem or "chats match")
 
     def _become(self, state: State) -> None:
         if state is self.state:
@@ -210,15 +254,34 @@ class Server:
         self.model_cards = cards
         self.models = {str(card.get("id")): _adapter(card) for card in cards}
 
+    def _give_up_requests(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for flight in self._flights:
+            flight.reschedule(now_s)
+        self._flights.clear()
+
+    def _look_after_feeds(self, now_s: float) -> None:
+        """A feed runs until it is cancelled: one that has ended otherwise is started again."""
+        failed = [feed for feed in self._feeds if feed.done() and not feed.cancelled()]
+        for feed in failed:
+            logger.error("%s: following its events failed; reading them anew", self.id, exc_info=feed.exception())
+        if failed:
+            self._is_forgotten = True
+            self._details_at_s = now_s
+
     async def _follow(self, hello: Hello) -> None:
-        """Start the feeds that the handshake asks for, where it is another one than before."""
-        before, self.hello = self.hello, hello
-        if before is not None and before.ranks == hello.ranks and not self._is_forgotten:
+        """Start the feeds that the handshake asks for, where it or what is thought of it is another than before."""
+        before, self.hello = self._following, hello
+        wanted = (hello.ranks, self.problem is None)
+        if before == wanted and not self._is_forgotten:
             return
         epochs = [rank.epoch for rank in hello.ranks]
-        if before is not None and (self._is_forgotten or [rank.epoch for rank in before.ranks] != epochs):
+        if before is not None and (
+            self._is_forgotten or [rank.epoch for rank in before[0]] != epochs or before[1] > wanted[1]
+        ):
             for replica in self.replicas:
                 self._hooks.on_lost(replica)
+        self._following = wanted
         self._is_forgotten = False
         await self.close()
         self.replicas = [Replica(self.id, rank.dp_rank) for rank in hello.ranks]
@@ -228,6 +291,9 @@ class Server:
             if endpoints is None:
                 problems.append("its events are off; start it with --kv-events-config")
                 continue
+            if self.problem is not None:
+                problems.append("not followed, since its hashes are not used")
+                continue
             if endpoints.replay is None:
                 problems.append("it has no replay endpoint, so a lost event costs all that is known of it")
             self._start_feed(Replica(self.id, rank.dp_rank), endpoints, handshake.group_of(hello))
@@ -236,8 +302,6 @@ class Server:
             logger.warning("%s: %s", self.id, self.event_problem)
 
     def _endpoints(self, rank: handshake.Rank) -> Endpoints | None:
-        if self.problem is not None:
-            return None
         if self.address.events is not None:
             return self.address.events.of_rank(rank.dp_rank)
         if rank.events is None:
@@ -273,6 +337,12 @@ class Server:
         timeout = aiohttp.ClientTimeout(total=self._config.within_s)
         async with self._session.get(self.id + path, headers=self._headers, timeout=timeout) as response:
             return response.status, await response.read()
+
+
+_OTHER_CHATS = (
+    "it renders chats otherwise than its tokenizer's template does (--chat-template and its like), so their hashes "
+    "cannot match and only what was sent there is known; give the router --tokenizer DIR with the same template in it"
+)
 
 
 class _Models(msgspec.Struct):

@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from impala_vllm.cli import router
 from impala_vllm.cli.main import main
 
 
@@ -45,6 +46,19 @@ def test_a_bad_line_of_the_workers_file_is_named(capsys, tmp_path):
     path = tmp_path / "workers"
     path.write_text("# ours\nhttp://h:1\n\nnobody\n")
     assert f"{path}:4: nobody: not a server" in refused(capsys, "--workers-file", str(path))
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard <= 512:
+        pytest.skip("it allows few")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        router._raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_it_serves_says_that_no_server_is_there_and_stops():

@@ -104,3 +104,40 @@ async def test_a_server_that_could_not_be_reached_is_known_as_before(tokenizer, 
                 while gateway.fleet.index.num_replicas(keys.keys[-1]) < 2:
                     await asyncio.sleep(0.02)
             assert load_of.is_open
+
+
+async def test_requests_that_wait_for_a_server_that_was_cut_off_are_served_elsewhere_and_streams_end(
+    tokenizer, model_dir
+):
+    async with (
+        EmulatedServer(tokenizer, TIMING, speed=1e-5) as waits,
+        EmulatedServer(tokenizer, TIMING) as streams,
+        EmulatedServer(tokenizer, TIMING, speed=1e6) as near,
+        aiohttp.ClientSession() as client,
+        Cable(port_of(waits.url)) as to_waits,
+        Cable(port_of(streams.url)) as to_streams,
+    ):
+        parted = [ServerId(f"http://127.0.0.1:{cable.port}") for cable in (to_waits, to_streams)]
+        gateway = Gateway(RouterOptions((parse_address(parted[1]),), tokenizer=str(model_dir), asking=ASKING))
+        async with serving(gateway.options, gateway) as url:
+            asked = {**body("begun"), "max_tokens": 100_000, "stream": True}
+            async with client.post(url + "/v1/chat/completions", json=asked) as begun:
+                await begun.content.readline()
+                gateway.fleet.add(parse_address(parted[0]))
+                await gateway.fleet.settled()
+                gateway.fleet.loads[Replica(parted[1])].pending_s = 1000.0
+                waiting = asyncio.create_task(ask(client, url, "waiting"))
+                async with asyncio.timeout(100):
+                    while not waits.served.requests:
+                        await asyncio.sleep(0.02)
+                gateway.fleet.add(parse_address(near.url))
+                await gateway.fleet.settled()
+                for cable in (to_waits, to_streams):
+                    cable.cut()
+                async with asyncio.timeout(100):
+                    await waiting
+                    rest = await begun.text()
+            assert json.loads(rest.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == 502
+            assert near.served.requests == 1
+        for cable in (to_waits, to_streams):
+            cable.mend()

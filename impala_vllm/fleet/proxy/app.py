@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,7 +25,7 @@ from impala_vllm.config import MetadataConfig
 from impala_vllm.fleet.fleet import Address, AddressError, Fleet, parse_address
 from impala_vllm.fleet.index import IndexConfig, MaskIndex
 from impala_vllm.fleet.places import ServerId
-from impala_vllm.fleet.proxy.forward import Forward
+from impala_vllm.fleet.proxy.forward import Forward, Receive, Scope, Send
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Reader
 from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
@@ -37,6 +38,7 @@ logger = logging.getLogger("impala.fleet")
 
 FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 _LOCAL = ("127.0.0.1", "::1", "testclient")
+_LOCAL_NAMES = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,11 @@ def build(options: RouterOptions, gateway: Gateway | None = None) -> Starlette:
             yield
 
     admin = _Admin(site)
-    return Starlette(
+    return _Site(
+        site.forward,
         lifespan=lifespan,
         routes=[
-            *(Route(path, site.forward, methods=["POST"]) for path in FORWARDED),
+            *(Route(path, site.forward, methods=["POST"]) for path in FORWARDED),  # any other method is refused
             Route("/v1/models", admin.models),
             Route("/health", admin.health),
             Route("/metrics", admin.metrics),
@@ -130,6 +133,20 @@ def build(options: RouterOptions, gateway: Gateway | None = None) -> Starlette:
             Route("/v1/impala/servers", admin.remove_server, methods=["DELETE"]),
         ],
     )
+
+
+class _Site(Starlette):
+    """What is forwarded goes past the framework: nothing of it is wanted, and each layer is in every chunk's way."""
+
+    def __init__(self, forward: Forward, **options: Any) -> None:
+        super().__init__(**options)
+        self._forward = forward
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in FORWARDED:
+            await self._forward(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class _Addition(msgspec.Struct, forbid_unknown_fields=True):
@@ -161,8 +178,8 @@ class _Admin:
 
     async def route(self, request: Request) -> Response:
         """Where a request would go and why; nothing is sent or noted. The body is the request's, with its `path`."""
-        if not self._may(request):
-            return _forbidden()
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         path = request.query_params.get("path", "/v1/chat/completions")
         read = await self._site.reader.read(path, dict(request.headers), await request.body())
         plan = self._site.router.plan(read.turn, read.serving.loads)
@@ -185,13 +202,13 @@ class _Admin:
         )
 
     async def list_servers(self, request: Request) -> Response:
-        if not self._may(request):
-            return _forbidden()
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         return JSONResponse({"servers": [self._describe(server) for server in self._fleet.servers.values()]})
 
     async def add_server(self, request: Request) -> Response:
-        if not self._may(request):
-            return _forbidden()
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         try:
             asked = msgspec.json.decode(await request.body(), type=_Addition)
             address = parse_address(f"{asked.url}={asked.kv_events}" if asked.kv_events else asked.url)
@@ -201,18 +218,22 @@ class _Admin:
 
     async def remove_server(self, request: Request) -> Response:
         """Drains: the answer comes once what ran there has ended, or time is up."""
-        if not self._may(request):
-            return _forbidden()
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
         url = request.query_params.get("url", "").rstrip("/")
-        if not await self._fleet.remove(ServerId(url), self._site.options.drain_s):
+        if ServerId(url) not in self._fleet.servers:
             return JSONResponse({"error": f"no server {url!r}"}, 404)
+        if ServerId(url) in self._fleet.listed:
+            return JSONResponse({"error": f"{url} is in {self._site.options.workers_file}; take its line out"}, 409)
+        if not await self._fleet.remove(ServerId(url), self._site.options.drain_s):
+            return JSONResponse({"error": f"{url} was added again, or removed by another call, meanwhile"}, 409)
         return JSONResponse({"removed": url})
 
     def _describe(self, server: Server) -> dict[str, Any]:
         return {
             "url": server.id,
             "state": server.state.value,
-            "hashes": server.problem or "ok",
+            "hashes": server.problem or server.chat_problem or "ok",
             "events": server.event_problem or "ok",
             "models": sorted(server.models) if server.models is not None else None,
             "ranks": [
@@ -228,12 +249,31 @@ class _Admin:
             ],
         }
 
-    def _may(self, request: Request) -> bool:
+    def _refusal(self, request: Request) -> Response | None:
+        """None: whoever asks may. A page in a browser on this machine may not, though it can ask."""
         key = self._site.options.admin_key
-        if key is not None:
-            return hmac.compare_digest(request.headers.get("authorization", "").encode(), f"Bearer {key}".encode())
-        return request.client is not None and request.client.host in _LOCAL
+        said, origin = request.headers.get("authorization", ""), request.headers.get("origin")
+        if key is not None and not hmac.compare_digest(said.encode(), f"Bearer {key}".encode()):
+            return _forbidden("for this machine only, or with --admin-key")
+        if key is None and (request.client is None or request.client.host not in _LOCAL):
+            return _forbidden("for this machine only, or with --admin-key")
+        if origin is not None and not _is_own(origin, request.headers.get("host", ""), key is not None):
+            return _forbidden("not for pages of other sites")
+        # Pages can send forms and text to other sites without asking, but not this.
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and kind != "application/json":
+            return JSONResponse({"error": "send it as application/json"}, 415)
+        return None
 
 
-def _forbidden() -> Response:
-    return JSONResponse({"error": "for this machine only, or with --admin-key"}, 403)
+def _is_own(origin: str, host: str, has_key: bool) -> bool:
+    """Whether a page came from the router's own address. Without a key that is a local name: others can be made up."""
+    try:
+        parts = urlsplit(origin)
+        return parts.netloc == host and (has_key or parts.hostname in _LOCAL_NAMES)
+    except ValueError:
+        return False
+
+
+def _forbidden(why: str) -> Response:
+    return JSONResponse({"error": why}, 403)

@@ -8,11 +8,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any
 
 import aiohttp
 
 from impala_vllm.core.types import Outcome
+from impala_vllm.fleet import faults
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.places import Replica
 from impala_vllm.fleet.proxy.metrics import Metrics
@@ -41,6 +43,36 @@ class _Gone(Exception):
     """The client has left."""
 
 
+class _Watch:
+    """Cancels what its body does, and nothing after it, once the client leaves; any other cancelling goes on."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.has_left = False
+        self._is_over = False
+
+    def __enter__(self) -> "_Watch":
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._is_over = True
+        self._watching.cancel()
+        if not self.has_left:
+            return False
+        return self._task.uncancel() == 0 and kind is asyncio.CancelledError
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._is_over:
+            self.has_left = True
+            self._task.cancel()
+
+
 class Forward:
     """The routes that go to servers."""
 
@@ -60,18 +92,10 @@ class Forward:
         if body is None:
             await _refuse(send, 413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
             return
-        answer = asyncio.ensure_future(self._answer(scope, body, send))
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                answer.result()
-            else:
-                self._metrics.left.inc()
-        finally:  # the server may cancel this task too, when it shuts down
-            answer.cancel()
-            leaving.cancel()
-            await asyncio.gather(answer, leaving, return_exceptions=True)
+        with _Watch(receive) as watch:
+            await self._answer(scope, body, send)
+        if watch.has_left:
+            self._metrics.left.inc()
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -80,7 +104,7 @@ class Forward:
         loop = asyncio.get_running_loop()
         while True:
             started_s = loop.time()
-            ticket = self._router.start(read.turn, read.serving.loads, tried, started_s)
+            ticket = self._router.start(read.turn, self._fleet.serving(read.model).loads, tried, started_s)
             if ticket is None:
                 await _refuse(send, 503, "no server is available; try again", RETRY_AFTER_S)
                 self._metrics.refused.inc()
@@ -89,25 +113,25 @@ class Forward:
             if self._explains:
                 _explain(ticket)
             tried.add(ticket.decision.replica)
-            is_last = len(tried) >= min(MAX_TRIES, sum(load.is_open for load in read.serving.loads.values()))
-            if await self._try(ticket, read, scope, body, send, is_last):
+            if await self._try(ticket, read, scope, body, send, tried):
                 return
             self._metrics.retries.inc()
 
-    async def _try(self, ticket: Ticket, read: Read, scope: Scope, body: bytes, send: Send, is_last: bool) -> bool:
+    def _is_last(self, read: Read, tried: set[Replica]) -> bool:
+        """Whether there is nobody else to try, now: servers come and go while a request waits."""
+        loads = self._fleet.serving(read.model).loads
+        return len(tried) >= MAX_TRIES or not any(load.is_open for r, load in loads.items() if r not in tried)
+
+    async def _try(
+        self, ticket: Ticket, read: Read, scope: Scope, body: bytes, send: Send, tried: set[Replica]
+    ) -> bool:
         """Send it there; False: the client has seen nothing and another server may do better."""
         replica = ticket.decision.replica
         outcome = Outcome.ERROR
         has_begun = False
         try:
-            async with self._fleet.session.request(
-                scope["method"],
-                _url(replica, scope),
-                data=body,
-                headers=_upstream_headers(scope, replica, read),
-                allow_redirects=False,
-            ) as response:
-                if response.status in _BUSY and not is_last:
+            async with self._fleet.flight(replica), await self._ask(replica, read, scope, body) as response:
+                if response.status in _BUSY and not self._is_last(read, tried):
                     return False
                 head = _head(response, ticket, self._explains)
                 async for chunk in response.content.iter_any():
@@ -124,13 +148,14 @@ class Forward:
                 return True
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as e:
             self._metrics.broken.inc()
-            if isinstance(e, aiohttp.ClientConnectorError) and (s := self._fleet.servers.get(replica.server)):
-                s.suspect()
+            server = self._fleet.servers.get(replica.server)
+            if server is not None and isinstance(e, aiohttp.ClientConnectorError) and faults.is_gone(e):
+                server.suspect()
             if has_begun:
                 logger.warning("%s broke off an answer (%s)", replica.server, type(e).__name__)
                 await _break_off(send, read.is_stream)
                 return True
-            if is_last:
+            if self._is_last(read, tried):
                 await _refuse(send, 502, "the server went away before it answered; try again", RETRY_AFTER_S)
                 return True
             return False
@@ -139,6 +164,26 @@ class Forward:
             raise
         finally:
             self._router.end(ticket, outcome, self._fleet.has_events(replica), asyncio.get_running_loop().time())
+
+    async def _ask(self, replica: Replica, read: Read, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
+        """What the server answers, as soon as it begins to.
+
+        A connection that breaks before that was closed, most likely, when it had been idle for long: asked once more.
+        """
+        ask = partial(
+            self._fleet.session.request,
+            scope["method"],
+            _url(replica, scope),
+            data=body,
+            headers=_upstream_headers(scope, replica, read),
+            allow_redirects=False,
+        )
+        try:
+            return await ask()
+        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+            raise
+        except aiohttp.ClientConnectionError:
+            return await ask()
 
 
 def _url(replica: Replica, scope: Scope) -> str:
@@ -194,11 +239,6 @@ async def _body(receive: Receive) -> bytes | None:
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _break_off(send: Send, is_stream: bool) -> None:

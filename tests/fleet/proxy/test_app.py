@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -9,12 +10,13 @@ from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
-from impala_vllm.fleet.fleet import parse_address
+from impala_vllm.fleet.fleet import Fleet, parse_address
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
-from impala_vllm.fleet.server import AskingConfig
+from impala_vllm.fleet.server import AskingConfig, State
 from impala_vllm.sim.timing import load
 
 TIMING = load("h100-llama-3.1-8b")
@@ -57,6 +59,19 @@ async def site(tokenizer, model_dir, num_servers=2, server=None, **options) -> A
         client = await stack.enter_async_context(aiohttp.ClientSession())
         url = await stack.enter_async_context(serving(gateway.options, gateway))
         yield Site(url, gateway, servers, client)
+
+
+def refusing(fleet: Fleet, url: str, code: int, patch: pytest.MonkeyPatch) -> None:
+    """Connections for requests to what begins with `url` fail; those that ask how a server is do not."""
+    ask = fleet.session.request
+    key = ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
+
+    async def request(method: str, to: str, **more):
+        if to.startswith(url):
+            raise aiohttp.ClientConnectorError(key, OSError(code, "no"))
+        return await ask(method, to, **more)
+
+    patch.setattr(fleet.session, "request", request)
 
 
 def turns(number: int, trace: str = "one") -> list[dict]:
@@ -143,6 +158,38 @@ async def test_before_the_first_byte_another_server_is_tried(tokenizer, model_di
         for trace in "abcd":
             assert (await found.chat(turns(0, trace)))[0] == 200
         assert found.servers[2].served.requests == 4
+
+
+async def test_as_many_are_tried_as_are_open_though_one_has_just_been_found_dead(tokenizer, model_dir, monkeypatch):
+    async with site(tokenizer, model_dir, num_servers=3) as found:
+        dead, busy, well = found.servers
+        busy.refuses_with = 503
+        fleet = found.gateway.fleet
+        for replica, load in fleet.loads.items():
+            load.pending_s = 1000.0 * [s.url for s in found.servers].index(replica.server)
+        refusing(fleet, dead.url, errno.ECONNREFUSED, monkeypatch)
+        assert (await found.chat(turns(0)))[0] == 200
+        assert well.served.requests == 1
+
+
+async def test_a_router_out_of_descriptors_closes_no_server(tokenizer, model_dir, monkeypatch):
+    async with site(tokenizer, model_dir) as found:
+        fleet = found.gateway.fleet
+        with monkeypatch.context() as patch:
+            refusing(fleet, "http://", errno.EMFILE, patch)
+            status, _, response = await found.chat(turns(0))
+            assert status == 502
+            assert int(response.headers["retry-after"]) > 0
+            assert all(server.state is State.UP for server in fleet.servers.values())
+        assert (await found.chat(turns(0)))[0] == 200
+
+
+async def test_a_connection_that_was_closed_when_idle_is_not_held_against_its_server(tokenizer, model_dir):
+    async with site(tokenizer, model_dir, num_servers=1) as found:
+        found.servers[0].hangs_up = 1
+        assert (await found.chat(turns(0)))[0] == 200
+        found.servers[0].hangs_up = 2
+        assert (await found.chat(turns(0)))[0] == 502
 
 
 async def test_where_all_are_busy_the_client_is_told_when_to_come_back(tokenizer, model_dir):
@@ -252,6 +299,36 @@ async def test_routes_that_change_the_fleet_want_the_key(tokenizer, model_dir):
             assert (await found.json(method, path, json={}))[0] == 403
         found_status, _ = await found.json("GET", "/v1/impala/servers", headers={"authorization": "Bearer secret"})
         assert found_status == 200
+
+
+async def test_pages_of_other_sites_change_nothing(tokenizer, model_dir):
+    async with site(tokenizer, model_dir, num_servers=1) as found:
+        path, host = "/v1/impala/servers", found.url.removeprefix("http://")
+        added, port = {"url": "http://127.0.0.1:9"}, host.partition(":")[2]
+
+        async def asked(headers: dict[str, str]) -> int:
+            return (await found.json("POST", path, data=json.dumps(added), headers=headers))[0]
+
+        assert await asked({"content-type": "text/plain"}) == 415
+        kind = {"content-type": "application/json; charset=utf-8"}
+        for origin in ("https://elsewhere.example", "http://localhost:1", "null", "http://["):
+            assert await asked({**kind, "origin": origin}) == 403
+        rebound = f"elsewhere.example:{port}"  # a name that leads to this machine
+        assert await asked({**kind, "origin": f"http://{rebound}", "host": rebound}) == 403
+        removal = f"{path}?url={found.servers[0].url}"
+        assert (await found.json("DELETE", removal, headers={"origin": "http://elsewhere.example"}))[0] == 403
+        assert list(found.gateway.fleet.servers) == [found.servers[0].url]
+        assert await asked({**kind, "origin": found.url}) == 201
+
+
+async def test_a_server_of_the_file_is_let_go_by_the_file(tokenizer, model_dir, tmp_path):
+    path = tmp_path / "workers"
+    async with site(tokenizer, model_dir, num_servers=2, workers_file=path) as found:
+        path.write_text(found.servers[0].url)
+        await found.until(lambda: bool(found.gateway.fleet.listed))
+        status, body = await found.json("DELETE", f"/v1/impala/servers?url={found.servers[0].url}")
+        assert status == 409
+        assert str(path) in body["error"]
 
 
 async def test_a_key_of_the_client_reaches_the_server(tokenizer, model_dir):

@@ -1,0 +1,233 @@
+"""Servers that come and go: by hand, by a file that is rewritten, and as they are asked."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+import zmq.asyncio
+from aiohttp.client_reqrep import ConnectionKey
+
+from benchmarks.fleet.emulated import EmulatedServer
+from impala_vllm.fleet import fleet as fleets
+from impala_vllm.fleet import server as servers
+from impala_vllm.fleet.fleet import Fleet, parse_address
+from impala_vllm.fleet.index import MaskIndex
+from impala_vllm.fleet.places import Replica
+from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
+from impala_vllm.sim.timing import load
+
+A, B = (parse_address(f"http://127.0.0.1:{port}") for port in (1, 2))
+SELDOM = AskingConfig(every_s=1000.0)
+TIMING = load("h100-llama-3.1-8b")
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def busy(fleet: Fleet, address: Address) -> None:
+    fleet.loads[Replica(address.url)].start(1.0)
+
+
+async def test_a_server_that_is_added_while_it_drains_stays():
+    async with Fleet(MaskIndex(), config=SELDOM) as fleet:
+        server = fleet.add(A)
+        busy(fleet, A)
+        removing = asyncio.create_task(fleet.remove(A.url, 1000.0))
+        await until(lambda: server.state is State.DRAINING)
+        assert fleet.add(A) is server
+        assert server.state is State.NEW
+        assert not await removing
+        assert fleet.servers == {A.url: server}
+
+
+async def test_of_two_that_remove_a_server_one_has_done_it():
+    async with Fleet(MaskIndex(), config=SELDOM) as fleet:
+        fleet.add(A)
+        busy(fleet, A)
+        removing = [asyncio.create_task(fleet.remove(A.url, 1000.0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        fleet.loads[Replica(A.url)].end()
+        assert sorted(await asyncio.gather(*removing)) == [False, True]
+        assert not fleet.servers
+        assert not fleet.loads
+
+
+@contextlib.asynccontextmanager
+async def following(path) -> AsyncIterator[Fleet]:
+    async with Fleet(MaskIndex(), config=SELDOM) as fleet:
+        task = asyncio.create_task(fleet.follow_file(path, every_s=0.01))
+        await until(lambda: fleet.servers.keys() == {A.url, B.url})
+        yield fleet
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_file_that_reads_as_empty_lets_nobody_go(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    path = tmp_path / "workers"
+    path.write_text(f"{A.url}\n{B.url}\n")
+    async with following(path) as fleet:
+        path.write_text("")
+        await until(lambda: "it is empty" in caplog.text)
+        assert State.DRAINING not in [server.state for server in fleet.servers.values()]
+        path.write_text("# nobody\n")
+        await until(lambda: not fleet.servers)
+
+
+async def test_a_line_that_comes_back_keeps_its_server(tmp_path):
+    path = tmp_path / "workers"
+    path.write_text(f"{A.url}\n{B.url}\n")
+    async with following(path) as fleet:
+        busy(fleet, B)
+        server = fleet.servers[B.url]
+        path.write_text(f"{A.url}\n")
+        await until(lambda: server.state is State.DRAINING)
+        path.write_text(f"{A.url}\n{B.url}\n")
+        await until(lambda: server.state is not State.DRAINING)
+        assert fleet.servers[B.url] is server
+
+
+async def test_what_else_lets_a_listed_server_go_does_not_last(tmp_path):
+    path = tmp_path / "workers"
+    path.write_text(f"{A.url}\n{B.url}\n")
+    async with following(path) as fleet:
+        assert await fleet.remove(A.url)
+        await until(lambda: A.url in fleet.servers)
+
+
+def test_connections_to_servers_notice_that_nobody_is_there():
+    with fleets._socket((fleets.socket.AF_INET, fleets.socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
+        assert made.getsockopt(fleets.socket.SOL_SOCKET, fleets.socket.SO_KEEPALIVE)
+        if hasattr(fleets.socket, "TCP_USER_TIMEOUT"):
+            assert made.getsockopt(fleets.socket.IPPROTO_TCP, fleets.socket.TCP_USER_TIMEOUT) > 0
+
+
+class Asked:
+    """A server that is asked by hand."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, context: zmq.asyncio.Context) -> None:
+        self.problem: str | None = None
+        self.lost: list[Replica] = []
+        hooks = Hooks(lambda *_: self.problem, lambda _: None, self.lost.append)
+        config = AskingConfig(details_every_s=0.0, failures=1)
+        self.server = Server(parse_address(url), MaskIndex(), session, context, {}, hooks, config)
+
+
+@pytest.fixture
+async def asked(tokenizer):
+    context = zmq.asyncio.Context()
+    async with EmulatedServer(tokenizer, TIMING) as emulated, aiohttp.ClientSession() as session:
+        found = Asked(emulated.url, session, context)
+        yield found
+        await found.server.close()
+    context.destroy(linger=0)
+
+
+async def test_feeds_start_and_end_with_what_is_thought_of_a_servers_hashes(asked):
+    asked.problem = "other hashes"
+    await asked.server.ask()
+    assert not asked.server.followers
+    assert "hashes are not used" in asked.server.event_problem
+    asked.problem = None
+    await asked.server.ask()
+    assert list(asked.server.followers) == asked.server.replicas
+    assert asked.server.event_problem is None
+    follower = asked.server.followers[asked.server.replicas[0]]
+    await asked.server.ask()
+    assert asked.server.followers[asked.server.replicas[0]] is follower
+    assert not asked.lost
+    asked.problem = "other hashes"
+    await asked.server.ask()
+    assert not asked.server.followers
+    assert asked.lost == asked.server.replicas
+
+
+async def test_a_feed_that_failed_is_started_again(asked, monkeypatch, caplog):
+    class Failing(servers.Feed):
+        async def run(self) -> None:
+            raise RuntimeError("poison")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "Feed", Failing)
+        await asked.server.ask()
+    (failed,) = asked.server._feeds
+    await asyncio.wait([failed])
+    await asked.server.ask()
+    assert "following its events failed" in caplog.text
+    (feed,) = asked.server._feeds
+    assert feed is not failed
+    assert not feed.done()
+
+
+async def test_a_router_out_of_descriptors_blames_no_server(asked, monkeypatch):
+    await asked.server.ask()
+    key = ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
+
+    async def fails(code: int) -> None:
+        async def get(path: str) -> tuple[int, bytes]:
+            raise aiohttp.ClientConnectorError(key, OSError(code, "no"))
+
+        monkeypatch.setattr(asked.server, "_get", get)
+        await asked.server.ask()
+
+    for code in (errno.EMFILE, errno.ENFILE):
+        await fails(code)
+        assert asked.server.state is State.UP
+    await fails(errno.ECONNREFUSED)
+    assert asked.server.state is State.DOWN
+
+
+async def test_requests_end_when_their_server_is_silent_and_not_when_it_only_refuses(asked, monkeypatch):
+    await asked.server.ask()
+    outcomes: list[str] = []
+
+    async def request() -> None:
+        try:
+            async with asked.server.flight():
+                await asyncio.Event().wait()
+        except TimeoutError:
+            outcomes.append("given up")
+
+    async def refused(path: str) -> tuple[int, bytes]:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+
+    async def silent(path: str) -> tuple[int, bytes]:
+        raise TimeoutError
+
+    waiting = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    monkeypatch.setattr(asked.server, "_get", refused)
+    await asked.server.ask()
+    assert asked.server.state is State.DOWN
+    done, _ = await asyncio.wait([waiting], timeout=0.01)
+    assert not done
+    monkeypatch.setattr(asked.server, "_get", silent)
+    await asked.server.ask()
+    await waiting
+    assert outcomes == ["given up"]
+
+
+async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sent(tokenizer, model_dir, caplog):
+    caplog.set_level(logging.WARNING)
+    async with EmulatedServer(tokenizer, TIMING) as one, EmulatedServer(tokenizer, TIMING) as other:
+        one.chats, other.chats = servers.handshake.chats_of(tokenizer.template), "of its own"
+        async with Fleet(MaskIndex(), tokenizer=str(model_dir), config=SELDOM) as fleet:
+            same, odd = (fleet.add(parse_address(server.url)) for server in (one, other))
+            await fleet.settled()
+            assert same.chat_problem is None
+            assert "renders chats otherwise" in caplog.text
+            assert "--tokenizer DIR" in odd.chat_problem
+            for server in (one, other):
+                assert server.publisher is not None
+                await server.publisher.publish(server.publisher.stored([]))
+            await until(lambda: fleet.has_events(same.replicas[0]))
+            follower = odd.followers[odd.replicas[0]]
+            await until(lambda: follower.counts.batches > 0)
+            assert not fleet.has_events(odd.replicas[0])
