@@ -33,6 +33,7 @@ from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Result
+from impala_vllm.transfer.limits import Limits
 
 CHUNK_BYTES = 4096
 """Stands for a block's KV: only ratios count."""
@@ -112,6 +113,21 @@ class Line:
             _, took_s, job = self._jobs.popleft()
             yield job, took_s
 
+    def left_s(self) -> float:
+        """Until all that was sent has arrived."""
+        return max(0.0, self._free_s - self._now())
+
+    def cut(self, job_id: int) -> float:
+        """Do no more of a job, a pair that starts with its id; what is behind it comes sooner. Returns the share done."""
+        index = next(i for i, (_, _, job) in enumerate(self._jobs) if job[0] == job_id)
+        end_s, took_s, job = self._jobs[index]
+        saved_s = min(took_s, max(0.0, end_s - self._now()))
+        for i in range(index, len(self._jobs)):
+            self._jobs[i] = (self._jobs[i][0] - saved_s, *self._jobs[i][1:])
+        self._jobs[index] = (end_s - saved_s, took_s - saved_s, job)
+        self._free_s -= saved_s
+        return 1.0 - saved_s / took_s if took_s else 1.0
+
 
 class VirtualWorker:
     """Carries out what the connector asks for, between HBM and host."""
@@ -148,7 +164,10 @@ class VirtualStore:
         self.is_open = False
         self.counters = Counters()
         self.read_bytes_per_s = read_rate * CHUNK_BYTES if read_rate else None
+        self.limits = Limits(read_bytes_per_s=self.read_bytes_per_s)
         self._reads, self._writes = Line(read_rate, now), Line(write_rate, now)
+        self._shares: dict[int, float] = {}
+        """Done of each read that was called back."""
 
     def submit_write(self, job_id: int, items: Sequence[Item]) -> bool:
         self._writes.send((job_id, items), len(items))
@@ -157,6 +176,13 @@ class VirtualStore:
     def submit_read(self, job_id: int, items: Sequence[Item]) -> None:
         self._reads.send((job_id, items), len(items))
 
+    @property
+    def queued_read_bytes(self) -> int:
+        return int(self._reads.left_s() * (self.read_bytes_per_s or 0.0))
+
+    def cancel(self, job_id: int) -> None:
+        self._shares[job_id] = self._reads.cut(job_id)
+
     def forget(self, slot: int) -> None:
         """Nothing is on a disk."""
 
@@ -164,8 +190,10 @@ class VirtualStore:
         found: list[Result] = []
         for is_write, line in ((True, self._writes), (False, self._reads)):
             for (job_id, items), took_s in line.done():
-                keys, num_bytes = tuple(item.key for item in items), len(items) * CHUNK_BYTES
-                found.append(Result(job_id, is_write, keys, (), (), num_bytes, took_s))
+                keys = tuple(item.key for item in items)
+                num_done = len(keys) if is_write else int(self._shares.pop(job_id, 1.0) * len(keys))
+                num_bytes = num_done * CHUNK_BYTES
+                found.append(Result(job_id, is_write, keys[:num_done], (), keys[num_done:], num_bytes, took_s))
                 if is_write:
                     self.counters.write_bytes += num_bytes
                 else:

@@ -60,8 +60,13 @@ class Job:
     progress_s: float = 0.0
     """When an item last started or ended."""
     num_bytes: int = 0
+    left_bytes: int = field(init=False)
+    """Data of items that have not ended."""
     done_keys: list[bytes] = field(default_factory=list)
     failed_keys: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left_bytes = sum(item.buffer.nbytes for item in self.items)
 
     @property
     def has_waiting(self) -> bool:
@@ -80,6 +85,7 @@ class Job:
         """A started item is over."""
         self.num_in_flight -= 1
         self.progress_s = now
+        self.left_bytes -= item.buffer.nbytes
         if is_done:
             self.num_bytes += item.buffer.nbytes
         (self.done_keys if is_done else self.failed_keys).append(item.key)

@@ -45,6 +45,7 @@ class NvmeStore:
         self._slab, self._io, self._clock, self._today = slab, io, clock, today
         self._coordinator = Coordinator(slab, io, self.limits, clock, today)
         self._jobs: dict[int, Job] = {}
+        self._reads: dict[int, Job] = {}
         self._queued_write_bytes = 0
         self._serial = 0
         self._is_stopping = False
@@ -85,6 +86,11 @@ class NvmeStore:
     def num_jobs(self) -> int:
         """Jobs submitted whose result was not polled yet."""
         return len(self._jobs)
+
+    @property
+    def queued_read_bytes(self) -> int:
+        """Data of reads that is still to come, as far as can be told here; of withdrawn jobs, none. O(reads)."""
+        return sum(job.left_bytes for job in self._reads.values() if not job.is_withdrawn)
 
     @property
     def queued_write_bytes(self) -> int:
@@ -133,7 +139,8 @@ class NvmeStore:
         an open breaker it comes back untried. Raises ValueError like `submit_write`.
         """
         self._check(job_id, items)
-        self._submit(Job(job_id, False, tuple(items), not_before_s, self._clock()))
+        job = self._reads[job_id] = Job(job_id, False, tuple(items), not_before_s, self._clock())
+        self._submit(job)
 
     def cancel(self, job_id: int) -> bool:
         """Start nothing more of the job; its result still comes from `poll`.
@@ -171,6 +178,7 @@ class NvmeStore:
         while self._coordinator.results:
             result = self._coordinator.results.popleft()
             job = self._jobs.pop(result.job_id)
+            self._reads.pop(result.job_id, None)
             self._queued_write_bytes -= job.staged_bytes
             results.append(result)
         return results

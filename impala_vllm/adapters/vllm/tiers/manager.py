@@ -172,6 +172,8 @@ class TierManager(OffloadingManager):
         turn = self.turns.get(req_context.req_id)
         if turn is not None:
             turn.is_finished = True
+            if self.nvme is not None:
+                self.nvme.leave(turn)
             self._close_if_done(req_context.req_id)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
@@ -281,7 +283,8 @@ class TierManager(OffloadingManager):
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
         mine = req_context.get_offload_key_position
-        return nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
+        stays: Callable[[Key], bool] = lambda k: mine(OffloadKey(k)) is not None
+        return nvme.promote([key], None, self._clock(), stays, ()) is not None
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         lacking = num_chunks - self.host.num_free

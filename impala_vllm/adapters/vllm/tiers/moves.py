@@ -1,6 +1,6 @@
 """The jobs under way between host and NVMe: what they hold, and since when nobody waits for them any more."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from impala_vllm.core.allocator import Key, Pin
@@ -19,6 +19,8 @@ class Move:
     host_slots: Sequence[int]
     nvme_slots: Sequence[int]
     late_s: float
+    is_withdrawn: bool = False
+    """A read called back: what has not begun will not."""
     is_void: bool = False
     """The tiers were emptied meanwhile: its slots are doomed, its bytes are nobody's."""
 
@@ -28,6 +30,7 @@ class Moves:
 
     def __init__(self) -> None:
         self._moves: dict[int, Move] = {}
+        self._reads: dict[int, Move] = {}
         self._reading: dict[Key, int] = {}
         self._num_started = 0
 
@@ -39,12 +42,14 @@ class Moves:
         self._num_started += 1
         self._moves[self._num_started] = move
         if not move.is_write:
+            self._reads[self._num_started] = move
             self._reading.update(dict.fromkeys(move.keys, self._num_started))
         return self._num_started
 
     def end(self, job_id: int) -> Move:
         """The store is done with it, or never took it."""
         move = self._moves.pop(job_id)
+        self._reads.pop(job_id, None)
         if not move.is_write and not move.is_void:
             for key in move.keys:
                 del self._reading[key]
@@ -60,8 +65,24 @@ class Moves:
         return move is not None and now > move.late_s
 
     def is_busy(self, now: float) -> bool:
-        """Some read is under way and not overdue. O(jobs)."""
-        return any(not move.is_write and now <= move.late_s for move in self._moves.values())
+        """Some read is under way and not overdue. O(reads)."""
+        return any(now <= move.late_s for move in self._reads.values())
+
+    def overdue(self, now: float) -> list[int]:
+        """Reads that nobody waits for any longer and that were not called back. O(reads)."""
+        return [job_id for job_id, move in self._reads.items() if now > move.late_s and not move.is_withdrawn]
+
+    def reads_for(self, keys: Collection[Key]) -> list[tuple[int, Key]]:
+        """Reads of these chunks that were not called back, each with its first chunk. O(reads)."""
+        return [
+            (job_id, move.keys[0])
+            for job_id, move in self._reads.items()
+            if move.keys[0] in keys and not move.is_withdrawn and not move.is_void
+        ]
+
+    def withdraw(self, job_id: int) -> None:
+        """The read was called back; it still ends."""
+        self._moves[job_id].is_withdrawn = True
 
     def forget_traces(self) -> None:
         """There are no traces any more."""

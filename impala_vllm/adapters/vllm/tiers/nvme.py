@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from impala_vllm.adapters.vllm.tiers.moves import Move, Moves
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
-from impala_vllm.adapters.vllm.tiers.turns import Turns
+from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
 from impala_vllm.core.allocator import Key, SlotPool
 from impala_vllm.core.chains import Chains
 from impala_vllm.core.idle import IdleKv
@@ -21,8 +21,8 @@ from impala_vllm.transfer.nvme_store import NvmeStore
 WINDOW_S = 0.5
 """Reads for waiting turns are asked for this far ahead of the disk: what is queued cannot be put in a better order."""
 
-LATE_S, LATE_FACTOR = 1.0, 4.0
-"""A read that takes so much longer than expected is not waited for: its turn computes."""
+LATE_S, LATE_FACTOR, LATEST_S = 1.0, 4.0, 300.0
+"""A read that takes a second and so many times as long as expected, or the last of these, is not waited for."""
 
 WRITE_BYTES = 64 << 20
 """Most of one write: the store takes all of it or nothing, and room is made before it is asked."""
@@ -70,6 +70,9 @@ class NvmeTier:
 
     def attach(self, idle: IdleKv, planner: Planner) -> None:
         self._idle, self._planner = idle, planner
+        cap = self.store.limits.read_bytes_per_s
+        if cap:
+            planner.nvme.bytes_per_s = min(planner.nvme.bytes_per_s, cap)
 
     def detach(self) -> None:
         """Policy is gone, and with it the traces."""
@@ -121,15 +124,15 @@ class NvmeTier:
         now: float,
         stays: Callable[[Key], bool],
         spared: Collection[TraceId],
-    ) -> bool:
-        """Start to read chunks that are here into host; false where nothing of them can be.
+    ) -> float | None:
+        """Start to read chunks that are here into host. Returns when that is late, None where nothing of them can be.
 
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
         """
         here, ready = self._host.keys(), self.pool.ready
         wanted = [key for key in keys if key not in here and key in ready]
         if not wanted or not self.is_usable:
-            return False
+            return None
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
             others = self._turns.undecided.union(spared)
@@ -143,21 +146,21 @@ class NvmeTier:
             wanted = wanted[: self._host.num_free]
         slots = self._host.reserve(wanted)
         if not wanted or slots is None:
-            return False
+            return None
         pin = self.pool.pin(wanted)
         num_bytes = len(wanted) * self._chunk_bytes
         expected_s = 0.0
         if self._planner is not None:
             self._planner.nvme.queued_bytes += num_bytes
             expected_s = self._planner.nvme.wait_s()
-        late_s = now + max(LATE_S, LATE_FACTOR * expected_s)
+        late_s = now + min(max(LATE_S, LATE_FACTOR * expected_s), LATEST_S)
         number = self._moves.start(Move(False, wanted, trace_id, pin, slots, pin.slots, late_s))
         items = [Item(k, n, self._rows(h)) for k, n, h in zip(wanted, pin.slots, slots, strict=True)]
         self.store.submit_read(number, items)
-        return True
+        return late_s
 
     def poll(self, now: float) -> None:
-        """Take note of what the store has done."""
+        """Take note of what the store has done and how fast, and call back what is overdue."""
         for result in self.store.poll():
             move = self._moves.end(result.job_id)
             move.source.release()
@@ -169,10 +172,18 @@ class NvmeTier:
             else:
                 self._read(move, result.done_keys, result.failed_keys)
             self._turns.changed(move.trace_id)
-            if self._planner is not None and not move.is_write:
-                link = self._planner.nvme
-                link.queued_bytes = max(0, link.queued_bytes - len(move.keys) * self._chunk_bytes)
-                link.bytes_per_s = self.store.read_bytes_per_s or link.bytes_per_s
+        for job_id in self._moves.overdue(now):
+            self._call_back(job_id)
+        if self._planner is not None:
+            link = self._planner.nvme
+            link.queued_bytes = self.store.queued_read_bytes
+            link.bytes_per_s = self.store.read_bytes_per_s or link.bytes_per_s
+
+    def leave(self, turn: Turn) -> None:
+        """The turn has ended: what is read for it alone is called back. O(reads), and open turns for each of its own."""
+        for job_id, key in self._moves.reads_for(turn.own_keys()):
+            if not self._turns.is_wanted(key):
+                self._call_back(job_id)
 
     def used(self, keys: Iterable[Key]) -> None:
         """Chunks in host were loaded into HBM."""
@@ -241,6 +252,10 @@ class NvmeTier:
         pin.release()
         self.pool.abort(fresh)  # the room stays free for the next one
         return False
+
+    def _call_back(self, job_id: int) -> None:
+        self._moves.withdraw(job_id)
+        self.store.cancel(job_id)
 
     def _written(self, move: Move, done: Iterable[Key]) -> None:
         done = set(done)

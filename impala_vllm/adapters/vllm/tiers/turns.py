@@ -29,6 +29,8 @@ class Turn:
     """Of those, what has to come from NVMe."""
     asked_chunks: int = 0
     """Leading chunks of which what NVMe had was asked for."""
+    late_s: float | None = None
+    """When that is overdue; None: nothing was, or all has come."""
     skips_nvme: bool = False
     """NVMe was too late, or host has no room for it: what lies there is computed."""
     writes: bool = False
@@ -90,6 +92,10 @@ class Turns:
         if turn.trace_id is not None:
             self._keys[turn.trace_id] = turn.keys
             self.changed(turn.trace_id)
+
+    def is_wanted(self, key: Key) -> bool:
+        """Some turn that has not ended has the chunk. O(open turns)."""
+        return any(not turn.is_finished and key in turn.own_keys() for turn in self._open.values())
 
     def changed(self, trace_id: TraceId | None) -> None:
         if trace_id is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from impala_vllm.core.allocator import Key
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Result
+from impala_vllm.transfer.limits import Limits
 
 CHUNK_BYTES = 16
 
@@ -64,6 +65,19 @@ class Worker:
                 assert self.host.holds(slot, key), "a slot was filled anew while it was read"
 
 
+@dataclass
+class DiskJob:
+    """One of the store's, and what its buffers held when it came."""
+
+    job_id: int
+    is_write: bool
+    items: Sequence[Item]
+    held: list[bytes]
+    start_s: float
+    end_s: float
+    num_tried: int
+
+
 class Disk:
     """Stands for `NvmeStore`: a job takes `seconds` and is over when the test's clock says so."""
 
@@ -73,16 +87,22 @@ class Disk:
         self.is_full = False
         """Writes are refused."""
         self.fails: Callable[[Key], bool] = lambda key: False
+        self.limits = Limits()
         self.counters = Counters()
         self.read_bytes_per_s: float | None = None
+        self.num_cancelled = 0
         self.num_refused = 0
         self.is_closed = False
         self._clock, self._seconds = clock, seconds
-        self._jobs: list[tuple[float, int, bool, Sequence[Item], list[bytes]]] = []
+        self._jobs: list[DiskJob] = []
 
     @property
     def num_jobs(self) -> int:
         return len(self._jobs)
+
+    @property
+    def queued_read_bytes(self) -> int:
+        return sum((j.num_tried - self._num_over(j)) * CHUNK_BYTES for j in self._jobs if not j.is_write)
 
     def submit_write(self, job_id: int, items: Sequence[Item]) -> bool:
         if self.is_full or self.is_open:
@@ -90,13 +110,20 @@ class Disk:
             return False
         for item in items:
             self.slots[item.slot] = None
-        self._jobs.append((self._clock() + self._seconds, job_id, True, items, [bytes(i.buffer) for i in items]))
+        self._start(job_id, True, items, [bytes(i.buffer) for i in items])
         return True
 
     def submit_read(self, job_id: int, items: Sequence[Item]) -> None:
         for item in items:
             item.buffer[:] = random.Random(item.slot).randbytes(CHUNK_BYTES)
-        self._jobs.append((self._clock() + self._seconds, job_id, False, items, [b"" for _ in items]))
+        self._start(job_id, False, items, [b"" for _ in items])
+
+    def cancel(self, job_id: int) -> bool:
+        job = next(job for job in self._jobs if job.job_id == job_id)
+        assert not job.is_write
+        job.num_tried, job.end_s = self._num_over(job), self._clock()
+        self.num_cancelled += 1
+        return job.num_tried < len(job.items)
 
     def forget(self, slot: int) -> None:
         self.slots[slot] = None
@@ -105,18 +132,27 @@ class Disk:
         self.slots = [None] * len(self.slots)
 
     def poll(self) -> list[Result]:
-        due = [job for job in self._jobs if job[0] <= self._clock()]
-        self._jobs = [job for job in self._jobs if job[0] > self._clock()]
-        return [self._end(*job[1:]) for job in due]
+        due = [job for job in self._jobs if job.end_s <= self._clock()]
+        self._jobs = [job for job in self._jobs if job.end_s > self._clock()]
+        return [self._end(job) for job in due]
 
     def close(self) -> None:
         self.is_closed = True
 
-    def _end(self, job_id: int, is_write: bool, items: Sequence[Item], before: list[bytes]) -> Result:
+    def _start(self, job_id: int, is_write: bool, items: Sequence[Item], held: list[bytes]) -> None:
+        now = self._clock()
+        self._jobs.append(DiskJob(job_id, is_write, items, held, now, now + self._seconds, len(items)))
+
+    def _num_over(self, job: DiskJob) -> int:
+        share = (self._clock() - job.start_s) / self._seconds if self._seconds else 1.0
+        return min(job.num_tried, int(share * len(job.items)))
+
+    def _end(self, job: DiskJob) -> Result:
         done: list[Key] = []
         failed: list[Key] = []
-        untried: list[Key] = []
-        for item, held in zip(items, before, strict=True):
+        untried = [item.key for item in job.items[job.num_tried :]]
+        is_write = job.is_write
+        for item, held in list(zip(job.items, job.held, strict=True))[: job.num_tried]:
             if self.is_open:
                 untried.append(item.key)
             elif is_write:
@@ -134,4 +170,4 @@ class Disk:
         num_bytes = CHUNK_BYTES * len(done)
         self.counters.write_bytes += num_bytes * is_write
         self.counters.read_bytes += num_bytes * (not is_write)
-        return Result(job_id, is_write, tuple(done), tuple(failed), tuple(untried), num_bytes, self._seconds)
+        return Result(job.job_id, is_write, tuple(done), tuple(failed), tuple(untried), num_bytes, self._seconds)
