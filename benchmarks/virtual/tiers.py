@@ -33,7 +33,7 @@ from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Result
-from impala_vllm.transfer.limits import Limits
+from impala_vllm.transfer.limits import MAX_STAGING_BYTES, Limits, staging_bytes
 
 CHUNK_BYTES = 4096
 """Stands for a block's KV: only ratios count."""
@@ -70,7 +70,8 @@ class Tiers:
         if self.manager == "impala":
             nvme = None
             if self.nvme_blocks:
-                store: Any = VirtualStore(self.nvme_read_rate, self.nvme_write_rate, now)
+                staging = staging_bytes(self.host_blocks * CHUNK_BYTES, CHUNK_BYTES)
+                store: Any = VirtualStore(self.nvme_read_rate, self.nvme_write_rate, now, staging)
                 nvme = NvmeTier(store, self.nvme_blocks, {}, lambda slot: memoryview(b""), CHUNK_BYTES)
             return TierManager(self.host_blocks, CHUNK_BYTES, tokens_per_block, nvme, clock=now)
         if not self.nvme_blocks:
@@ -160,16 +161,27 @@ class VirtualWorker:
 class VirtualStore:
     """Stands for `NvmeStore`: the same verbs, a disk that is two lines."""
 
-    def __init__(self, read_rate: float | None, write_rate: float | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        read_rate: float | None,
+        write_rate: float | None,
+        now: Callable[[], float],
+        max_queued_write_bytes: int = MAX_STAGING_BYTES,
+    ) -> None:
         self.is_open = False
         self.counters = Counters()
         self.read_bytes_per_s = read_rate * CHUNK_BYTES if read_rate else None
-        self.limits = Limits(read_bytes_per_s=self.read_bytes_per_s)
+        self.limits = Limits(max_queued_write_bytes=max_queued_write_bytes, read_bytes_per_s=self.read_bytes_per_s)
+        self._queued_write_bytes = 0
         self._reads, self._writes = Line(read_rate, now), Line(write_rate, now)
         self._shares: dict[int, float] = {}
         """Done of each read that was called back."""
 
     def submit_write(self, job_id: int, items: Sequence[Item]) -> bool:
+        num_bytes = len(items) * CHUNK_BYTES
+        if self._queued_write_bytes + num_bytes > self.limits.max_queued_write_bytes:
+            return False
+        self._queued_write_bytes += num_bytes
         self._writes.send((job_id, items), len(items))
         return True
 
@@ -195,6 +207,7 @@ class VirtualStore:
                 num_bytes = num_done * CHUNK_BYTES
                 found.append(Result(job_id, is_write, keys[:num_done], (), keys[num_done:], num_bytes, took_s))
                 if is_write:
+                    self._queued_write_bytes -= num_bytes
                     self.counters.write_bytes += num_bytes
                 else:
                     self.counters.read_bytes += num_bytes

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+MAX_STAGING_BYTES = 1 << 30
+STAGING_SHARE = 8
+"""What waits to be written stays where it is: no more than one part in so many of the memory that it lies in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -11,7 +15,7 @@ class Limits:
     """Ops at the disk. Enough to keep an NVMe drive busy with ops of a few hundred KiB."""
     max_writes_in_flight: int = 4
     """Of these, writes: a read that comes finds the rest free."""
-    max_queued_write_bytes: int = 1 << 30
+    max_queued_write_bytes: int = MAX_STAGING_BYTES
     """Data of writes that wait or move; a write over it is not taken."""
     read_bytes_per_s: float | None = None
     """Cap; None: none."""
@@ -24,3 +28,8 @@ class Limits:
     cooldown_s: float = 30.0
     """From then to the first probe; doubles with every probe that fails."""
     max_cooldown_s: float = 600.0
+
+
+def staging_bytes(memory_bytes: int, item_bytes: int) -> int:
+    """How much of a memory may wait to be written; an item of it always may."""
+    return max(item_bytes, min(MAX_STAGING_BYTES, memory_bytes // STAGING_SHARE))

@@ -36,7 +36,7 @@ from impala_vllm.adapters.vllm.tiers.paced import PacedWorker
 from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
 from impala_vllm.config import KvFormat, Swap
 from impala_vllm.transfer.block_io import open_block_io
-from impala_vllm.transfer.limits import Limits
+from impala_vllm.transfer.limits import Limits, staging_bytes
 from impala_vllm.transfer.nvme_store import NvmeStore
 from impala_vllm.transfer.slab import Slab, SlabError
 
@@ -167,6 +167,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         except SlabError as error:
             _leave(error)
         limits = Limits(
+            max_queued_write_bytes=staging_bytes(self.num_chunks * self.kv_bytes_per_chunk, self.kv_bytes_per_chunk),
             read_bytes_per_s=self._ours.get("nvme_read_bytes_per_s"),
             write_bytes_per_s=self._ours.get("nvme_write_bytes_per_s"),
         )

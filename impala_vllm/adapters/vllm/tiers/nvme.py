@@ -112,7 +112,7 @@ class NvmeTier:
         fresh = [key for key in keys if key not in held and key in ready]
         if not fresh or not self.is_usable:
             return
-        step = max(1, WRITE_BYTES // self._chunk_bytes)
+        step = max(1, min(WRITE_BYTES, self.store.limits.max_queued_write_bytes) // self._chunk_bytes)
         for start in range(0, len(fresh), step):
             if not self._write(fresh[start : start + step], trace_id, now):
                 break

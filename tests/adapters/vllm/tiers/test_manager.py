@@ -34,6 +34,7 @@ from impala_vllm.core.idle import IdleKv
 from impala_vllm.core.planner import Below, Planner, PlannerConfig
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.types import TraceId
+from impala_vllm.transfer.limits import Limits, staging_bytes
 from tests.adapters.vllm.tiers.moving_bytes import CHUNK_BYTES, Disk, Host, Worker, WorkerJob
 from tests.transfer.virtual import ManualClock
 
@@ -507,6 +508,22 @@ def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(
     tiers.step(1.0)
     assert len(tiers.nvme.pool) == 9
     tiers.check_nothing_moves()
+
+
+def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
+    tiers = Tiers(64, nvme=256)
+    tiers.disk.limits = Limits(max_queued_write_bytes=staging_bytes(64 * CHUNK_BYTES, CHUNK_BYTES))
+    tiers.disk._seconds = 1000.0
+    for i in range(8):
+        tiers.serve(f"r{i}", keys(f"a{i}-", 32), TraceId(f"a{i}"))
+    host = tiers.manager.host
+    assert sum(not host.is_evictable(key) for key in list(host.keys())) == 8
+    assert tiers.manager.num_refused == 0
+    assert tiers.disk.num_jobs == 1
+    tiers.step(1000.0)
+    tiers.finish(tiers.arrive("s", keys("a7-", 32), TraceId("a7")))
+    tiers.step(1000.0)
+    assert all(key in tiers.nvme.here for key in keys("a7-", 8))  # type: ignore[union-attr]
 
 
 def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:
