@@ -87,11 +87,12 @@ class TiersConfig:
     nvme_gib: float = 0.0
     """Size of what lies there, all ranks of this machine together; needs `nvme_path`."""
     host_bytes_per_s: float | None = None
-    """Most that either direction between HBM and host may move; None: what the link gives."""
+    """Most that either direction between HBM and host may move, all ranks of this machine together; None: what the link
+    gives."""
     nvme_read_bytes_per_s: float | None = None
-    """Most that is read from NVMe."""
+    """Most that is read from NVMe, all ranks of this machine together."""
     nvme_write_bytes_per_s: float | None = None
-    """Most that is written to NVMe: endurance is a budget too."""
+    """Most that is written to NVMe, all ranks of this machine together: endurance is a budget too."""
     kv_format: KvFormat = KvFormat.EXACT
     """What tiers keep: exact, or fp8 in half the room, at a loss."""
     swap: Swap = Swap.IMPALA

@@ -91,7 +91,8 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         if self._mover is None:
             cap = self._ours.get("host_bytes_per_s")
             worker = self._build_worker(kv_caches)
-            self._mover = PacedWorker(worker, float(cap)) if cap else worker
+            # Workers move their parts side by side.
+            self._mover = PacedWorker(worker, float(cap) / self.config.parallel.world_size) if cap else worker
         return self._mover
 
     def _build_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:

@@ -106,12 +106,16 @@ def _finish(config: Any, settings: Config) -> None:
         raise ConfigError("tiers.kv_format fp8 is for KV; this model keeps a state beside it or instead: use exact")
     extra = config.kv_transfer_config.kv_connector_extra_config
     extra["blocks_per_chunk"] = max(1, CHUNK_TOKENS // (config.cache_config.block_size or CHUNK_TOKENS))
-    # Sizes are this machine's; every data-parallel rank on it makes tiers of its own.
+    # Sizes and caps are this machine's; every data-parallel rank on it makes tiers of its own.
     num_ranks = max(1, config.parallel_config.data_parallel_size_local)
     extra["cpu_bytes_to_use"] //= num_ranks
-    extra[EXTRA_KEY]["nvme_bytes"] //= num_ranks
+    ours = extra[EXTRA_KEY]
+    ours["nvme_bytes"] //= num_ranks
+    for cap in ("host_bytes_per_s", "nvme_read_bytes_per_s", "nvme_write_bytes_per_s"):
+        if ours[cap] is not None:
+            ours[cap] /= num_ranks
     if settings.tiers.nvme_path is not None:
-        extra[EXTRA_KEY]["identity"] = _identity(config)
+        ours["identity"] = _identity(config)
 
 
 def _reason_against(config: Any) -> str | None:

@@ -1,5 +1,6 @@
 """What a server's tiers become: sizes, and whose connector wins."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,15 @@ def test_ranks_of_one_machine_share_what_it_was_given(num_local):
     assert extra["cpu_bytes_to_use"] * num_local == 8 * GIB
     assert extra[EXTRA_KEY]["nvme_bytes"] * num_local == 64 * GIB
     assert said == []
+
+
+@pytest.mark.parametrize("num_local", [1, 4])
+def test_a_cap_is_that_of_all_ranks_of_one_machine(num_local):
+    caps = {"host_bytes_per_s": 8e9, "nvme_read_bytes_per_s": None, "nvme_write_bytes_per_s": 1e8}
+    connector, _ = build(Config(tiers=replace(TIERS, **caps)), num_local)
+    ours = connector.kv_connector_extra_config[EXTRA_KEY]
+    assert (ours["host_bytes_per_s"] * num_local, ours["nvme_write_bytes_per_s"] * num_local) == (8e9, 1e8)
+    assert ours["nvme_read_bytes_per_s"] is None
 
 
 def test_a_connector_of_the_users_own_wins_and_is_said_once():
