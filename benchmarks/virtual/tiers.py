@@ -119,7 +119,7 @@ class Line:
         return max(0.0, self._free_s - self._now())
 
     def cut(self, job_id: int) -> float:
-        """Do no more of a job, a pair that starts with its id; what is behind it comes sooner. Returns the share done."""
+        """Do no more of a job, a pair that starts with its id; those behind it come sooner. Returns the share done."""
         index = next(i for i, (_, _, job) in enumerate(self._jobs) if job[0] == job_id)
         end_s, took_s, job = self._jobs[index]
         saved_s = min(took_s, max(0.0, end_s - self._now()))

@@ -14,6 +14,8 @@ class Item(NamedTuple):
     slot: int
     buffer: memoryview
     """At most a slot's bytes; a multiple of the engine's alignment in address and length."""
+    parent: bytes | None = None
+    """To be written: the key without which this one is of no use; None: there is none."""
 
 
 @dataclass(frozen=True, slots=True)

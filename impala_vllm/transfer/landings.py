@@ -96,7 +96,7 @@ class Landings:
         assert completion.checksum is not None
         if self.is_void(flight.job, item.slot):
             return False
-        self._slab.commit(item.slot, item.key, item.buffer.nbytes, completion.checksum)
+        self._slab.commit(item.slot, item.key, item.buffer.nbytes, completion.checksum, item.parent)
         self._breaker.succeed()
         self.counters.num_writes += 1
         self.counters.write_bytes += item.buffer.nbytes

@@ -68,7 +68,7 @@ class Slab:
         self.slot_bytes = layout.slot_bytes
         self.num_slots = layout.num_slots
         self.recovered: dict[bytes, int] = {}
-        """What a restart found: slot by key, oldest write first. The caller's from `open` on; not kept up to date."""
+        """What a restart found: slot by key, what can go first. The caller's from `open` on; not kept up to date."""
         self.dropped: str | None = None
         """Why earlier contents were dropped at open; None: there were none, or they are `recovered`."""
         self.num_torn = 0
@@ -142,11 +142,14 @@ class Slab:
         if self._records.drop(slot):
             _write(self._index_fd, EMPTY_RECORD, record_offset(slot))
 
-    def commit(self, slot: int, key: bytes, length: int, checksum: int) -> None:
-        """Note what the slot holds, its data being written. Raises OSError; the slot then holds nothing."""
+    def commit(self, slot: int, key: bytes, length: int, checksum: int, parent: bytes | None = None) -> None:
+        """Note what the slot holds, its data being written. Raises OSError; the slot then holds nothing.
+
+        `parent`: the key without which this one is of no use.
+        """
         assert self._records.get(slot) is None
         assert length <= self.slot_bytes
-        record = self._records.put(slot, key, length, checksum)
+        record = self._records.put(slot, key, length, checksum, parent)
         try:
             _write(self._index_fd, record, record_offset(slot))
         except OSError:

@@ -16,7 +16,7 @@ VOID = bytes(32)
 """The namespace of contents that no later process may use."""
 
 _MAGIC = b"impalaKV"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sI32sQQ")
 _WEAR = struct.Struct("<IQQ")
 _CRC_BYTES = 4

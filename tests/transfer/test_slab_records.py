@@ -1,5 +1,7 @@
 """Records survive the way through bytes, and nothing else passes for one."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_a_record_is_read_as_it_was_put(key: bytes, length: int, checksum: int, 
     assert records.get(slot) == Record(key, length, checksum, 1)
 
 
-@given(st.integers(0, 92 * 8 - 1))
+@given(st.integers(0, 100 * 8 - 1))
 def test_a_flipped_bit_makes_a_record_torn(bit: int):
     data = bytearray(Records(100, SEED).put(5, b"key", 4096, 77))
     data[bit // 8] ^= 1 << bit % 8
@@ -74,6 +76,46 @@ def test_of_two_records_with_one_key_the_later_stays():
     assert list(found.items()) == [(b"b", 4), (b"a", 1), (b"c", 2)]
     assert stale == [3]
     assert records.get(3) is None
+
+
+def random_forest(draw: random.Random, num: int) -> dict[bytes, bytes | None]:
+    """Parents by key, in an order in which they could be written; a few parents are lost."""
+    parents: dict[bytes, bytes | None] = {}
+    for i in range(num):
+        above = draw.choice([None, b"lost", *parents, *[*parents][-3:]])
+        parents[b"key%d" % i] = above
+    return parents
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_restart_puts_no_key_behind_its_parent_and_old_chains_first(seed: int):
+    draw = random.Random(seed)
+    parents = random_forest(draw, 60)
+    before = Records(60, SEED)
+    slots = draw.sample(range(60), 60)
+    written = draw.sample([*parents], 60) if seed % 2 else [*parents]
+    data = {slot: before.put(slot, key, 1, 1, parents[key]) for slot, key in zip(slots, written, strict=True)}
+    records = Records(60, SEED)
+    assert records.load(b"".join(data[slot] for slot in range(60)), 0) == []
+    found, stale = records.by_key()
+    assert (found, stale) == (dict(zip(written, slots, strict=True)), [])
+    place = {key: i for i, key in enumerate(found)}
+    newest = {key: written.index(key) for key in found}
+    """The last write of a key or of what hangs on it."""
+    for key in found:
+        above = parents[key]
+        while above in place:
+            assert place[key] < place[above]
+            newest[above] = max(newest[above], newest[key])
+            above = parents[above]
+    assert [newest[key] for key in found] == sorted(newest.values())
+
+
+def test_keys_that_name_each_other_as_parent_are_found_all_the_same():
+    records = Records(4, SEED)
+    for slot, (key, parent) in enumerate([(b"a", b"b"), (b"b", b"a"), (b"c", b"c")]):
+        records.put(slot, key, 1, 1, parent)
+    assert records.by_key()[0].keys() == {b"a", b"b", b"c"}
 
 
 def test_writes_after_a_restart_are_later_than_those_before():

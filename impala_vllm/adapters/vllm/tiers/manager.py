@@ -7,6 +7,7 @@ policy is attached the tiers are plain caches, the least recently used goes firs
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import (
@@ -113,7 +114,7 @@ class TierManager(OffloadingManager):
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         listed = list(keys)
-        turn = self._note_keys(listed, self.turns.open(req_context.req_id))
+        turn = self._note_keys(listed, req_context)
         turn.load = self.host.pin(listed)
         self.loads.asked(len(listed))
         return CPULoadStoreSpec(list(turn.load.slots))
@@ -136,7 +137,7 @@ class TierManager(OffloadingManager):
         self._poll()
         held = self.host.keys()
         missing = [key for key in keys if key not in held]
-        turn = self._note_keys(keys, self.turns.open(req_context.req_id))
+        turn = self._note_keys(list(keys), req_context)
         evicted = self._make_room(len(missing), turn, req_context)
         fitting = missing[: self.host.num_free]
         self.num_refused += len(missing) - len(fitting)
@@ -165,7 +166,8 @@ class TierManager(OffloadingManager):
             self.turns.decide(turn, turn.may_write())
             self._write(turn)
         if success and self.nvme is not None and (turn.writes or (self._idle is None and self.writes_unasked)):
-            self.nvme.write(filling, turn.trace_id, self._clock())
+            place = partial(self._place, req_context)
+            self.nvme.write(filling, turn.trace_id, self._clock(), lambda key: turn.at(place(key) - 1))
         self._close_if_done(req_context.req_id)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
@@ -261,13 +263,20 @@ class TierManager(OffloadingManager):
 
     def _write(self, turn: Turn) -> None:
         if turn.writes and self.nvme is not None:
-            self.nvme.write(turn.keys, turn.trace_id, self._clock())
+            self.nvme.write(turn.keys, turn.trace_id, self._clock(), lambda key: turn.at(turn.own_keys()[key] - 1))
 
-    def _note_keys(self, keys: Collection[Key], turn: Turn) -> Turn:
-        """Without policy nobody names a turn's chunks; the connector does, bit by bit."""
+    def _note_keys(self, keys: Sequence[Key], req_context: ReqContext) -> Turn:
+        """Policy names a prompt's chunks, if it is there; the connector names all, root first and bit by bit."""
+        turn = self.turns.open(req_context.req_id)
         if self._idle is None:
             turn.seen += keys
+        if self.nvme is not None and keys and self._place(req_context, keys[-1]) >= len(turn.keys):
+            turn.behind.update((self._place(req_context, key), key) for key in keys)
         return turn
+
+    def _place(self, req_context: ReqContext, key: Key) -> int:
+        """Which of its request's chunks it is, the root being 0; -1: none of them."""
+        return (req_context.get_offload_key_position(OffloadKey(key)) or 0) // self.tokens_per_chunk - 1
 
     def _touch(self, turn: Turn) -> None:
         """Nobody's turn was here: what it used goes later than what was used before."""
@@ -283,8 +292,8 @@ class TierManager(OffloadingManager):
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
         mine = req_context.get_offload_key_position
-        stays: Callable[[Key], bool] = lambda k: mine(OffloadKey(k)) is not None
-        return nvme.promote([key], None, self._clock(), stays, ()) is not None
+        late_s = nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
+        return late_s is not None
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         lacking = num_chunks - self.host.num_free

@@ -29,7 +29,10 @@ WRITE_BYTES = 64 << 20
 
 
 class NvmeTier:
-    """Owns the store. `recovered` is what its slab held at the start, `rows` gives the bytes of a host slot."""
+    """Owns the store. `recovered` is what its slab held at the start, what can be spared first.
+
+    `rows` gives the bytes of a host slot.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class NvmeTier:
         self.pool = SlotPool(num_slots)
         self.chains = Chains(num_slots, self._worth)
         self.pool.restore(recovered)
-        self.chains.add(list(recovered)[::-1])  # nobody's, oldest write first
+        self.chains.add(list(recovered)[::-1])  # nobody's, and they go in their order
         self.promoted: set[Key] = set()
         """In host, read from here and not used since."""
         self.num_failed = self.num_unplaced = 0
@@ -106,15 +109,20 @@ class NvmeTier:
         """Seconds of reading asked for and not done."""
         return self._planner.nvme.wait_s() if self._planner is not None else 0.0
 
-    def write(self, keys: Iterable[Key], trace_id: TraceId | None, now: float) -> None:
-        """Copy host chunks that are not here yet. What is not ready, finds no room or a busy disk is not written."""
+    def write(
+        self, keys: Iterable[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]
+    ) -> None:
+        """Copy host chunks that are not here yet. What is not ready, finds no room or a busy disk is not written.
+
+        `parent` names what lies before a chunk: after a restart it shall not go before it.
+        """
         held, ready = self.pool.keys(), self._host.ready
         fresh = [key for key in keys if key not in held and key in ready]
         if not fresh or not self.is_usable:
             return
         step = max(1, min(WRITE_BYTES, self.store.limits.max_queued_write_bytes) // self._chunk_bytes)
         for start in range(0, len(fresh), step):
-            if not self._write(fresh[start : start + step], trace_id, now):
+            if not self._write(fresh[start : start + step], trace_id, now, parent):
                 break
 
     def promote(
@@ -125,7 +133,7 @@ class NvmeTier:
         stays: Callable[[Key], bool],
         spared: Collection[TraceId],
     ) -> float | None:
-        """Start to read chunks that are here into host. Returns when that is late, None where nothing of them can be.
+        """Start to read chunks that are here into host. Returns when that is late; None: nothing of them can be read.
 
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
         """
@@ -180,7 +188,7 @@ class NvmeTier:
             link.bytes_per_s = self.store.read_bytes_per_s or link.bytes_per_s
 
     def leave(self, turn: Turn) -> None:
-        """The turn has ended: what is read for it alone is called back. O(reads), and open turns for each of its own."""
+        """The turn has ended: what is read for it alone is called back. O(reads; for each of its own, open turns)."""
         for job_id, key in self._moves.reads_for(turn.own_keys()):
             if not self._turns.is_wanted(key):
                 self._call_back(job_id)
@@ -226,7 +234,9 @@ class NvmeTier:
             "one_shot_nvme_bytes": float(self._one_shots.num_written * size),
         }
 
-    def _write(self, fresh: Sequence[Key], trace_id: TraceId | None, now: float) -> bool:
+    def _write(
+        self, fresh: Sequence[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]
+    ) -> bool:
         """False: no use to go on."""
         lacking = len(fresh) - self.pool.num_free
         if lacking > 0:
@@ -244,7 +254,7 @@ class NvmeTier:
         if not fresh or slots is None:
             return False
         pin = self._host.pin(fresh)
-        items = [Item(k, n, self._rows(h)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
+        items = [Item(k, n, self._rows(h), parent(k)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
         number = self._moves.start(Move(True, fresh, trace_id, pin, pin.slots, slots, now))
         if self.store.submit_write(number, items):
             return True

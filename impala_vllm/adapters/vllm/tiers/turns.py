@@ -17,6 +17,8 @@ class Turn:
     """Its full chunks, root first."""
     seen: list[Key] = field(default_factory=list[Key])
     """The same as far as stored or loaded, where policy does not name them; those of several groups mixed."""
+    behind: dict[int, Key] = field(default_factory=dict[int, Key])
+    """Chunks behind `keys` by their place, as far as stored or loaded."""
     known_chunks: int = 0
     """Leading chunks that the trace's turn before it had, until it has been looked for."""
     hbm_tokens: int = 0
@@ -41,13 +43,19 @@ class Turn:
     num_storing: int = 0
     """Jobs under way."""
     is_finished: bool = False
-    _own: tuple[Sequence[Key], frozenset[Key]] = ((), frozenset())
+    _own: tuple[Sequence[Key], dict[Key, int]] = field(default_factory=lambda: ((), dict[Key, int]()))
 
-    def own_keys(self) -> frozenset[Key]:
-        """`keys` as a set."""
+    def own_keys(self) -> dict[Key, int]:
+        """The place of each of `keys`."""
         if self._own[0] is not self.keys:
-            self._own = self.keys, frozenset(self.keys)
+            self._own = self.keys, dict(zip(self.keys, range(len(self.keys)), strict=True))
         return self._own[1]
+
+    def at(self, place: int) -> Key | None:
+        """The chunk there, output that was stored included; None: it is not known, or before the first."""
+        if place < 0:
+            return None
+        return self.keys[place] if place < len(self.keys) else self.behind.get(place)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from impala_vllm.core.allocator import Key
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Result
 from impala_vllm.transfer.limits import Limits
+from impala_vllm.transfer.slab_records import Records
 
 CHUNK_BYTES = 16
 
@@ -83,6 +84,7 @@ class Disk:
 
     def __init__(self, num_slots: int, clock: Callable[[], float], seconds: float = 0.1) -> None:
         self.slots: list[tuple[Key, bytes] | None] = [None] * num_slots
+        self.records = Records(num_slots, seed=0)
         self.is_open = False
         self.is_full = False
         """Writes are refused."""
@@ -129,9 +131,11 @@ class Disk:
 
     def forget(self, slot: int) -> None:
         self.slots[slot] = None
+        self.records.drop(slot)
 
     def clear(self) -> None:
         self.slots = [None] * len(self.slots)
+        self.records = Records(len(self.slots), seed=0)
 
     def poll(self) -> list[Result]:
         due = [job for job in self._jobs if job.end_s <= self._clock()]
@@ -162,6 +166,9 @@ class Disk:
                 is_done = not self.fails(item.key)
                 (done if is_done else failed).append(item.key)
                 self.slots[item.slot] = (item.key, held) if is_done else None
+                self.records.drop(item.slot)
+                if is_done:
+                    self.records.put(item.slot, item.key, CHUNK_BYTES, 0, item.parent)
             else:
                 found = self.slots[item.slot]
                 if found is None or found[0] != item.key or self.fails(item.key):

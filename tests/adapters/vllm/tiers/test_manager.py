@@ -598,6 +598,60 @@ def test_what_comes_and_goes_is_told_as_events_promotions_too() -> None:
     assert list(tiers.manager.take_events()) == []
 
 
+# After a restart.
+
+
+def restarted(tiers: Tiers) -> NvmeTier:
+    """What the next process makes of the slab."""
+    disk: Any = tiers.disk
+    recovered, _ = tiers.disk.records.by_key()
+    return NvmeTier(disk, len(tiers.disk.slots), recovered, tiers.memory.row, CHUNK_BYTES)
+
+
+def spared_last(tier: NvmeTier) -> list[str]:
+    return names(tier.chains.victims(len(tier.pool), tier.pool.evictable))[::-1]
+
+
+def grown(tiers: Tiers, num_outputs: int = 3) -> None:
+    """A, then B, have two turns each behind a stem; what they put out is stored bit by bit."""
+    for trace_id in (A, B):
+        history = keys("stem", 2)
+        for turn in range(2):
+            history = history + keys(f"{trace_id}-in{turn}-", 2)
+            request = tiers.arrive(f"{trace_id}{turn}", history, trace_id, stem=2)
+            tiers.compute(request, len(history))
+            tiers.settle(request)
+            for i in range(num_outputs):
+                request.keys = request.keys + keys(f"{trace_id}-out{turn}-{i}-", 1)
+                tiers._name(request)
+                tiers.compute(request, 1)
+                tiers.settle(request)
+                tiers.step(1.0)
+            tiers.finish(request, stem=2)
+            tiers.step(1.0)
+            history = request.keys
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_after_a_restart_the_trace_silent_longest_goes_first_and_every_trace_from_its_tail(policy: bool) -> None:
+    tiers = Tiers(64, nvme=64, policy=policy)
+    grown(tiers)
+    newest, oldest = (tiers.requests[f"{trace_id}1"].keys for trace_id in (B, A))
+    assert spared_last(restarted(tiers)) == names(newest) + names(oldest[2:])
+
+
+def test_pressure_after_a_restart_leaves_no_islands() -> None:
+    tiers = Tiers(64, nvme=64)
+    grown(tiers)
+    chains = [names(tiers.requests[f"{trace_id}1"].keys) for trace_id in (A, B)]
+    order = spared_last(restarted(tiers))
+    for number in range(len(order)):
+        left = set(order[:number])
+        for chain in chains:
+            held = [name in left for name in chain]
+            assert held == sorted(held, reverse=True), "a root has gone before its tail"
+
+
 # Without policy.
 
 
