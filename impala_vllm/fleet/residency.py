@@ -12,6 +12,7 @@ from impala_vllm.fleet.places import BlockKey, Replica, Tier
 
 BELIEVED_S = 600.0
 """Of a server without events: about as long as KV lasts on a busy one."""
+_NOTHING = Depths(0, 0, 0, 0)
 MAX_EXPECTED = 4096
 """Blocks of one prompt that are noted as expected: noting them costs a microsecond each."""
 
@@ -44,7 +45,7 @@ class Residency:
                 before = known.get(replica)
                 if (before.remote if before is not None else 0) == start:
                     end = start + further.hbm
-                    merged[replica] = Depths(end, end, end, end) if before is None else before._replace(remote=end)
+                    merged[replica] = Depths(*(end if depth == start else depth for depth in before or _NOTHING))
         return merged
 
     def expect(self, replica: Replica, keys: Sequence[BlockKey], num_there: int, now: float) -> Expectation:

@@ -34,7 +34,15 @@ def test_expectations_continue_what_is_known_and_one_another():
     assert reach(residency) == {A: 120, B: 20}
     residency.known.store(A, Tier.HBM, KEYS[50:70], 0.0)  # the events of the first one come in
     assert reach(residency) == {A: 120, B: 20}
-    assert residency.depths(KEYS)[A] == Depths(70, 70, 70, 120)
+    assert residency.depths(KEYS)[A] == Depths(120, 120, 120, 120)  # it will lie in HBM: nothing has to be loaded
+
+
+def test_what_is_expected_behind_a_lower_tier_is_loaded_no_further_than_that():
+    residency = make()
+    residency.known.store(A, Tier.HBM, KEYS[:20], 0.0)
+    residency.known.store(A, Tier.HOST, KEYS[20:50], 0.0)
+    residency.expect(A, KEYS[:90], 50, 0.0)
+    assert residency.depths(KEYS)[A] == Depths(20, 90, 90, 90)
 
 
 def test_of_a_server_without_events_it_stays_for_a_while():
