@@ -8,6 +8,7 @@ where our copies can move what the model has, else upstream's.
 import hashlib
 import json
 import multiprocessing
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +74,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
                 kv_bytes_per_chunk=self.kv_bytes_per_chunk,
                 cpu_page_size=self.cpu_page_size_per_worker,
             )
-            # Every worker has mapped it by now: without a name, no way to die can leave it behind.
+            # Every worker has mapped it by now: without a name, no way to die can leave it behind any more.
             Path(region.mmap_path).unlink(missing_ok=True)
             region._creator = False
             self._tiers = TierManager(
@@ -103,7 +104,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
             return PageCopyWorker(page_copy.of_region(kv_caches, region, self.blocks_per_chunk), region.cleanup)
         theirs = self.create_worker(kv_caches)
         if theirs._mmap_region is not None:
-            theirs._mmap_region._creator = False  # as in `_region`
+            own_name(theirs._mmap_region)
         try:
             worker = self._worker_over(theirs, kv_caches)
         except Exception as error:  # whatever compiler, driver or another vLLM raises: the other way is there
@@ -138,7 +139,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
 
     def _region(self) -> SharedOffloadRegion:
         region = host_region(self)
-        region._creator = False  # the scheduler takes the name away, see `get_manager`
+        own_name(region)
         return region
 
     def _check_kernels(self, room: page_copy.Room) -> None:
@@ -205,6 +206,20 @@ def _leave(error: SlabError) -> NoReturn:
     if multiprocessing.parent_process() is not None:
         raise SystemExit(1)
     raise error
+
+
+def own_name(region: SharedOffloadRegion) -> None:
+    """Whoever made the region's file takes its name away at its end, in case a start fails before `get_manager` has.
+
+    The region's own `cleanup` would not be called then, and would warn of a name that is gone in all other cases.
+    """
+    if region._creator:
+        region._creator = False
+        Finalize(region, _unlink, (region.mmap_path,), exitpriority=0)
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
 
 
 def host_region(spec: TieringOffloadingSpec) -> SharedOffloadRegion:

@@ -1,8 +1,11 @@
 """Which worker a platform gets, whose memory it uses, and how FP8 halves the room; a CPU stands in for a GPU."""
 
+import gc
+import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +70,14 @@ def _caches() -> tuple[list[torch.Tensor], CanonicalKVCaches]:
     return layers, CanonicalKVCaches(tensors, [[CanonicalKVCacheRef(i, PAGE) for i in range(NUM_LAYERS)]])
 
 
+class Named:
+    """Of a region, its name."""
+
+    def __init__(self, mmap_path: str) -> None:
+        self.mmap_path = mmap_path
+        self._creator = True
+
+
 class Theirs:
     """Of vLLM's worker, what ours is built on."""
 
@@ -74,7 +85,7 @@ class Theirs:
         rows = torch.zeros(4, NUM_LAYERS * PER_CHUNK * PAGE, dtype=torch.int8)
         self.rows = list(rows.split(PER_CHUNK * PAGE, dim=1))
         self._store_handler = SimpleNamespace(src_tensors=[t.tensor for t in caches.tensors], dst_tensors=self.rows)
-        self._mmap_region = SimpleNamespace(_creator=True)
+        self._mmap_region = Named("/dev/shm/impala-test-theirs")
         self.is_shut_down = False
 
     def shutdown(self) -> None:
@@ -119,6 +130,36 @@ def test_on_a_gpu_our_copies_use_the_memory_that_vllms_worker_pinned(
     assert not theirs.is_shut_down
     worker.shutdown()
     assert theirs.is_shut_down
+
+
+def test_the_name_of_host_memory_goes_with_the_worker_where_no_manager_took_it(make: MakeSpec) -> None:
+    spec = make()
+    path = Path(f"/dev/shm/vllm_offload_{spec._engine_id}.mmap")
+    worker = spec.get_worker(_caches()[1])
+    gc.collect()
+    assert path.exists(), "the manager has not mapped it yet"
+    worker.shutdown()
+    spec._mover = None
+    del worker
+    gc.collect()
+    assert not path.exists()
+
+
+def _fail_to_start(path: str) -> None:
+    region: Any = Named(path)
+    offload_spec.own_name(region)
+    os.close(2)  # a traceback says nothing new
+    raise RuntimeError("no start")
+
+
+def test_a_start_that_fails_leaves_no_host_memory_behind(tmp_path: Path) -> None:
+    path = tmp_path / "region"
+    path.touch()
+    child = multiprocessing.get_context("fork").Process(target=_fail_to_start, args=(str(path),))
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    assert not path.exists()
 
 
 def test_vllms_worker_is_kept_where_ours_cannot_be_or_is_not_wanted(
