@@ -134,14 +134,15 @@ class Chains:
         which_may_go: Callable[[Sequence[Key]], Sequence[Key]],
         spared: Collection[TraceId] = (),
         only_cheaper_than: TraceId | None = None,
+        last: Collection[TraceId] = (),
     ) -> list[Key]:
         """The `num` cheapest chunks that may go, best victims first; fewer where there are no more.
 
         `which_may_go` names those of some chunks, in their order. Chunks of traces `spared` stay, and with
-        `only_cheaper_than` all that is worth as much as that trace's or more. O(num + traces and chunks passed over),
-        and traces log traces once a round.
+        `only_cheaper_than` all that is worth as much as that trace's or more. Those of traces `last` go behind the
+        other traces'. O(num + traces and chunks passed over), and traces log traces once a round.
         """
-        order = self._in_order(spared, only_cheaper_than)
+        order = self._in_order(spared, only_cheaper_than, last)
         chosen: list[Key] = []
         while len(chosen) < num and (some := list(islice(order, num - len(chosen)))):
             chosen += which_may_go(some)
@@ -156,7 +157,9 @@ class Chains:
         chains = {id(c): t for t, cs in self._chains.items() for c in cs}
         assert self._of == chains
 
-    def _in_order(self, spared: Collection[TraceId], limit: TraceId | None) -> Iterator[Key]:
+    def _in_order(
+        self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]
+    ) -> Iterator[Key]:
         surplus = max(0, len(self._stems) - self._max_stems)
         yield from islice(self._stems, surplus)
         yield from self._unclaimed
@@ -164,14 +167,23 @@ class Chains:
         entries = self._order.cheapest_first(self._chains.keys())
         num_empty = next((i for i, (_, _, t) in enumerate(entries) if any(self._chains.get(t, ()))), len(entries))
         self._order.skip_first(num_empty)
+        later: list[TraceId] = []
         for worth, _, trace_id in entries:
             if limit is not None and worth >= limit_worth:
-                return
+                break
+            if trace_id in last:
+                later.append(trace_id)
+            elif trace_id not in spared:
+                yield from self._from_tails(trace_id)
+        for trace_id in later:
             if trace_id not in spared:
-                for chain in self._chains.get(trace_id, ()):
-                    yield from reversed(chain)
+                yield from self._from_tails(trace_id)
         if limit is None:
             yield from islice(self._stems, surplus, None)
+
+    def _from_tails(self, trace_id: TraceId) -> Iterator[Key]:
+        for chain in self._chains.get(trace_id, ()):
+            yield from reversed(chain)
 
     def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
         """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""

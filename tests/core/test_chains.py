@@ -153,6 +153,14 @@ def test_spared_traces_and_chunks_that_may_not_go_stay() -> None:
     assert chains.victims(9, lambda some: [key for key in some if key != b"b2"], spared=(A,)) == [b"b1", b"b0"]
 
 
+def test_chunks_of_traces_that_go_last_go_behind_all_others_but_before_stems() -> None:
+    chains = tier(A, B, C)
+    held(chains, (A, keys("a", 2)), (B, keys("b", 1)), (C, keys("c", 1)))
+    chains.add(keys("s", 1))
+    chains.use(C, [*keys("s", 1), *keys("c", 1)], 1)
+    assert chains.victims(9, list, last={A, C}, spared=(C,)) == [b"b0", b"a1", b"a0", b"s0"]
+
+
 def test_an_order_of_traces_is_good_for_a_round_but_for_those_whose_turns_come_or_go() -> None:
     asked: list[TraceId] = []
     worth = {A: 1.0, B: 2.0, C: 0.0}
@@ -277,14 +285,14 @@ class Naive:
         for chain in self.chains.pop(trace_id, []):
             self.nobodys += chain[::-1]
 
-    def order(self, spared: Sequence[TraceId], limit: TraceId | None) -> list[Key]:
+    def order(self, spared: Sequence[TraceId], limit: TraceId | None, last: Sequence[TraceId] = ()) -> list[Key]:
         surplus = max(0, len(self.stems) - self.max_stems)
-        cheap = sorted(self.chains, key=lambda t: self.worth[t])
+        cheap = sorted(self.chains, key=lambda t: (t in last, self.worth[t]))
         if limit is not None:
             cheap = [t for t in cheap if self.worth[t] < self.worth[limit]]
         chains = [c for t in cheap if t not in spared for c in self.chains[t]]
-        last = self.stems[surplus:] if limit is None else []
-        return [*self.stems[:surplus], *self.nobodys, *(k for c in chains for k in c[::-1]), *last]
+        stems = self.stems[surplus:] if limit is None else []
+        return [*self.stems[:surplus], *self.nobodys, *(k for c in chains for k in c[::-1]), *stems]
 
 
 @settings(max_examples=50)
@@ -334,7 +342,8 @@ def test_random_turns_agree_with_a_naive_model(seed: int) -> None:
         assert all(chains.trace_of(key) == naive.owner(key) for key in naive.here())
         spared = rng.sample(traces, rng.randrange(3))
         limit = rng.choice([None, *traces])
-        assert chains.victims(LARGE, list, spared, limit) == naive.order(spared, limit)
+        last = rng.sample(traces, rng.randrange(3))
+        assert chains.victims(LARGE, list, spared, limit, last) == naive.order(spared, limit, last)
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 99])

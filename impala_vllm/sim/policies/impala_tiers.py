@@ -280,9 +280,13 @@ class ImpalaTiers(Tiers):
         self, lacking: int, wished: Iterable[int], spared: Collection[TraceId], limit: TraceId | None = None
     ) -> None:
         if lacking > 0:
-            chains, kept, spared = self._host_chains, set(wished), self._undecided.union(spared)
+            chains, kept = self._host_chains, set(wished)
             victims = chains.victims(
-                lacking, lambda some: [k for k in some if k not in kept and self.host.may_go(k)], spared, limit
+                lacking,
+                lambda some: [k for k in some if k not in kept and self.host.may_go(k)],
+                spared,
+                limit,
+                self._undecided,
             )
             self._drop(victims, chains, self.host)
 

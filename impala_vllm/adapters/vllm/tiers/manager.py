@@ -299,12 +299,16 @@ class TierManager(OffloadingManager):
         lacking = num_chunks - self.host.num_free
         if lacking <= 0:
             return []
-        spared = {*self.turns.undecided, turn.trace_id} if turn.trace_id is not None else self.turns.undecided
+        spared = (turn.trace_id,) if turn.trace_id is not None else ()
         stays = self._stays(turn, req_context)
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
         victims = self.chains.victims(
-            lacking, lambda some: [key for key in self.host.evictable(some) if not stays(key)], spared, limit
+            lacking,
+            lambda some: [key for key in self.host.evictable(some) if not stays(key)],
+            spared,
+            limit,
+            self.turns.undecided,
         )
         self._evict(victims)
         return victims

@@ -143,12 +143,12 @@ class NvmeTier:
             return None
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
-            others = self._turns.undecided.union(spared)
             self._evict_from_host(
                 self._host_chains.victims(
                     lacking,
                     lambda some: [k for k in self._host.evictable(some) if not stays(k)],
-                    others | {trace_id} if trace_id is not None else others,
+                    {*spared, trace_id} if trace_id is not None else spared,
+                    last=self._turns.undecided,
                 )
             )
             wanted = wanted[: self._host.num_free]

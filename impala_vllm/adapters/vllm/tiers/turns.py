@@ -66,7 +66,7 @@ class Turns:
     changed_traces: dict[TraceId, None] = field(default_factory=dict[TraceId, None])
     """Whose chunks came or went; the reader clears it."""
     undecided: set[TraceId] = field(default_factory=set[TraceId])
-    """Those in a first turn of which it is not known whether it belongs on NVMe: host keeps what it has of them."""
+    """Those in a first turn of which it is not known whether it belongs on NVMe: in host they go last."""
     _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _keys: dict[TraceId, Sequence[Key]] = field(default_factory=dict[TraceId, Sequence[Key]])
 

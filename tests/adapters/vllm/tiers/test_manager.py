@@ -346,17 +346,35 @@ def undecided(tiers: Tiers, answers: list[bool | None]) -> Request:
     return request
 
 
-def test_what_may_have_to_be_written_stays_in_host_until_the_turn_ends() -> None:
+def test_what_may_have_to_be_written_goes_last_in_host_until_the_turn_ends() -> None:
     tiers = Tiers(4, nvme=8)
     request = undecided(tiers, [None])
-    tiers.serve("s", keys("b", 4), B)
-    assert names(tiers.manager.host.keys()) == names(keys("a", 2) + keys("b", 2))
+    tiers.serve("s", keys("b", 2), B)
+    tiers.step(1.0)
+    tiers.idle.update(A, 0, 2 * TOKENS, False, tiers.clock())  # worth nothing, B is as dear as can be
+    tiers.idle.update(B, 0, 2 * TOKENS, True, tiers.clock(), Below(2 * TOKENS), is_running=True)
+    tiers.serve("u", keys("d", 2), TraceId("d"))
+    assert names(tiers.manager.host.keys()) == names(keys("a", 2) + keys("d", 2))
     tiers.finish(request, writes=True)
     tiers.step(1.0)
     assert tiers.nvme is not None
     assert set(keys("a", 2)) <= set(tiers.nvme.pool.keys())
     tiers.serve("t", keys("c", 4), C)
     assert names(tiers.manager.host.keys()) == names(keys("c", 4))
+
+
+def test_first_turns_of_an_unknown_kind_do_not_keep_host_from_others() -> None:
+    tiers = Tiers(4, nvme=8)
+    for trace_id in (A, B):
+        request = tiers.arrive(f"r-{trace_id}", keys(trace_id, 2), trace_id, writes=False)
+        tiers.turn(request.req_id).may_write = lambda: None
+        tiers.manager.turns.undecided.add(trace_id)
+        tiers.compute(request, 2)
+        tiers.settle(request)
+    prompt = on_nvme(tiers, "c", 2, C)
+    assert tiers.manager.num_refused == 0
+    tiers.serve("d", keys("d", 4), TraceId("d"), writes=False)
+    assert promote(tiers, tiers.arrive("s", prompt, C))
 
 
 @pytest.mark.parametrize(("answer", "number"), [(True, 3), (False, 0)])
