@@ -1,5 +1,5 @@
-"""Whole jobs of the offloading worker, ours and vLLM's, over the layers of real models: what the engine's thread spends
-to submit one, and how long its bytes take.
+"""Whole jobs of the offloading worker, ours and vLLM's, over the layers of real models: whether every byte comes back,
+what the engine's thread spends to submit one, and how long its bytes take.
 """
 
 import random
@@ -11,13 +11,21 @@ import torch
 
 from benchmarks.gpu import device
 from benchmarks.gpu.out import Out
+from impala_vllm.ops import Courier
 from impala_vllm.replay.measures import quantile
 
 QUESTION = "micro/gpu-worker"
 KIB = 1 << 10
-SHAPES = {"8b, a tensor a layer": (36, 64 * KIB), "8b, packed": (1, 36 * 64 * KIB), "MLA, 61 layers": (61, 18 * KIB)}
-"""Tensors, and bytes of a block of 16 tokens in each."""
+SHAPES = {
+    "8b, a tensor a layer": (36, 64 * KIB),
+    "1b, a tensor a layer": (28, 64 * KIB),
+    "8b, packed": (1, 36 * 64 * KIB),
+    "MLA, 61 layers": (61, 18 * KIB),
+}
+"""Tensors, and bytes of a block of 16 tokens in each: both sizes of the sessions', and one whose loads go by kernel."""
 BLOCKS = (2, 32, 256)
+CHECKED = (1, 33, 500)
+"""Blocks of the jobs whose bytes are compared, an odd number among them."""
 PER_CHUNK = 2
 NUM_CHUNKS = 512
 REPETITIONS = 12
@@ -25,11 +33,12 @@ LIMIT_S = 30.0
 
 
 def run(out: Out) -> None:
-    """Both workers on the same memory, turn by turn."""
+    """Both workers on the same memory, turn by turn. Raises AssertionError for bytes that did not come back."""
     place = device.get()
     is_real = place.type == "cuda"
     deadline: float | None = None
     shapes = SHAPES if is_real else {"rehearsal": (2, 64)}
+    checked = CHECKED if is_real else (1, 7)
     for name, (num_tensors, page_bytes) in shapes.items():
         num_chunks = NUM_CHUNKS if is_real else 8
         pool = [
@@ -41,6 +50,10 @@ def run(out: Out) -> None:
         workers = _workers(pool, rows, is_real)
         # From here: the first call has imported vLLM.
         deadline = deadline or time.monotonic() + LIMIT_S
+        for worker_name, worker in workers.items():
+            for count in checked:
+                check(worker, pool, count, num_chunks, f"{name}: {worker_name}, {count} blocks")
+        out.line(f"{name}: {' and '.join(workers)} bring back every byte of {', '.join(map(str, checked))} blocks")
         for count in BLOCKS if is_real else (3,):
             if is_real and time.monotonic() > deadline:
                 out.line(f"{name} and what follows: left out, no time")
@@ -57,8 +70,9 @@ def _workers(pool: list[torch.Tensor], rows: list[torch.Tensor], is_real: bool) 
 
     refs = [[CanonicalKVCacheRef(i, tensor.shape[1]) for i, tensor in enumerate(pool)]]
     room = page_copy.of_tensors(pool, rows, refs, PER_CHUNK)
-    page_copy.prove(room)
-    made: dict[str, Any] = {"impala": page_copy.PageCopyWorker(room, lambda: None)}
+    courier = Courier(room.pools[0].hbm.device)
+    page_copy.prove(room, courier)
+    made: dict[str, Any] = {"impala": page_copy.PageCopyWorker(room, lambda: None, courier)}
     if is_real:
         made["vllm"] = _Theirs(
             *(SingleDirectionOffloadingHandler(pool, rows, PER_CHUNK, refs, way) for way in (True, False))
@@ -80,6 +94,33 @@ class _Theirs:
     def wait(self, job_ids: set[int]) -> None:
         self._stores.wait(job_ids)
         self._loads.wait(job_ids)
+
+
+def check(worker: Any, pool: list[torch.Tensor], count: int, num_chunks: int, what: str) -> None:
+    """Blocks of noise to the host and, once they are there, into other blocks: those and no others have changed, to
+    the bytes that were sent. Loads read their source in any order, so the wait between is part of the promise."""
+    from vllm.v1.kv_offload.base import GPULoadStoreSpec
+    from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+
+    rng = random.Random(count)
+    for tensor in pool:
+        tensor.view(torch.uint8).random_(0, 256)
+    some = rng.sample(range(num_chunks * PER_CHUNK), 2 * count)
+    origin, to = some[:count], some[count:]
+    chunks = CPULoadStoreSpec(rng.sample(range(num_chunks), -(-count // PER_CHUNK)))
+    wanted = [tensor.clone() for tensor in pool]
+    for tensor in wanted:
+        tensor[to] = tensor[origin]
+    worker.submit_store(-1, GPULoadStoreSpec(origin, [count], [0]), chunks)
+    worker.wait({-1})
+    for tensor in pool:  # what is loaded can only come from the host
+        tensor[origin] = 0
+    worker.submit_load(-2, chunks, GPULoadStoreSpec(to, [count], [0]))
+    worker.wait({-2})
+    worker.get_finished()
+    for number, (tensor, expected) in enumerate(zip(pool, wanted, strict=True)):
+        expected[origin] = 0
+        assert torch.equal(tensor, expected), f"{what}: tensor {number} has other bytes"
 
 
 def _measure(out: Out, workers: dict[str, Any], what: str, count: int, num_chunks: int, is_store: bool) -> None:

@@ -6,7 +6,7 @@
 on streams of its own, in a safe order.
 """
 
-from impala_vllm.ops.courier import Batch, Courier, Pool, Ticket
+from impala_vllm.ops.courier import Batch, Courier, Pool, Ticket, Way, ways
 from impala_vllm.ops.dispatch import (
     copy_ranges,
     demote_pages,
@@ -27,6 +27,7 @@ __all__ = [
     "PageTable",
     "Pool",
     "Ticket",
+    "Way",
     "copy_ranges",
     "demote_pages",
     "demoted_bytes",
@@ -38,4 +39,5 @@ __all__ = [
     "scatter_pages",
     "swap_pages",
     "unpack_pages",
+    "ways",
 ]

@@ -4,13 +4,15 @@ Decides between the DMA engines and our kernels, and in which order the GPU does
 caller's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from impala_vllm.ops import dispatch, lane, naive, tuning
+from impala_vllm.ops.id_buffers import IdBuffers
 from impala_vllm.ops.lane import End, Lane
 from impala_vllm.ops.pages import PageTable
 
@@ -37,6 +39,14 @@ class Pool:
     def moved_bytes(self) -> int:
         """Of one page of each layer, over the link."""
         return naive.demoted_bytes(self.hbm) if self.is_demoted else self.hbm.run_bytes
+
+
+class Way(Enum):
+    """How a batch goes."""
+
+    DMA = "dma"
+    KERNEL = "kernel"
+    """Torch's own copies where there is no Triton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,69 +82,90 @@ class Courier:
     def __init__(self, device: torch.device, lanes: tuple[Lane, Lane] | None = None) -> None:
         """`lanes`: of stores and of loads; those of the device by default."""
         self._stores, self._loads = lanes or (lane.of(device), lane.of(device))
+        self._store_ids, self._load_ids = IdBuffers(device), IdBuffers(device)
 
-    def store(self, batches: Sequence[Batch]) -> Ticket:
-        """Pages of HBM to pages of the host. Returns once it is launched; ids are the caller's again then."""
-        return self._carry(batches, self._stores, is_store=True)
+    def store(self, batches: Sequence[Batch], way: Way | None = None) -> Ticket:
+        """Pages of HBM to pages of the host, by the best way unless told. Returns once it is launched; ids are the
+        caller's again then. Told a way that is none of `ways`, it raises ValueError."""
+        return self._carry(batches, self._stores, self._store_ids, way, is_store=True)
 
-    def load(self, batches: Sequence[Batch]) -> Ticket:
+    def load(self, batches: Sequence[Batch], way: Way | None = None) -> Ticket:
         """Pages of the host to pages of HBM, likewise."""
-        return self._carry(batches, self._loads, is_store=False)
+        return self._carry(batches, self._loads, self._load_ids, way, is_store=False)
 
-    def _carry(self, batches: Sequence[Batch], on: Lane, *, is_store: bool) -> Ticket:
+    def _carry(self, batches: Sequence[Batch], on: Lane, ids: IdBuffers, way: Way | None, *, is_store: bool) -> Ticket:
         num_bytes = sum(len(batch.hbm_ids) * batch.pool.moved_bytes for batch in batches)
+        planned = [(batch, _way(batch, way, is_store=is_store)) for batch in batches if len(batch.hbm_ids)]
 
         def launch() -> None:
-            for batch in batches:
-                _launch(batch, is_store=is_store)
+            for batch, chosen in planned:
+                _launch(batch, chosen, ids, is_store=is_store)
 
         return Ticket(num_bytes, on.run(launch))
 
 
-def takes_dma(page_bytes: tuple[int, ...], num_pages: int, *, is_store: bool, has_dma: bool) -> bool:
-    """Whether a batch goes by the DMA engines: to the host always, as they keep the multiprocessors free and are as
-    fast; to the device where pages are large or few, where a descriptor a page costs less than a launch."""
-    if not has_dma or num_pages == 0:
+def ways(pool: Pool) -> tuple[Way, ...]:
+    """By which batches of it can go here."""
+    device = pool.hbm.device
+    if pool.is_demoted or _batched_dma(device) is None:
+        return (Way.KERNEL,)
+    return (Way.DMA, Way.KERNEL) if dispatch.has_triton(device) else (Way.DMA,)
+
+
+def takes_dma(page_bytes: tuple[int, ...], num_pages: int, *, is_store: bool) -> bool:
+    """Whether a batch goes by the DMA engines where both ways are there: to the host, as they keep the multiprocessors
+    free and are as fast, and to the device where pages are large or few, as a descriptor then costs less than a launch;
+    but not where so many descriptors would keep the engine's thread from its model."""
+    num_descriptors = num_pages * len(page_bytes)
+    if num_descriptors > tuning.DMA_UP_TO_DESCRIPTORS:
         return False
-    is_few = num_pages * len(page_bytes) < tuning.KERNEL_FROM_PAGES
+    is_few = num_descriptors < tuning.KERNEL_FROM_PAGES
     return is_store or is_few or max(page_bytes) >= tuning.DMA_FROM_BYTES
 
 
-def _launch(batch: Batch, *, is_store: bool) -> None:
-    """On the current stream."""
-    pool, num_pages = batch.pool, len(batch.hbm_ids)
-    if not num_pages:
-        return
+def _way(batch: Batch, asked: Way | None, *, is_store: bool) -> Way:
+    possible = ways(batch.pool)
+    if asked is not None:
+        if asked not in possible:
+            raise ValueError(f"no {asked.value} for these pages here")
+        return asked
+    if len(possible) == 1:
+        return possible[0]
+    has_won = takes_dma(batch.pool.hbm.page_bytes, len(batch.hbm_ids), is_store=is_store)
+    return Way.DMA if has_won else Way.KERNEL
+
+
+def _launch(batch: Batch, way: Way, buffers: IdBuffers, *, is_store: bool) -> None:
+    """On the current stream, in slices of bounded size."""
+    pool = batch.pool
     source, target = (pool.hbm, pool.host) if is_store else (pool.host, pool.hbm)
-    source_ids, target_ids = (batch.hbm_ids, batch.host_ids) if is_store else (batch.host_ids, batch.hbm_ids)
-    copy = _batched_dma() if source.device.type == "cuda" and not pool.is_demoted else None
-    if copy is not None and (
-        not dispatch.has_triton(source.device)
-        or takes_dma(source.page_bytes, num_pages, is_store=is_store, has_dma=True)
-    ):
-        # Nobody writes host memory on a stream, so the engines may read ahead of it.
-        copy(*_ranges(source, source_ids, target, target_ids), not is_store)
+    ids = (batch.hbm_ids, batch.host_ids) if is_store else (batch.host_ids, batch.hbm_ids)
+    if way is Way.DMA:
+        copy = _batched_dma(source.device)
+        assert copy is not None
+        for source_ids, target_ids in _slices(ids, max(1, tuning.DMA_DESCRIPTORS // len(source.layers))):
+            # Nobody writes host memory on a stream, so the engines may read ahead of it.
+            copy(*_ranges(source, source_ids, target, target_ids), not is_store)
         return
-    source_ids, target_ids = _sent(source_ids, target_ids, source.device)
+    move = _kernel(pool, is_store=is_store)
+    for source_ids, target_ids in _slices(ids, buffers.most_pairs):
+        at, to = buffers.send(source_ids, target_ids)
+        move(source, at, target, to)
+
+
+def _kernel(pool: Pool, *, is_store: bool) -> Callable[[PageTable, Tensor, PageTable, Tensor], None]:
     if not pool.is_demoted:
-        dispatch.swap_pages(source, source_ids, target, target_ids)
-    elif is_store:
-        dispatch.demote_pages(source, source_ids, target, target_ids)
-    else:
-        dispatch.promote_pages(source, source_ids, target, target_ids)
+        return dispatch.swap_pages
+    return dispatch.demote_pages if is_store else dispatch.promote_pages
 
 
-def _sent(source_ids: Tensor, target_ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both where a kernel reads them, in one copy that nobody waits for."""
-    if device.type != "cuda":
-        return source_ids, target_ids
-    pair = torch.stack([source_ids, target_ids]).pin_memory().to(device, non_blocking=True)
-    return pair[0], pair[1]
+def _slices(ids: tuple[Tensor, Tensor], most: int) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(*(each.split(most) for each in ids), strict=True)
 
 
-def _batched_dma() -> Callable[[Tensor, Tensor, Tensor, bool], None] | None:
+def _batched_dma(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, bool], None] | None:
     """cudaMemcpyBatchAsync as vLLM's native library has it, where one is loaded; torch has no batch."""
-    return getattr(torch.ops._C_cache_ops, "swap_blocks_batch", None)
+    return getattr(torch.ops._C_cache_ops, "swap_blocks_batch", None) if device.type == "cuda" else None
 
 
 def _ranges(

@@ -34,5 +34,13 @@ FP8 = Launch(num_programs=24, chunk_bytes=2048, num_warps=4)
 DMA_FROM_BYTES = 28 << 10
 """Pages from this size on go to the device by DMA. Untuned: vLLM 0.32's, for H100 on PCIe Gen5 (as above)."""
 
+DMA_DESCRIPTORS = 4096
+"""Of one call of the driver; the first ones are under way while the next are written. Untuned: half of what vLLM 0.32
+allows itself where a driver fails on more (ROCm); on CUDA it sets no bound."""
+
+DMA_UP_TO_DESCRIPTORS = 32_768
+"""Batches of more go by kernels, for one launch: each descriptor is time of the engine's thread. Untuned: the step
+`worker` of `python -m benchmarks.gpu` says what one costs."""
+
 KERNEL_FROM_PAGES = 16
-"""Fewer pages than this are not worth a launch. Untuned: from the same place."""
+"""Fewer pages of a layer than this, over all layers, are not worth a launch. Untuned: vLLM 0.32's, as above."""

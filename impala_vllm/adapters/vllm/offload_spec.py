@@ -36,6 +36,7 @@ from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.adapters.vllm.tiers.paced import PacedWorker
 from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
 from impala_vllm.config import KvFormat, Swap
+from impala_vllm.ops import Courier
 from impala_vllm.transfer.block_io import open_block_io
 from impala_vllm.transfer.limits import Limits, staging_bytes
 from impala_vllm.transfer.nvme_store import NvmeStore
@@ -123,8 +124,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         room = page_copy.of_tensors(
             handler.src_tensors, handler.dst_tensors, kv_caches.group_data_refs, self.blocks_per_chunk
         )
-        self._check_kernels(room)
-        return PageCopyWorker(room, theirs.shutdown)
+        return PageCopyWorker(room, theirs.shutdown, self._proven_courier(room))
 
     def _demoting_worker(self, kv_caches: CanonicalKVCaches, run_bytes: int) -> PageCopyWorker:
         """Raises where it cannot be: upstream's worker does not know FP8, so there is no other way."""
@@ -132,21 +132,26 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         if not current_platform.is_cpu():
             pin_mmap_region(region)
         room = page_copy.of_runs(kv_caches, region, self.blocks_per_chunk, run_bytes)
-        if not current_platform.is_cpu():
-            self._check_kernels(room)
+        courier = None if current_platform.is_cpu() else self._proven_courier(room)
         logger.info("impala: KV below HBM is FP8, at a loss: answers may differ from stock vLLM's")
-        return PageCopyWorker(room, region.cleanup)
+        return PageCopyWorker(room, region.cleanup, courier)
 
     def _region(self) -> SharedOffloadRegion:
         region = host_region(self)
         own_name(region)
         return region
 
-    def _check_kernels(self, room: page_copy.Room) -> None:
+    def _proven_courier(self, room: page_copy.Room) -> Courier:
+        """The worker's own, with streams and buffers that it keeps. Raises as `page_copy.prove`."""
         device = room.pools[0].hbm.device
+        self._check_kernels(device)
+        courier = Courier(device)
+        page_copy.prove(room, courier)
+        return courier
+
+    def _check_kernels(self, device: torch.device) -> None:
         if device.type != "cuda" or not ops.has_triton(device):
             raise LayoutError(f"no kernels on {device.type} here")
-        page_copy.prove(room)
 
     def _demoted_bytes(self) -> int | None:
         """Room for a block's run in any layout of its layers; None, with a line, for KV that is not demoted."""

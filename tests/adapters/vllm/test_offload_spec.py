@@ -26,8 +26,8 @@ from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 
 from impala_vllm.adapters.vllm import offload_spec
 from impala_vllm.adapters.vllm.offload_spec import ImpalaOffloadingSpec
-from impala_vllm.adapters.vllm.tiers import page_copy
 from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
+from impala_vllm.ops import courier
 
 PAGE, NUM_LAYERS, NUM_BLOCKS, PER_CHUNK = 4096, 4, 8, 2
 HOST_BYTES = 1 << 20
@@ -96,7 +96,7 @@ def _on_gpu(monkeypatch: pytest.MonkeyPatch, theirs: Theirs, *, has_kernels: boo
     monkeypatch.setattr(offload_spec, "current_platform", SimpleNamespace(is_cpu=lambda: False))
     monkeypatch.setattr(ImpalaOffloadingSpec, "create_worker", lambda self, kv_caches: theirs)
     if has_kernels:
-        monkeypatch.setattr(ImpalaOffloadingSpec, "_check_kernels", lambda self, room: page_copy.prove(room))
+        monkeypatch.setattr(ImpalaOffloadingSpec, "_check_kernels", lambda self, device: None)
 
 
 def _there_and_back(worker: Any) -> None:
@@ -171,7 +171,7 @@ def test_vllms_worker_is_kept_where_ours_cannot_be_or_is_not_wanted(
     assert make().get_worker(caches) is theirs, "there are no kernels here"
     _on_gpu(monkeypatch, theirs)
     assert make(swap="vllm").get_worker(caches) is theirs
-    monkeypatch.setattr(page_copy.ops, "swap_pages", lambda *_: None)
+    monkeypatch.setattr(courier.dispatch, "swap_pages", lambda *_: None)
     assert make().get_worker(caches) is theirs, "bytes were lost"
     theirs._mmap_region = None
     assert make().get_worker(caches) is theirs

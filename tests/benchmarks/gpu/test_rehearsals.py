@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("vllm")
+
 from benchmarks import record
-from benchmarks.gpu import bandwidth, device, libraries, overlap, packing, tune
+from benchmarks.gpu import bandwidth, device, libraries, overlap, packing, tune, worker
 from benchmarks.gpu.movers import Batch
 from benchmarks.gpu.out import Out, origin
+from impala_vllm.adapters.vllm.tiers.page_copy import PageCopyWorker
 from impala_vllm.ops import naive, tuning
 
 
@@ -35,7 +38,6 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(autouse=True)
 def _rehearsal(monkeypatch: pytest.MonkeyPatch, streams: list[str]):
     monkeypatch.setenv("IMPALA_GPU_REHEARSAL", "1")
-    pytest.importorskip("vllm")
 
     def copies(sources: Any, targets: Any, sizes: Any, **_: Any) -> None:
         naive.copy_ranges(sources, targets, sizes)
@@ -99,6 +101,31 @@ def test_overlap_says_how_much_longer_steps_take_beside_each_mover(out: Out):
     overlap.run(out)
     for mover in ("impala", "courier"):
         assert {(mover, f"slow-down, {way}") for way in ("H2D", "D2H", "both ways")} <= figures(out)
+
+
+def test_workers_bring_back_every_byte_before_they_are_timed(out: Out):
+    worker.run(out)
+    assert "rehearsal: impala bring back every byte of 1, 7 blocks" in said(out)
+    assert ("impala", "submit, rehearsal, H2D, 3 blocks") in figures(out)
+
+
+@pytest.mark.parametrize("fault", ["loses", "strays", "reads the wrong chunk"])
+def test_a_worker_that_brings_other_bytes_ends_the_step(out: Out, monkeypatch: pytest.MonkeyPatch, fault: str):
+    honest = PageCopyWorker.submit_load
+
+    def submit_load(self: PageCopyWorker, job_id: int, host: Any, gpu: Any) -> bool:
+        if fault == "reads the wrong chunk":
+            host.block_ids = (host.block_ids + 1) % 8
+        if fault != "loses":
+            honest(self, job_id, host, gpu)
+        if fault == "strays":
+            assert self._room is not None
+            self._room.pools[0].hbm.layers[1][0] += 1
+        return True
+
+    monkeypatch.setattr(PageCopyWorker, "submit_load", submit_load)
+    with pytest.raises(AssertionError, match=r"rehearsal: impala, \d blocks: tensor \d has other bytes"):
+        worker.run(out)
 
 
 def test_packing_goes_both_ways_with_checksums_and_without(out: Out):

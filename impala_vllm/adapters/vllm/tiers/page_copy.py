@@ -24,7 +24,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
 from impala_vllm import ops
-from impala_vllm.ops import Batch, Courier, PageTable, Pool, Ticket
+from impala_vllm.ops import Batch, Courier, PageTable, Pool, Ticket, Way
 
 
 class LayoutError(ValueError):
@@ -151,37 +151,36 @@ class PageCopyWorker(OffloadingWorker):
         return batches
 
 
-def prove(room: Room) -> None:
-    """Compile the kernels and send a block of each group to the host and back, before a model relies on it.
+def prove(room: Room, courier: Courier) -> None:
+    """Compile the kernels and send a block of each group to the host and back, by every way there is and on the lanes
+    that a model's blocks will take, before it relies on them.
 
-    Blocks 0 and 1 stay as they were; chunk 0 does not, so nothing may lie there yet. Waits for the device. Raises
-    LayoutError where other bytes came back than were sent, and whatever a compiler or driver raises.
+    Blocks 0 and 1 stay as they were; the first chunks do not, so nothing may lie there yet. Waits for the device.
+    Raises LayoutError where other bytes came back than were sent, and whatever a compiler or driver raises.
     """
     for number, pool in enumerate(room.pools):
-        hbm = pool.hbm
-        if hbm.layers[0].shape[0] < 2:
+        if pool.hbm.layers[0].shape[0] < 2:
             continue
-        ids = torch.arange(2, device=hbm.device)
-        before = [hbm.read(layer, ids) for layer in range(len(hbm.layers))]
-        sent = [_pattern(pages[:1], layer) for layer, pages in enumerate(before)]
-        for layer, pages in enumerate(sent):
-            hbm.write(layer, ids[:1], pages)
-        _there_and_back(pool, ids)
-        got = [hbm.read(layer, ids[1:]) for layer in range(len(hbm.layers))]
-        for layer, pages in enumerate(before):
-            hbm.write(layer, ids, pages)
-        if not all(torch.equal(a, b) for a, b in zip(sent, got, strict=True)):
-            raise LayoutError(f"a block of KV cache group {number} came back from host memory with other bytes")
+        rows, per_row = pool.host.layers[0].shape[:2]
+        for place, way in enumerate(ops.ways(pool)):
+            if not _comes_back(pool, courier, way, min(place, rows * per_row - 1)):
+                raise LayoutError(f"a block of KV cache group {number} came back with other bytes by {way.value}")
 
 
-def _there_and_back(pool: Pool, ids: Tensor) -> None:
-    """Page 0 to page 1 by way of the host, by the kernels: the engines need no proof."""
-    if pool.is_demoted:
-        ops.demote_pages(pool.hbm, ids[:1], pool.host, ids[:1])
-        ops.promote_pages(pool.host, ids[:1], pool.hbm, ids[1:])
-    else:
-        ops.swap_pages(pool.hbm, ids[:1], pool.host, ids[:1])
-        ops.swap_pages(pool.host, ids[:1], pool.hbm, ids[1:])
+def _comes_back(pool: Pool, courier: Courier, way: Way, place: int) -> bool:
+    """Whether block 0 is the same in block 1 after a time in page `place` of the host."""
+    hbm, ids = pool.hbm, torch.arange(2)
+    before = [hbm.read(layer, ids) for layer in range(len(hbm.layers))]
+    sent = [_pattern(pages[:1], layer) for layer, pages in enumerate(before)]
+    for layer, pages in enumerate(sent):
+        hbm.write(layer, ids[:1], pages)
+    at = torch.tensor([place])
+    courier.store([Batch(pool, ids[:1], at)], way).end.wait()
+    courier.load([Batch(pool, ids[1:], at)], way).end.wait()
+    got = [hbm.read(layer, ids[1:]) for layer in range(len(hbm.layers))]
+    for layer, pages in enumerate(before):
+        hbm.write(layer, ids, pages)
+    return all(torch.equal(a, b) for a, b in zip(sent, got, strict=True))
 
 
 def _pattern(like: Tensor, seed: int) -> Tensor:

@@ -6,7 +6,7 @@
 import os
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,7 +22,8 @@ from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
 from impala_vllm.adapters.vllm.tiers import page_copy
 from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
-from impala_vllm.ops import Courier, most_demoted_bytes
+from impala_vllm.ops import Courier, courier, most_demoted_bytes, naive
+from impala_vllm.ops.lane import AtOnce, End
 from tests.ops.lanes import ManualLane
 
 NUM_BLOCKS, NUM_CHUNKS = 40, 30
@@ -120,6 +121,19 @@ def place_of(tensor: int, within: int, per_chunk: int) -> slice:
     """Where in a chunk's row a block's page of a tensor lies: tensor after tensor, block after block."""
     start = sum(PAGES[:tensor]) * per_chunk + within * PAGES[tensor]
     return slice(start, start + PAGES[tensor])
+
+
+class CountingLane(AtOnce):
+    num_run = 0
+
+    def run(self, launch: Callable[[], None]) -> End:
+        self.num_run += 1
+        return super().run(launch)
+
+
+def prove(side: Side) -> None:
+    assert side.worker._room is not None
+    page_copy.prove(side.worker._room, side.worker._courier)
 
 
 @pytest.mark.parametrize("per_chunk", [1, 3])
@@ -250,17 +264,43 @@ def test_shutdown_waits_for_what_is_under_way_before_it_lets_go_of_memory(maker:
 def test_blocks_are_as_they_were_after_the_proof(maker: Maker) -> None:
     side = maker.side(3)
     before = [tensor.clone() for tensor in side.pool]
-    assert side.worker._room is not None
-    page_copy.prove(side.worker._room)
+    prove(side)
     assert all(torch.equal(now, then) for now, then in zip(side.pool, before, strict=True))
 
 
 def test_a_pool_that_loses_bytes_does_not_pass_the_proof(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     side = maker.side(3)
-    monkeypatch.setattr(page_copy.ops, "swap_pages", lambda *_: None)
-    assert side.worker._room is not None
-    with pytest.raises(LayoutError, match="other bytes"):
-        page_copy.prove(side.worker._room)
+    monkeypatch.setattr(courier.dispatch, "swap_pages", lambda *_: None)
+    with pytest.raises(LayoutError, match="other bytes by kernel"):
+        prove(side)
+
+
+def test_the_proof_goes_by_the_lanes_that_blocks_will_take(maker: Maker) -> None:
+    stores, loads = CountingLane(), CountingLane()
+    side = maker.side(3, courier=Courier(torch.device("cpu"), (stores, loads)))
+    prove(side)
+    assert (stores.num_run, loads.num_run) == (len(GROUPS), len(GROUPS))
+
+
+def test_the_engines_are_proven_too_and_by_bytes_of_their_own(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = maker.side(3)
+    before = [tensor.clone() for tensor in side.pool]
+    orders: list[bool] = []
+
+    def copies(sources: Any, targets: Any, sizes: Any, any_order: bool) -> None:
+        orders.append(any_order)
+        naive.copy_ranges(sources, targets, sizes)
+
+    monkeypatch.setattr(courier, "_batched_dma", lambda device: copies)
+    monkeypatch.setattr(courier.dispatch, "has_triton", lambda device: True)
+    monkeypatch.setattr(courier.dispatch, "swap_pages", naive.swap_pages)
+    prove(side)
+    assert orders == [False, True] * len(GROUPS)
+    assert all(torch.equal(now, then) for now, then in zip(side.pool, before, strict=True))
+    monkeypatch.setattr(courier, "_batched_dma", lambda device: lambda *_: None)
+    side.rows().zero_()
+    with pytest.raises(LayoutError, match="other bytes by dma"):
+        prove(side)
 
 
 def test_pages_that_a_kernel_could_not_address_are_refused(maker: Maker) -> None:
@@ -284,7 +324,7 @@ def test_demoted_blocks_take_half_the_room_and_come_back_within_fp8s_error(per_c
     room = page_copy.of_runs(CanonicalKVCaches(tensors, [refs]), region, per_chunk, run_bytes)
     worker = PageCopyWorker(room, region.cleanup)
     before = [layer.clone() for layer in pool]
-    page_copy.prove(room)
+    page_copy.prove(room, worker._courier)
     chunks = [4, 2, 5, 0, 1][: -(-5 // per_chunk)]
     origin, to = [7, 1, 9, 3, 0], [2, 4, 5, 6, 8]
     worker.submit_store(1, GPULoadStoreSpec(origin, [5], [0]), CPULoadStoreSpec(chunks))
