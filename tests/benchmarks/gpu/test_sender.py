@@ -29,9 +29,7 @@ class Engine:
         for request_id, left in list(self._open.items()):
             token = left.pop(0)
             outputs = [SimpleNamespace(token_ids=[token])]
-            made.append(
-                SimpleNamespace(request_id=request_id, num_cached_tokens=3, outputs=outputs, finished=not left)
-            )
+            made.append(SimpleNamespace(request_id=request_id, num_cached_tokens=3, outputs=outputs, finished=not left))
             if not left:
                 del self._open[request_id]
         return made
