@@ -5,8 +5,9 @@
     ...:blocks:G  hash of generation G: block key (8 bytes) -> tiers that hold it (a byte)
     ...:changes   stream of blocks that changed, numbered within G; what it no longer has is in the hash
 
-The braces would keep a replica's keys in one slot of a Redis Cluster; the client speaks to one server. NAMESPACE is a digest of model, revision, dtype, vLLM
-and hash scheme: routers that hash otherwise never meet. Salts and adapters are inside the block hashes themselves.
+The braces would keep a replica's keys in one slot of a Redis Cluster; the client speaks to one server. NAMESPACE is a
+digest of model, revision, dtype, vLLM and hash scheme: routers that hash otherwise never meet. Salts and adapters are
+inside the block hashes themselves.
 """
 
 import struct
