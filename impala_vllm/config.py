@@ -280,6 +280,8 @@ _POSITIVE = (
     "identity.lease_s",
     "identity.subagent_window_s",
     "identity.compaction_window_s",
+    "rank.hold_s",
+    "admission.patience",
     "health.stalled_after_s",
     "health.answer_within_s",
     "ledger.max_mib",

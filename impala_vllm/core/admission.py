@@ -89,6 +89,8 @@ class Admission:
             if turn.arrived_s > late_s and not turn.preempted:
                 if held_priority is not None and turn.priority > held_priority:
                     break  # the client said that the one held comes first
+                if room < 0:
+                    break  # whatever they ask for
                 if ask.new_blocks > room - ask.own_idle_blocks:
                     held_priority = turn.priority if held_priority is None else held_priority
                     num_passed += 1

@@ -1,5 +1,8 @@
 """Rank and admission on schedules small enough to know the best order."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from impala_vllm.core.admission import Admission, AdmissionConfig, Asking
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.rank import RankConfig, Waiting, key
@@ -53,6 +56,25 @@ def admitted(wait_s: float, asks: list[Asking], free: int, running: int, **more:
 def test_kv_that_is_soon_wanted_keeps_its_room() -> None:
     assert admitted(1.0, [ask("a", 50)], free=100, running=1) == []
     assert admitted(1.0, [ask("a", 40)], free=100, running=1) == ["a"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.integers(0, 1)), max_size=12),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_a_plan_is_what_trying_every_turn_in_turn_gives(asks: list[tuple[int, int, int]], free: int, kept: int) -> None:
+    asks.sort(key=lambda a: a[2])
+    asking = [ask(str(n), new, own, priority=priority) for n, (new, own, priority) in enumerate(asks)]
+    room, expected, held = free - kept, [], set[int]()
+    for one in asking:
+        first_held = min(held, default=one.turn.priority)
+        if one.new_blocks + one.own_idle_blocks <= room and one.turn.priority <= first_held:
+            expected.append(one)
+            room -= one.new_blocks + one.own_idle_blocks
+        else:
+            held.add(one.turn.priority)
+    assert ADMISSION.plan(asking, kept, free, 1, 0.0).admitted == expected
 
 
 def test_kv_with_a_long_gap_ahead_does_not_hold_anybody() -> None:
