@@ -69,6 +69,7 @@ class FreeQueue:
 
     def release(self, trace_id: TraceId) -> None:
         """The trace is over, or went on from elsewhere: its idle blocks go first from now on. O(blocks)."""
+        self._idle_since.pop(trace_id, None)
         chain = self._chains.pop(trace_id, None)
         if chain is None:
             return
