@@ -20,6 +20,8 @@ FRESH_S = 0.1
 """A judgement is good for this long, or for a share of the expected wait."""
 FRESH_SHARE = 0.05
 FRESH_AT_MOST_S = 10.0
+CATCH_UP = 50
+"""Rows judged in one `refresh` on top of that after a longer pause, until every row was: half a millisecond."""
 
 
 class IdleKv:
@@ -38,6 +40,9 @@ class IdleKv:
         self._rows: dict[TraceId, _Row] = {}
         self._due: list[tuple[float, int, TraceId]] = []
         self._num_judged = 0
+        self._refreshed_s = 0.0
+        self._num_behind = 0
+        """Rows to catch up on."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,8 +74,15 @@ class IdleKv:
         self._judge(trace_id, row, now)
 
     def refresh(self, now: float) -> None:
-        """Judge again what is due, up to `MAX_JUDGED` rows."""
-        for _ in range(MAX_JUDGED):
+        """Judge again what is due, up to `MAX_JUDGED` rows; more where nobody has asked for a while."""
+        num = MAX_JUDGED
+        if now - self._refreshed_s > FRESH_AT_MOST_S:
+            self._num_behind = len(self._rows)
+        self._refreshed_s = now
+        if self._num_behind:
+            num += min(CATCH_UP, self._num_behind)
+            self._num_behind = max(0, self._num_behind - CATCH_UP)
+        for _ in range(num):
             if not self._due or self._due[0][0] > now:
                 return
             _, number, trace_id = heapq.heappop(self._due)

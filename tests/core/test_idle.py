@@ -7,7 +7,7 @@ import pytest
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.gaps import GapForecast
-from impala_vllm.core.idle import FRESH_AT_MOST_S, MAX_JUDGED, IdleKv
+from impala_vllm.core.idle import CATCH_UP, FRESH_AT_MOST_S, MAX_JUDGED, IdleKv
 from impala_vllm.core.planner import NOTHING, Below, Planner, PlannerConfig
 from impala_vllm.core.retention import Retention, RetentionConfig
 from impala_vllm.core.types import TraceId
@@ -46,6 +46,21 @@ def test_a_long_silence_ends_the_keeping_without_any_news() -> None:
         now += 0.5
         idle.refresh(now)
     assert idle.kept_blocks == 0
+
+
+def test_after_a_pause_many_rows_are_caught_up_on_within_a_few_steps() -> None:
+    """Nobody waited for an hour: what was kept then is not kept now."""
+    idle, gaps = table()
+    traces = [TraceId(f"idle{i}") for i in range(500)]
+    for trace in traces:
+        gaps.finish(trace, 0.0)
+        idle.update(trace, 1, 1000, False, 0.0)
+    assert idle.kept_blocks == len(traces)
+    num_steps = 0
+    while idle.kept_blocks:
+        num_steps += 1
+        idle.refresh(3600.0 + 0.03 * num_steps)
+    assert num_steps <= 1 + len(traces) // CATCH_UP
 
 
 def test_the_kv_of_a_turn_that_waits_is_not_counted_as_kept_and_goes_last() -> None:
