@@ -6,9 +6,11 @@ new, those that stand first, and the others in rotation.
 
 import math
 from bisect import bisect_left
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.kv_cache_interface import is_full_attention_spec
 from vllm.v1.request import RequestStatus
 
 from impala_vllm.adapters.vllm.rank_order import RankOrder
@@ -58,10 +60,12 @@ class Asks:
     ) -> None:
         self._pool = scheduler.kv_cache_manager.block_pool
         self._block_size = scheduler.block_size
+        self._group = _searchable_group(scheduler)
         self._turns = turns
         self._cost = cost
         self._lengths = lengths
-        self._config = config
+        # Without it a resume looks like a new prompt, and order by work would put it last.
+        self._config = config if self._group is not None else replace(config, enabled=False)
         self._tiers = tiers
         self._order = RankOrder()
         """As last judged."""
@@ -77,10 +81,13 @@ class Asks:
         """
         members, order = waiting.members, self._order
         for request in waiting.take_gone():
-            order.discard(request)
-        again = dict.fromkeys(waiting.take_added())
-        again.update(dict.fromkeys(self._passing))
-        again.update(dict.fromkeys(self._due(len(waiting), now)))
+            # Whom a step skipped, for a limit on adapters say, is back where it stood.
+            if request not in members or request.status == RequestStatus.PREEMPTED:
+                order.discard(request)
+        again = dict.fromkeys(self._passing)
+        again.update(dict.fromkeys(r for r in waiting.take_added() if r not in order))
+        due = self._due(len(waiting), now)
+        again.update(dict.fromkeys(due))
         self._passing = []
         for request in again:
             if request not in members:
@@ -98,15 +105,32 @@ class Asks:
     def _due(self, num_waiting: int, now: float) -> "Sequence[Request]":
         """Who of those ranked is judged again."""
         due = self._rotation.due(self._order.requests, num_waiting)
-        if due is None or now >= self._late_s:
+        if due is None:
             self._late_s = math.inf
             return self._order.requests.copy()
+        if self._tiers is None:
+            due = [request for request in due if self._has_moved(request)]
+        if now >= self._late_s:
+            bounds = [(ask.turn.arrived_s + self._config.hold_s, r) for r, ask in self._order.in_time()]
+            self._late_s = min((bound_s for bound_s, _ in bounds if bound_s > now), default=math.inf)
+            return [*due, *(request for bound_s, request in bounds if bound_s <= now)]
         return due
+
+    def _has_moved(self, request: "Request") -> bool:
+        """Is another part of its prompt in HBM, or held by others, than when it was judged?"""
+        ask, turn = self._order.ask(request), self._turns.get(RequestId(request.request_id))
+        if turn is None:
+            return True
+        reach = self._reach(request, turn)
+        if reach * self._block_size != ask.turn.reach_tokens:
+            return True
+        return reach - self._referenced(request, reach) != ask.own_idle_blocks
 
     def _judge(self, request: "Request", now: float) -> "tuple[Key, Asking] | None":
         """None where the request waits for something else, or holds blocks: vLLM sees to it."""
         is_preempted = request.status == RequestStatus.PREEMPTED
-        if not (is_preempted or request.status == RequestStatus.WAITING) or request.num_computed_tokens:
+        is_waiting = is_preempted or request.status == RequestStatus.WAITING or _has_grammar(request)
+        if not is_waiting or request.num_computed_tokens:
             return None
         name = RequestId(request.request_id)
         turn = self._turns.get(name)
@@ -141,6 +165,8 @@ class Asks:
 
     def _reach(self, request: "Request", seen: OpenTurn) -> int:
         """Leading full blocks of the prompt in HBM. Chains lose their tails first: a search, not a walk."""
+        if self._group is None or request.skip_reading_prefix_cache:
+            return 0
         high = min(len(request.block_hashes), (request.num_tokens - 1) // self._block_size)
         guess = min(seen.reach_blocks, high)
         if (guess == 0 or self._cached(request, guess - 1)) and (guess == high or not self._cached(request, guess)):
@@ -161,6 +187,29 @@ class Asks:
         return self._block(request, index) is not None
 
     def _block(self, request: "Request", index: int) -> KVCacheBlock | None:
-        key = make_block_hash_with_group_id(request.block_hashes[index], 0)
+        key = make_block_hash_with_group_id(request.block_hashes[index], self._group or 0)
         # Asked of the pool each time: a reset gives it a new map.
         return self._pool.cached_block_hash_to_block.get_one_block(key)
+
+
+def _searchable_group(scheduler: "Scheduler") -> int | None:
+    """The KV cache group whose blocks tell how far a prompt is cached: it keeps whole chains, a hash for each block.
+
+    None where there is no such group: windows and states keep ends of chains.
+    """
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    if scheduler.hash_block_size != scheduler.block_size:
+        return None
+    for number, group in enumerate(groups):
+        is_whole = is_full_attention_spec(group.kv_cache_spec)
+        if is_whole and (len(groups) == 1 or group.kv_cache_spec.block_size == scheduler.block_size):
+            return number
+    return None
+
+
+def _has_grammar(request: "Request") -> bool:
+    """Did it wait for a grammar that is compiled now? vLLM notes that when it looks at the request."""
+    if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        return False
+    asked = request.structured_output_request
+    return asked is not None and asked.grammar is not None and not isinstance(asked.grammar, Exception)

@@ -47,3 +47,7 @@ def test_it_is_as_if_sorted_anew(actions: list[tuple[str, int, int]], stuck: int
         (n, ask) for n, (_, ask) in expected
     ]
     assert len(order) == len(model)
+    in_time = [(n, ask) for n, (key, ask) in sorted(model.items(), key=lambda i: i[1]) if key[0] == rank.IN_TIME]
+    assert [(requests.index(r), ask) for r, ask in order.in_time()] == in_time
+    assert all((request in order) == (n in model) for n, request in enumerate(requests))
+    assert all(order.ask(requests[n]) == ask for n, (_, ask) in model.items())
