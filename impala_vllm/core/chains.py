@@ -157,9 +157,7 @@ class Chains:
         chains = {id(c): t for t, cs in self._chains.items() for c in cs}
         assert self._of == chains
 
-    def _in_order(
-        self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]
-    ) -> Iterator[Key]:
+    def _in_order(self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]) -> Iterator[Key]:
         surplus = max(0, len(self._stems) - self._max_stems)
         yield from islice(self._stems, surplus)
         yield from self._unclaimed

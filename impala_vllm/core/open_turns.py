@@ -96,17 +96,19 @@ class OpenTurns(Generic[TurnT]):
         return True
 
     def finish(
-        self, request_id: RequestId, num_tokens: int, num_output: int, signature: str, now: float
+        self, request_id: RequestId, num_tokens: int, num_output: int | None, signature: str, now: float
     ) -> TurnT | None:
         """The request has ended with `num_tokens` in all, by a tool call or for the reason that `signature` names.
 
-        None: nobody knows it.
+        `num_output`: what it generated; None where it was broken off and says nothing of how long answers are.
+        Returns None where nobody knows the request.
         """
         turn = self._turns.pop(request_id, None)
         if turn is None:
             return None
         trace_id = self.trace_of(turn)
-        self._lengths.observe(trace_id, num_output)
+        if num_output is not None:
+            self._lengths.observe(trace_id, num_output)
         self.begin(turn)
         if trace_id is not None:
             if _less(self._open_of, trace_id):

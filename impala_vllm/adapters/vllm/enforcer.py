@@ -5,7 +5,6 @@ waiting queue, and answers the free queue's question whose KV goes first. Runs o
 """
 
 from itertools import chain
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.request_queue import create_request_queue
@@ -28,7 +27,7 @@ from impala_vllm.core.planner import NOTHING
 from impala_vllm.core.retention import Retention
 from impala_vllm.core.signature import Signatures
 from impala_vllm.core.traces import Trace, TraceTable
-from impala_vllm.core.types import RequestId, TraceId
+from impala_vllm.core.types import Outcome, RequestId, TraceId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,9 +45,6 @@ REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
 
 _NOBODY: frozenset[str] = frozenset()
-
-_IS_PREFILLING = attrgetter("is_prefill_chunk")
-"""Of every running request, each step."""
 
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
@@ -114,8 +110,11 @@ class Enforcer:
         waiting = self.turns.get(RequestId(request.request_id))
         if waiting is not None:
             self._begun(waiting)
+        outcome = facts.outcome(request, self._tool_call_tokens)
+        is_answer = request.sampling_params is not None and outcome not in (Outcome.ABORT, Outcome.ERROR)
+        num_output = request.num_output_tokens if is_answer else None
         turn = self.turns.finish(
-            RequestId(request.request_id), request.num_tokens, request.num_output_tokens, self._signature(request), now
+            RequestId(request.request_id), request.num_tokens, num_output, self._signature(request), now
         )
         if turn is None:
             return
@@ -128,7 +127,6 @@ class Enforcer:
             if parent is not None:
                 self.turns.drain(parent, now)
         if self.tiers is not None:
-            outcome = facts.outcome(request, self._tool_call_tokens)
             self.tiers.finish(request, trace if is_known else None, turn.stem_blocks, outcome)
 
     def kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -199,6 +197,7 @@ class Enforcer:
             waiting.add_request(request)
         waiting.prepend_requests(r for r in requests if r.status == RequestStatus.PREEMPTED)
         self._scheduler.waiting = waiting
+        self._scheduler.deferred_waiting.difference_update(self._planned[0])
         if self.tiers is not None:
             self.tiers.manager.detach()
         self.unclaim()
@@ -212,7 +211,7 @@ class Enforcer:
         if self.free is not None:
             self._judge_idle(self.free, now)
         running = self._scheduler.running
-        if len(running) > 1 and any(map(_IS_PREFILLING, running)):
+        if len(running) > 1 and self._scheduler._inflight_prefills:
             running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
         if not len(self.waiting):
             self._planned, self._fetching = ((), []), _NOBODY

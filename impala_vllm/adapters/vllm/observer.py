@@ -101,6 +101,16 @@ class Observer:
                 self._switch_off(e)
         self.spent_ns += time.perf_counter_ns() - started_ns
 
+    def shared_depth(self, request: "Request") -> int:
+        """Leading blocks of an open request that live traces share with it; 0 where nobody can tell."""
+        if self.identity is None:
+            return 0
+        try:
+            return self.identity.shared_depth(facts.turn_id(request))
+        except Exception as e:
+            self._switch_off(e)
+            return 0
+
     def on_step(self, num_tokens: int) -> None:
         """After a step that had scheduled `num_tokens`."""
         started_ns = time.perf_counter_ns()

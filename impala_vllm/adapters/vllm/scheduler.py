@@ -16,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from impala_vllm.adapters.vllm import choice, facts, tool_markers
+from impala_vllm.adapters.vllm import choice, tool_markers
 from impala_vllm.adapters.vllm.bookkeeper import Bookkeeper
 from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.observer import Observer
@@ -214,8 +214,7 @@ class _Enforced(_Observed):
         return self.enforcer.kept_back() if self.enforcer is not None else super()._kept_back()
 
     def _stem_blocks(self, request: Request) -> int:
-        identity = self.observer.identity
-        return identity.shared_depth(facts.turn_id(request)) if identity is not None else 0
+        return self.observer.shared_depth(request)
 
     def _steer(self, verb: Callable[[Enforcer], None]) -> None:
         """Let policy do its part; where it fails, stock order from here on."""

@@ -20,6 +20,9 @@ class StepTimer:
     def planned(self, output: "SchedulerOutput", now: float) -> None:
         """A step was built: note what it will compute."""
         tokens = output.num_scheduled_tokens
+        if tokens and output.total_num_scheduled_tokens == len(tokens):  # it only decodes
+            self._steps.append((id(output), now, 0, 0.0))
+            return
         prefill = context = 0
         cached, drafts = output.scheduled_cached_reqs, output.scheduled_spec_decode_tokens
         for request_id, done in zip(

@@ -156,6 +156,7 @@ def test_what_the_table_forgets_policy_forgets(model):
     scheduler.observer.identity.tick(batch.now + 1e6)
     assert not scheduler.observer.identity.num_blocks
     assert not scheduler.enforcer.free.claims()
+    assert not scheduler.enforcer.free._idle_since
     assert not scheduler.enforcer.turns.num_traces
     scheduler.enforcer.free.check_invariants()
 
@@ -211,6 +212,17 @@ def test_what_a_turn_leaves_of_its_traces_kv_is_nobodys(model):
     assert scheduler.enforcer.turns.runs(trace_id)
     assert queue.num_claimed(trace_id) == 0
     queue.check_invariants()
+
+
+def test_a_turn_that_is_broken_off_says_nothing_of_how_long_answers_are(model):
+    scheduler = build(model, mode="enforce", num_blocks=400)
+    lengths = scheduler.enforcer.lengths
+    before = lengths.expect(None)
+    for number in range(50):  # clients that hang up while they are held, and send again
+        request = Request(f"r{number}", [7] * 64, SamplingParams(max_tokens=9), None)
+        scheduler.add_request(request)
+        scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
+    assert lengths.expect(None) == before
 
 
 def test_gaps_are_learned_by_tool_from_token_ids(model):
