@@ -5,6 +5,7 @@ of its methods may be called by two at once. Which engine is at hand is decided 
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from impala_vllm.transfer.uring_io import UringIo
 
 logger = logging.getLogger("vllm.impala")
+
+PROOF_S = 1.0
+"""Between looks for the first block; a disk that does not answer has stopped us before, when the slab was opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,8 @@ class BlockIo(Protocol):
 def open_block_io(
     fd: int, max_in_flight: int = 16, deadline_s: float | None = None, region: memoryview | None = None
 ) -> BlockIo:
-    """The best engine at hand for an open file: io_uring where file, kernel and installation allow it, else threads.
+    """The best engine at hand for an open file: io_uring where file, kernel and installation allow it, proven by a
+    read, else threads.
 
     It moves data past the page cache where the descriptor does (`alignment.use_direct`), and keeps a duplicate of the
     descriptor. More ops than `max_in_flight` wait inside it. Where the engine can, an op in flight for `deadline_s` is
@@ -95,7 +100,7 @@ def open_block_io(
 
     if is_direct(fd):  # through the page cache io_uring moves data on kernel threads: no better than ours
         try:
-            io = UringIo(fd, max_in_flight, deadline_s)
+            io = _proven(UringIo(fd, max_in_flight, deadline_s), os.fstat(fd).st_size)
         except (OSError, AttributeError) as error:  # AttributeError: the native module is of an earlier build
             logger.info("no io_uring for the NVMe tier, threads do its I/O: %s", error)
         else:
@@ -103,6 +108,28 @@ def open_block_io(
                 _register(io, region)
             return io
     return ThreadPoolIo(fd, num_threads=min(8, max_in_flight))
+
+
+def _proven(io: "UringIo", file_bytes: int) -> "UringIo":
+    """`io`, which has read the file's first block. Raises OSError, the engine closed, where it cannot.
+
+    A container's rules may allow a ring to be made and registered and refuse every op on it.
+    """
+    from impala_vllm.transfer.alignment import aligned_buffer
+
+    if file_bytes < io.alignment_bytes:
+        return io  # nothing to read
+    try:
+        io.submit([Op(0, False, 0, aligned_buffer(io.alignment_bytes))])
+        done: list[Completion] = []
+        while not done:
+            done = io.poll(PROOF_S)
+        if done[0].error is not None:
+            raise done[0].error
+    except OSError:
+        io.close()
+        raise
+    return io
 
 
 def _register(io: "UringIo", region: memoryview) -> None:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,70 @@ def test_without_io_uring_a_direct_file_gets_threads(fd: int, monkeypatch: pytes
     io = open_block_io(fd)
     assert isinstance(io, ThreadPoolIo)
     assert io.is_direct
+    io.close()
+
+
+def test_where_a_ring_can_be_made_but_moves_nothing_threads_do_the_work(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    if not use_direct(fd) or not native.probe_block_io(tmp_path).io_uring:
+        pytest.skip("no io_uring here")
+    closed: list[UringIo] = []
+    close = UringIo.close
+    forbidden = Completion(0, PermissionError(errno.EPERM, "io_uring_enter is forbidden here"), None, 0.0)
+    monkeypatch.setattr(UringIo, "poll", lambda self, timeout_s: [forbidden])
+    monkeypatch.setattr(UringIo, "close", lambda self: (closed.append(self), close(self)))
+    with caplog.at_level("INFO", "vllm.impala"):
+        io = open_block_io(fd)
+    assert isinstance(io, ThreadPoolIo)
+    assert len(closed) == 1
+    assert "io_uring_enter is forbidden here" in caplog.text
+    buffer = aligned_buffer(4096)
+    io.submit([Op(1, False, 0, buffer)])
+    assert [c.error for c in io.poll(60.0)] == [None]
+    io.close()
+
+
+UNDER_A_FILTER = """
+import ctypes, os, struct, sys
+from impala_vllm.transfer.alignment import aligned_buffer, use_direct
+from impala_vllm.transfer.block_io import Op, open_block_io
+
+# Load the system call's number; 426, io_uring_enter, is EPERM; all others are allowed.
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 426), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+rules = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(rules))
+libc = ctypes.CDLL(None, use_errno=True)
+no_new_privileges, set_filter = 38, 22
+if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_filter, 2, program, 0, 0):
+    sys.exit(77)
+fd = os.open(sys.argv[1], os.O_RDWR)
+use_direct(fd)
+io = open_block_io(fd)
+io.submit([Op(1, False, 0, aligned_buffer(4096))])
+print(type(io).__name__, [c.error for c in io.poll(60.0)])
+io.close()
+"""
+
+
+def test_under_a_filter_that_lets_rings_be_made_and_refuses_every_op_threads_do_the_work(fd: int, tmp_path: Path):
+    if not use_direct(fd) or not native.probe_block_io(tmp_path).io_uring:
+        pytest.skip("no io_uring here")
+    child = [sys.executable, "-c", UNDER_A_FILTER, str(tmp_path / "data")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(child, capture_output=True, text=True, env=env, timeout=120)
+    if done.returncode == 77:
+        pytest.skip("the kernel takes no seccomp filter of ours")
+    assert done.stdout == "ThreadPoolIo [None]\n", done.stdout + done.stderr[-2000:]
+
+
+def test_the_proof_leaves_nothing_in_flight_and_no_completion_behind(fd: int, tmp_path: Path):
+    if not use_direct(fd) or not native.probe_block_io(tmp_path).io_uring:
+        pytest.skip("no io_uring here")
+    io = open_block_io(fd)
+    assert isinstance(io, UringIo)
+    assert io.num_in_flight == 0
+    assert io.poll(0.0) == []
     io.close()
 
 
