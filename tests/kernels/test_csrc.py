@@ -17,16 +17,28 @@ pytestmark = pytest.mark.skipif(not (COMPILER and shutil.which("cmake")), reason
 def test_the_native_tests_pass_under_sanitizers(tmp_path: Path, sanitizers: str):
     if not has(sanitizers, tmp_path):
         pytest.skip(f"this compiler has no -fsanitize={sanitizers} that runs here")
-    done = run_tests(build(tmp_path, f"-DIMPALA_SANITIZE={sanitizers}"), tmp_path)
-    if done.returncode == NO_IO_URING:
-        pytest.skip(done.stdout.strip())
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stdout + done.stderr
+    must_pass(run_tests(build(tmp_path, f"-DIMPALA_SANITIZE={sanitizers}"), tmp_path))
 
 
 def test_without_headers_it_builds_and_says_that_there_is_no_io_uring(tmp_path: Path):
     done = run_tests(build(tmp_path, "-DIMPALA_HAS_IO_URING=OFF", "-DIMPALA_HAS_XXHASH=OFF"), tmp_path)
     assert done.returncode == NO_IO_URING
     assert "built without <linux/io_uring.h>" in done.stdout
+    with pytest.raises(pytest.skip.Exception, match=r"built without <linux/io_uring.h>"):
+        must_pass(done)  # a skip that says why, not a pass
+
+
+@pytest.mark.parametrize(("code", "printed"), [(1, "no io_uring"), (0, ""), (-6, "ok\n")])
+def test_nothing_else_is_a_skip_or_a_pass(code: int, printed: str):
+    with pytest.raises(AssertionError):
+        must_pass(subprocess.CompletedProcess([], code, printed, ""))
+
+
+def must_pass(done: "subprocess.CompletedProcess[str]") -> None:
+    """Fail where the native tests did; skip, with their reason, where the kernel offers them no io_uring."""
+    if done.returncode == NO_IO_URING:
+        pytest.skip(done.stdout.strip() or "no io_uring here, and no reason given")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stdout + done.stderr
 
 
 def has(sanitizers: str, directory: Path) -> bool:
