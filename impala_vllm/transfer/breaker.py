@@ -13,7 +13,6 @@ class Breaker:
         self.is_open = False
         self.is_dead = False
         """Open for good."""
-        self.num_trips = 0
         self._max_consecutive_errors = max_consecutive_errors
         self._first_cooldown_s = cooldown_s
         self._max_cooldown_s = max_cooldown_s
@@ -43,7 +42,6 @@ class Breaker:
         else:
             self._cooldown_s = self._first_cooldown_s
         self.is_open = True
-        self.num_trips += 1
         self._probe_s = now + self._cooldown_s
         return True
 

@@ -15,7 +15,7 @@ from impala_vllm.transfer.flights import Flights
 from impala_vllm.transfer.jobs import Item, Job, JobQueue, Result
 from impala_vllm.transfer.landings import Landings
 from impala_vllm.transfer.limits import Limits
-from impala_vllm.transfer.messages import Drain, Forget, Hasten, Message, Withdraw
+from impala_vllm.transfer.messages import Forget, Message, Withdraw
 from impala_vllm.transfer.probe import PROBE_TOKEN, Probe
 from impala_vllm.transfer.slab import Slab
 
@@ -42,7 +42,6 @@ class Coordinator:
         self._probe = Probe(io, slab.probe_offset_bytes)
         self._queue = JobQueue()
         self._jobs: dict[int, Job] = {}
-        self._drains: list[Drain] = []
 
     def step(self, max_wait_s: float = 60.0) -> None:
         """Take messages, start what may start, wait until an op ends or something is due, and finish what ended."""
@@ -51,7 +50,6 @@ class Coordinator:
         self._check_stuck(now)
         self._start(now)
         self._landings.save_wear(now)
-        self._answer_drains()
         self.oldest_read_s = self.flights.oldest_read_s()
         wait_s = min(max_wait_s, self._idle_s(now))
         self.busy_since_s = None
@@ -94,8 +92,6 @@ class Coordinator:
             if isinstance(message, Job):
                 message.is_withdrawn = True
                 self.results.append(message.result(self._clock()))
-            elif isinstance(message, Drain):
-                message.is_empty.set()
 
     def _take_all(self, now: float) -> None:
         while self.inbox:
@@ -111,16 +107,8 @@ class Coordinator:
             case Withdraw(job_id):
                 if job_id in self._jobs:
                     self._settle(self._jobs[job_id])
-            case Hasten(job_id):
-                if job_id in self._jobs:
-                    self._queue.hasten(self._jobs[job_id])
             case Forget():
                 self._landings.forget(message.slot, message.serial, now)
-            case Drain():
-                self._drains.append(message)
-                for job in list(self._queue.waiting()):
-                    if job.not_before_s is not None and job.not_before_s > now:
-                        self._withdraw(job)
 
     def _start(self, now: float) -> None:
         """Start what order, room, rates and the breaker allow."""
@@ -138,7 +126,7 @@ class Coordinator:
 
     def _next_job(self, now: float) -> Job | None:
         """The job whose next item is to start now. Writes wait for no read that cannot start itself."""
-        for job in (self._queue.next_read(now), self._queue.next_write()):
+        for job in (self._queue.next_read(), self._queue.next_write()):
             if job is not None and self.flights.has_room(job) and self.flights.ready_in_s(job.is_write, now) <= 0.0:
                 return job
         return None
@@ -176,7 +164,7 @@ class Coordinator:
         self._end(flight.job, flight.item, self._landings.land(flight, completion, now))
 
     def _end(self, job: Job, item: Item, is_done: bool) -> None:
-        job.end(item, is_done, self._clock())
+        job.end(item, is_done)
         self._settle(job)
 
     def _settle(self, job: Job) -> None:
@@ -205,24 +193,15 @@ class Coordinator:
         if self.breaker.is_open:
             in_s = math.inf if self._io.num_in_flight else self.breaker.probe_in_s(now)
             return max(0.0, min(in_s, due_s - now))
-        recall_s, oldest_s = self._queue.next_due_s(), self.flights.oldest_read_s()
-        if recall_s is not None and recall_s > now:
-            due_s = min(due_s, recall_s)
+        oldest_s = self.flights.oldest_read_s()
         if oldest_s is not None:
             due_s = min(due_s, oldest_s + self._limits.stuck_s)
-        for job in (self._queue.next_read(now), self._queue.next_write()):
+        for job in (self._queue.next_read(), self._queue.next_write()):
             if job is not None and self.flights.has_room(job):
                 due_s = min(due_s, now + self.flights.ready_in_s(job.is_write, now))
         return max(0.0, due_s - now)
 
-    def _answer_drains(self) -> None:
-        if self._drains and not self._jobs:
-            for drain in self._drains:
-                drain.is_empty.set()
-            self._drains.clear()
-
     def _close(self) -> None:
         self._io.close()
         self._slab.close()
-        self._answer_drains()
         self.refuse_inbox()

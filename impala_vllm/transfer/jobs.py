@@ -1,8 +1,7 @@
 """Jobs of the NVMe store and the order in which their items start. Pure: `now` is an argument."""
 
-import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,8 +47,6 @@ class Job:
     job_id: int
     is_write: bool
     items: Sequence[Item]
-    not_before_s: float | None
-    submitted_s: float
     staged_bytes: int = 0
     """Data of a write, which counts against the staging budget until its result is polled."""
     serial: int = 0
@@ -59,8 +56,6 @@ class Job:
     num_started: int = 0
     num_in_flight: int = 0
     started_s: float = 0.0
-    progress_s: float = 0.0
-    """When an item last started or ended."""
     num_bytes: int = 0
     left_bytes: int = field(init=False)
     """Data of items that have not ended."""
@@ -81,12 +76,10 @@ class Job:
             self.started_s = now
         self.num_started += 1
         self.num_in_flight += 1
-        self.progress_s = now
 
-    def end(self, item: Item, is_done: bool, now: float) -> None:
+    def end(self, item: Item, is_done: bool) -> None:
         """A started item is over."""
         self.num_in_flight -= 1
-        self.progress_s = now
         self.left_bytes -= item.buffer.nbytes
         if is_done:
             self.num_bytes += item.buffer.nbytes
@@ -113,57 +106,29 @@ class Job:
 
 
 class JobQueue:
-    """Jobs with items to start: reads that somebody waits for, then recalls whose time has come, then writes.
+    """Jobs with items to start: reads, then writes.
 
     A job leaves by itself when its last item has started or it is withdrawn.
     """
 
     def __init__(self) -> None:
-        self._urgent: deque[Job] = deque()
-        self._recalls: list[tuple[float, int, Job]] = []
+        self._reads: deque[Job] = deque()
         self._writes: deque[Job] = deque()
 
     def add(self, job: Job) -> None:
-        """O(log recalls)."""
-        if job.is_write:
-            self._writes.append(job)
-        elif job.not_before_s is None:
-            self._urgent.append(job)
-        else:
-            heapq.heappush(self._recalls, (job.not_before_s, job.serial, job))
+        """Behind those of its kind."""
+        (self._writes if job.is_write else self._reads).append(job)
 
-    def hasten(self, job: Job) -> None:
-        """Somebody waits for this recall now. No-op for other jobs."""
-        if job.not_before_s is not None and job.has_waiting:
-            job.not_before_s = None
-            self._urgent.append(job)
-
-    def next_read(self, now: float) -> Job | None:
+    def next_read(self) -> Job | None:
         """The job whose next item is the next read to start; it stays in the queue."""
-        while self._urgent and not self._urgent[0].has_waiting:
-            self._urgent.popleft()
-        if self._urgent:
-            return self._urgent[0]
-        due_s = self.next_due_s()
-        return self._recalls[0][2] if due_s is not None and due_s <= now else None
+        return _first(self._reads)
 
     def next_write(self) -> Job | None:
         """The job whose next item is the next write to start; it stays in the queue."""
-        while self._writes and not self._writes[0].has_waiting:
-            self._writes.popleft()
-        return self._writes[0] if self._writes else None
+        return _first(self._writes)
 
-    def next_due_s(self) -> float | None:
-        """When the next recall may start."""
-        while self._recalls and (self._recalls[0][2].not_before_s is None or not self._recalls[0][2].has_waiting):
-            heapq.heappop(self._recalls)
-        return self._recalls[0][0] if self._recalls else None
 
-    def waiting(self) -> Iterator[Job]:
-        """Every job with items to start, in no particular order."""
-        for job in (*self._urgent, *self._writes):
-            if job.has_waiting:
-                yield job
-        for _, _, job in self._recalls:
-            if job.has_waiting and job.not_before_s is not None:
-                yield job
+def _first(jobs: deque[Job]) -> Job | None:
+    while jobs and not jobs[0].has_waiting:
+        jobs.popleft()
+    return jobs[0] if jobs else None

@@ -1,7 +1,6 @@
 """What the engine's thread tells the coordinator, beside the jobs themselves."""
 
 from dataclasses import dataclass
-from threading import Event
 from typing import TypeAlias
 
 from impala_vllm.transfer.jobs import Job
@@ -15,13 +14,6 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
-class Hasten:
-    """Somebody waits for the job now."""
-
-    job_id: int
-
-
-@dataclass(frozen=True, slots=True)
 class Forget:
     """What the slot holds, or gets from jobs of a smaller serial, is void."""
 
@@ -30,11 +22,4 @@ class Forget:
     serial: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Say when nothing is left to do. Recalls that are not due are withdrawn."""
-
-    is_empty: Event
-
-
-Message: TypeAlias = Job | Withdraw | Hasten | Forget | Drain
+Message: TypeAlias = Job | Withdraw | Forget

@@ -7,14 +7,14 @@ I/O. They share two deques and read each other's plain numbers; there is no lock
 import logging
 import time
 from collections.abc import Callable, Sequence
-from threading import Event, Thread
+from threading import Thread
 
 from impala_vllm.transfer.block_io import BlockIo
 from impala_vllm.transfer.coordinator import Coordinator
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Job, Result
 from impala_vllm.transfer.limits import Limits
-from impala_vllm.transfer.messages import Drain, Forget, Hasten, Message, Withdraw
+from impala_vllm.transfer.messages import Forget, Message, Withdraw
 from impala_vllm.transfer.slab import Slab
 from impala_vllm.transfer.slab_records import MAX_KEY_BYTES
 
@@ -64,11 +64,6 @@ class NvmeStore:
         return oldest_s is not None and self._clock() - oldest_s >= self.limits.stuck_s
 
     @property
-    def is_dead(self) -> bool:
-        """Whether it is over for good: closed, or its thread failed."""
-        return self._coordinator.breaker.is_dead
-
-    @property
     def io_name(self) -> str:
         """What does the I/O, for people."""
         return self._io.name
@@ -77,10 +72,6 @@ class NvmeStore:
     def counters(self) -> Counters:
         """Live totals."""
         return self._coordinator.counters
-
-    @property
-    def num_breaker_trips(self) -> int:
-        return self._coordinator.breaker.num_trips
 
     @property
     def num_jobs(self) -> int:
@@ -129,17 +120,16 @@ class NvmeStore:
         if self.is_open or self._queued_write_bytes + num_bytes > self.limits.max_queued_write_bytes:
             return False
         self._queued_write_bytes += num_bytes
-        self._submit(Job(job_id, True, tuple(items), None, self._clock(), num_bytes))
+        self._submit(Job(job_id, True, tuple(items), num_bytes))
         return True
 
-    def submit_read(self, job_id: int, items: Sequence[Item], not_before_s: float | None = None) -> None:
+    def submit_read(self, job_id: int, items: Sequence[Item]) -> None:
         """Read the items, before all writes; each is verified against key and checksum.
 
-        `not_before_s`: a recall that starts by itself at that time of the clock, after the reads that have none. With
-        an open breaker it comes back untried. Raises ValueError like `submit_write`.
+        With an open breaker it comes back untried. Raises ValueError like `submit_write`.
         """
         self._check(job_id, items)
-        job = self._reads[job_id] = Job(job_id, False, tuple(items), not_before_s, self._clock())
+        job = self._reads[job_id] = Job(job_id, False, tuple(items))
         self._submit(job)
 
     def cancel(self, job_id: int) -> bool:
@@ -154,21 +144,13 @@ class NvmeStore:
         self._post(Withdraw(job_id))
         return True
 
-    def hasten(self, job_id: int) -> None:
-        """A request waits for this recall now: it starts next. No-op for other jobs."""
-        if job_id in self._jobs:
-            self._post(Hasten(job_id))
-
     def forget(self, slot: int) -> None:
         """What the slot holds, or gets from jobs submitted before, is void; also after a restart."""
         self._serial += 1
         self._post(Forget(slot, self._serial))
 
     def clear(self) -> None:
-        """`forget` every slot, and what was submitted before; nothing written from now on outlives this process.
-
-        On disk when a `drain` afterwards returns True.
-        """
+        """`forget` every slot, and what was submitted before; nothing written from now on outlives this process."""
         self._serial += 1
         self._post(Forget(None, self._serial))
 
@@ -182,28 +164,6 @@ class NvmeStore:
             self._queued_write_bytes -= job.staged_bytes
             results.append(result)
         return results
-
-    def overdue(self) -> list[int]:
-        """Jobs that a request should no longer wait for: the disk has not moved them for `stuck_s`.
-
-        Their buffers are still in use; `poll` gives them back if the disk ever does.
-        """
-        now, stuck_s, is_stalled = self._clock(), self.limits.stuck_s, self._is_stalled()
-        return [
-            job_id
-            for job_id, job in self._jobs.items()
-            if (job.num_in_flight and now - job.progress_s >= stuck_s)
-            or (is_stalled and now - job.submitted_s >= stuck_s)
-        ]
-
-    def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is left to do; recalls that are not due are withdrawn. Returns whether it came to that.
-
-        For resets and the end: the one method beside `close` that waits.
-        """
-        is_empty = Event()
-        self._post(Drain(is_empty))
-        return is_empty.wait(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Withdraw what has not started, wait for the rest, let go of the slab. Idempotent.

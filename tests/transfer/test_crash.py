@@ -12,6 +12,7 @@ from impala_vllm.transfer.jobs import Item
 from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.nvme_store import NvmeStore
 from impala_vllm.transfer.slab import Slab
+from tests.transfer.finishing import finish
 
 SLOT_BYTES = 128 << 10
 NUM_KEYS = 400
@@ -77,8 +78,7 @@ def test_what_a_killed_process_leaves_verifies(tmp_path: Path):
         found["recovered"] += len(items)
         found["torn"] += slab.num_torn
         store.submit_read(1, items)
-        assert store.drain(120.0)
-        (result,) = store.poll()
+        (result,) = finish(store).values()
         assert result.failed_keys == result.untried_keys == ()
         assert all(each.buffer == data_of(int(each.key[3:])) for each in items)
         assert store.counters.num_checksum_failures == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from impala_vllm.transfer.coordinator import Coordinator
 from impala_vllm.transfer.jobs import Item, Job, Result
 from impala_vllm.transfer.limits import Limits
-from impala_vllm.transfer.messages import Forget, Hasten, Withdraw
+from impala_vllm.transfer.messages import Forget, Withdraw
 from impala_vllm.transfer.slab import Slab
 from tests.transfer.virtual import ManualClock, VirtualDisk
 
@@ -28,11 +28,10 @@ places = st.lists(
 actions = st.one_of(
     st.tuples(st.just("write"), places),
     st.tuples(st.just("write"), places),
-    st.tuples(st.just("read"), places, st.none() | st.floats(0.0, 0.05)),
+    st.tuples(st.just("read"), places),
     st.tuples(st.just("forget"), slots),
     st.tuples(st.just("forget"), st.none()),
     st.tuples(st.just("cancel"), job_ids),
-    st.tuples(st.just("hasten"), job_ids),
     st.tuples(st.just("step"), st.integers(1, 4)),
     st.tuples(st.just("settle")),
     st.tuples(st.just("damage"), slots, st.integers(0, 8 * SLOT_BYTES - 1)),
@@ -75,10 +74,10 @@ class Modelled:
         self.open()
 
     def write(self, where: list[tuple[int, bytes]]) -> None:
-        self._submit(True, where, None)
+        self._submit(True, where)
 
-    def read(self, where: list[tuple[int, bytes]], in_s: float | None) -> None:
-        self._submit(False, where, None if in_s is None else self.clock.now + in_s)
+    def read(self, where: list[tuple[int, bytes]]) -> None:
+        self._submit(False, where)
 
     def forget(self, slot: int | None) -> None:
         self.serial += 1
@@ -90,9 +89,6 @@ class Modelled:
         if job_id in self.jobs and self.jobs[job_id].has_waiting:
             self.jobs[job_id].is_withdrawn = True
             self.coordinator.inbox.append(Withdraw(job_id))
-
-    def hasten(self, job_id: int) -> None:
-        self.coordinator.inbox.append(Hasten(job_id))
 
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -173,13 +169,13 @@ class Modelled:
         self.jobs.clear()
         self.results.clear()
 
-    def _submit(self, is_write: bool, where: list[tuple[int, bytes]], not_before_s: float | None) -> int:
+    def _submit(self, is_write: bool, where: list[tuple[int, bytes]]) -> int:
         job_id = len(self.items)
         buffers = [bytearray(data_of(key) if is_write else SLOT_BYTES) for _, key in where]
         pairs = zip(where, buffers, strict=True)
         self.items[job_id] = tuple(Item(key, slot, memoryview(buffer)) for (slot, key), buffer in pairs)
         self.serial += 1
-        job = Job(job_id, is_write, self.items[job_id], not_before_s, self.clock.now, serial=self.serial)
+        job = Job(job_id, is_write, self.items[job_id], serial=self.serial)
         self.jobs[job_id] = job
         self.log.append(job_id)
         self.coordinator.inbox.append(job)
@@ -200,7 +196,7 @@ class Modelled:
 
     def _holds(self, slot: int, key: bytes) -> bool:
         """Ask the store, nothing else being under way."""
-        job_id = self._submit(False, [(slot, key)], None)
+        job_id = self._submit(False, [(slot, key)])
         while job_id not in self.results:
             self.step(1)
         self.log.remove(job_id)

@@ -136,6 +136,11 @@ _TIERS: list[tuple[str, type[_Family], str]] = [
     ("nvme_used_bytes", GaugeMetricFamily, "Of that, filled."),
     ("nvme_read_bytes", CounterMetricFamily, "KV read from NVMe and verified."),
     ("nvme_write_bytes", CounterMetricFamily, "KV written to NVMe."),
+    (
+        "nvme_write_today_bytes",
+        GaugeMetricFamily,
+        "KV written to the slab since midnight UTC, earlier servers' included.",
+    ),
     ("nvme_unplaced_bytes", CounterMetricFamily, "KV not written: NVMe had nothing cheaper to give up."),
     ("nvme_failed_bytes", CounterMetricFamily, "KV that could not be read back: misses."),
     ("nvme_errors", CounterMetricFamily, "Reads and writes that failed."),

@@ -226,6 +226,7 @@ class NvmeTier:
             "nvme_used_bytes": float(len(self.pool) * size),
             "nvme_read_bytes": float(counted.read_bytes),
             "nvme_write_bytes": float(counted.write_bytes),
+            "nvme_write_today_bytes": float(self.store.write_bytes_today),
             "nvme_unplaced_bytes": float(self.num_unplaced * size),
             "nvme_failed_bytes": float(self.num_failed * size),
             "nvme_errors": float(counted.num_read_errors + counted.num_write_errors),

@@ -528,6 +528,12 @@ def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(
     tiers.check_nothing_moves()
 
 
+def test_what_was_written_today_is_told() -> None:
+    tiers = Tiers(4, nvme=8)
+    tiers.disk.write_bytes_today = 5
+    assert tiers.manager.stats()["nvme_write_today_bytes"] == 5.0
+
+
 def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
     tiers = Tiers(64, nvme=256)
     tiers.disk.limits = Limits(max_queued_write_bytes=staging_bytes(64 * CHUNK_BYTES, CHUNK_BYTES))
