@@ -7,16 +7,16 @@ the same or are routed by load. One event loop; the tokenizer is loaded in a thr
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiohttp
 import zmq.asyncio
 
+from impala_vllm.fleet.connection import open_socket
 from impala_vllm.fleet.events import Endpoints
 from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.hashing import Adapter, Hello, Prompts, Scheme, Tokenizer, TokenizerError, handshake
@@ -32,8 +32,6 @@ logger = logging.getLogger("impala.fleet")
 MAX_REMEMBERED = 1000
 MAX_REMEMBERED_CHARS = 512
 """Names of models, asked for by clients, for which answers are kept."""
-_TCP_OPTIONS = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
-"""Seconds, and milliseconds for what was sent and is not acknowledged."""
 
 
 class AddressError(ValueError):
@@ -96,7 +94,7 @@ class Fleet:
         self._context = zmq.asyncio.Context()
         self.session = aiohttp.ClientSession(
             # vLLM closes what was idle for 5 s; who asks in that moment is told that the connection broke.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, socket_factory=_socket),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, socket_factory=open_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are no other's
@@ -291,18 +289,6 @@ class Fleet:
             load.is_open = server.state is State.UP
             ranks = server.hello.ranks if server.hello is not None else ()
             load.capacity_tokens = next((r.hbm_tokens for r in ranks if r.dp_rank == replica.dp_rank), None)
-
-
-def _socket(address: tuple[Any, ...]) -> socket.socket:
-    """A connection to a server notices within half a minute that nobody is there, where the platform can."""
-    family, kind, protocol = address[:3]
-    made = socket.socket(family, kind, protocol or socket.IPPROTO_TCP)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _TCP_OPTIONS.items():
-        option = getattr(socket, name, None)
-        if option is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
 
 
 def parse_address(text: str) -> Address:

@@ -7,7 +7,7 @@ words, and shown at /v1/impala/servers: such a server is still used, by load and
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -19,13 +19,14 @@ import msgspec
 import zmq.asyncio
 
 from impala_vllm.fleet import faults
-from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower, Removed, Stored
+from impala_vllm.fleet.events import Endpoints, Feed, Follower
 from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.events.follower import Completeness
 from impala_vllm.fleet.events.snapshot import SnapshotError
 from impala_vllm.fleet.hashing import Adapter, Hello, HelloError, handshake
 from impala_vllm.fleet.index import Index
-from impala_vllm.fleet.places import Replica, ServerId, Tier
+from impala_vllm.fleet.into import Into
+from impala_vllm.fleet.places import Replica, ServerId
 
 logger = logging.getLogger("impala.fleet")
 
@@ -317,7 +318,7 @@ class Server:
             return None
 
     def _start_feed(self, replica: Replica, endpoints: Endpoints, group: int) -> None:
-        follower = Follower(_Into(self._index, replica, group), can_replay=endpoints.replay is not None)
+        follower = Follower(Into(self._index, replica, group), can_replay=endpoints.replay is not None)
         self.followers[replica] = follower
         feed = Feed(self._context, endpoints, follower, partial(self._ask_blocks, replica.dp_rank))
         self._feeds.append(asyncio.create_task(feed.run(), name=f"events of {replica.server}"))
@@ -347,32 +348,6 @@ _OTHER_CHATS = (
 
 class _Models(msgspec.Struct):
     data: list[dict[str, Any]]
-
-
-class _Into:
-    """A replica's events, on their way into the index."""
-
-    def __init__(self, index: Index, replica: Replica, group: int) -> None:
-        self._index = index
-        self._replica = replica
-        self._group = group
-
-    def apply(self, events: Sequence[Event]) -> None:
-        """Take over changes of the group that stands for prefixes."""
-        now = asyncio.get_running_loop().time()
-        for event in events:
-            if isinstance(event, Stored):
-                if event.group == self._group:
-                    self._index.store(self._replica, event.tier, event.keys, now)
-            elif isinstance(event, Removed):
-                if event.group == self._group:
-                    self._index.remove(self._replica, event.tier, event.keys)
-            else:  # other tiers tell of what they drop
-                self._index.clear(self._replica, Tier.HBM)
-
-    def lost(self) -> None:
-        """Forget what the index has of it. Its traces stay: their KV most likely is still there."""
-        self._index.clear(self._replica)
 
 
 def _reachable(endpoint: str, host: str) -> str:

@@ -12,7 +12,6 @@ import zmq.asyncio
 from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
-from impala_vllm.fleet import fleet as fleets
 from impala_vllm.fleet import server as servers
 from impala_vllm.fleet.fleet import Fleet, parse_address
 from impala_vllm.fleet.index import MaskIndex
@@ -100,13 +99,6 @@ async def test_what_else_lets_a_listed_server_go_does_not_last(tmp_path):
     async with following(path) as fleet:
         assert await fleet.remove(A.url)
         await until(lambda: A.url in fleet.servers)
-
-
-def test_connections_to_servers_notice_that_nobody_is_there():
-    with fleets._socket((fleets.socket.AF_INET, fleets.socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
-        assert made.getsockopt(fleets.socket.SOL_SOCKET, fleets.socket.SO_KEEPALIVE)
-        if hasattr(fleets.socket, "TCP_USER_TIMEOUT"):
-            assert made.getsockopt(fleets.socket.IPPROTO_TCP, fleets.socket.TCP_USER_TIMEOUT) > 0
 
 
 class Asked:

@@ -1,112 +1,18 @@
-"""The router's HTTP side: routes, start and end. Starlette in front, aiohttp towards the servers, one event loop.
+"""The router's HTTP side: routes, start and end. Starlette in front, aiohttp towards the servers, one event loop."""
 
-Routes that change the fleet answer to this machine only, or to whoever has the admin key: whoever adds a server gets
-to read prompts.
-"""
-
-import asyncio
 import contextlib
-import hmac
-import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
-from pathlib import Path
-from random import Random
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from impala_vllm.config import MetadataConfig
-from impala_vllm.fleet.fleet import Address, AddressError, Fleet, parse_address
-from impala_vllm.fleet.index import IndexConfig, MaskIndex
-from impala_vllm.fleet.places import ServerId
-from impala_vllm.fleet.proxy.forward import Forward, Receive, Scope, Send
-from impala_vllm.fleet.proxy.metrics import Metrics
-from impala_vllm.fleet.proxy.reading import Reader
-from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
-from impala_vllm.fleet.residency import Residency
-from impala_vllm.fleet.router import Router
-from impala_vllm.fleet.scoring import Policy
-from impala_vllm.fleet.server import AskingConfig, Server
-
-logger = logging.getLogger("impala.fleet")
+from impala_vllm.fleet.proxy.admin import Admin
+from impala_vllm.fleet.proxy.forward import Forward
+from impala_vllm.fleet.proxy.gateway import Gateway, RouterOptions
+from impala_vllm.fleet.proxy.watch import Receive, Scope, Send
 
 FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
-_LOCAL = ("127.0.0.1", "::1", "testclient")
-_LOCAL_NAMES = ("127.0.0.1", "::1", "localhost")
-
-
-@dataclass(frozen=True, slots=True)
-class RouterOptions:
-    """What `impala router` is told."""
-
-    workers: tuple[Address, ...]
-    workers_file: Path | None = None
-    tokenizer: str | None = None
-    server_key: str | None = None
-    admin_key: str | None = None
-    explains: bool = False
-    drain_s: float = 600.0
-    """How long a removed server may finish what it runs."""
-    registry: str | None = None
-    """redis://..., shared with other routers; None: this one is alone."""
-    index: IndexConfig = field(default_factory=IndexConfig)
-    sharing: RegistryConfig = field(default_factory=RegistryConfig)
-    asking: AskingConfig = field(default_factory=AskingConfig)
-    metadata: MetadataConfig = field(default_factory=MetadataConfig)
-
-
-class Gateway:
-    """Everything behind the routes; use as an async context manager."""
-
-    def __init__(self, options: RouterOptions) -> None:
-        """Raises RegistryError."""
-        self.options = options
-        local = MaskIndex(options.index)
-        shared = SharedIndex(local) if options.registry is not None else None
-        self.fleet = Fleet(shared or local, options.tokenizer, options.server_key, options.asking)
-        residency = Residency(self.fleet.index, options.index)
-        self.router = Router(self.fleet.loads, residency, Policy(), Random())
-        self.fleet.on_lost = self.router.leave
-        self.registry: Registry | None = None
-        if shared is not None and options.registry is not None:
-            self.registry = Registry(options.registry, shared, self.fleet.sources, self.fleet.loads, options.sharing)
-            self.fleet.is_told = shared.heard.__contains__
-        self.metrics = Metrics(self.fleet, self.router, self.registry)
-        self.reader = Reader(self.fleet, options.metadata)
-        self.forward = Forward(self.fleet, self.router, self.reader, self.metrics, options.explains)
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> "Gateway":
-        await self.fleet.__aenter__()
-        for address in self.options.workers:
-            self.fleet.add(address)
-        self._tasks.append(asyncio.create_task(self._tick(), name="router tick"))
-        if self.registry is not None:
-            self._tasks.append(asyncio.create_task(self.registry.run(), name="registry"))
-        if self.options.workers_file is not None:
-            self._tasks.append(asyncio.create_task(self.fleet.follow_file(self.options.workers_file)))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.fleet.__aexit__()
-        self.reader.close()
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            try:
-                self.router.tick(asyncio.get_running_loop().time())
-            except Exception:  # routing goes on without the clean-up; the next second tries again
-                logger.exception("clean-up failed")
 
 
 def build(options: RouterOptions, gateway: Gateway | None = None) -> Starlette:
@@ -118,7 +24,7 @@ def build(options: RouterOptions, gateway: Gateway | None = None) -> Starlette:
         async with site:
             yield
 
-    admin = _Admin(site)
+    admin = Admin(site)
     return _Site(
         site.forward,
         lifespan=lifespan,
@@ -147,133 +53,3 @@ class _Site(Starlette):
             await self._forward(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-
-class _Addition(msgspec.Struct, forbid_unknown_fields=True):
-    url: str
-    kv_events: str | None = None
-    """EVENTS[,REPLAY]; none: as its handshake says."""
-
-
-class _Admin:
-    """Routes that the router answers itself."""
-
-    def __init__(self, site: Gateway) -> None:
-        self._site = site
-        self._fleet = site.fleet
-
-    async def models(self, request: Request) -> Response:
-        cards = {str(card.get("id")): card for s in self._fleet.servers.values() for card in s.model_cards}
-        return JSONResponse({"object": "list", "data": list(cards.values())})
-
-    async def health(self, request: Request) -> Response:
-        num_open = sum(load.is_open for load in self._fleet.loads.values())
-        body = {"status": "ok" if num_open else "no server", "open": num_open, "known": len(self._fleet.loads)}
-        if (registry := self._site.registry) is not None:
-            body["registry"] = registry.problem or "ok"
-        return JSONResponse(body, 200 if num_open else 503)
-
-    async def metrics(self, request: Request) -> Response:
-        return Response(self._site.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    async def route(self, request: Request) -> Response:
-        """Where a request would go and why; nothing is sent or noted. The body is the request's, with its `path`."""
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
-        path = request.query_params.get("path", "/v1/chat/completions")
-        read = await self._site.reader.read(path, dict(request.headers), await request.body())
-        plan = self._site.router.plan(read.turn, read.serving.loads)
-        if plan.decision is None:
-            return JSONResponse({"error": "no server is available"}, 503, {"retry-after": "2"})
-        decision = plan.decision
-        return JSONResponse(
-            {
-                "server": decision.replica.server,
-                "dp_rank": decision.replica.dp_rank,
-                "reason": decision.reason.value,
-                "prompt_tokens": read.turn.num_tokens,
-                "cached_tokens": decision.cached_tokens,
-                "is_hashed": read.turn.prompt is not None,
-                "prices": [
-                    {"server": r.server, "dp_rank": r.dp_rank, **terms._asdict(), "total_s": terms.total_s}
-                    for r, terms in plan.terms.items()
-                ],
-            }
-        )
-
-    async def list_servers(self, request: Request) -> Response:
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
-        return JSONResponse({"servers": [self._describe(server) for server in self._fleet.servers.values()]})
-
-    async def add_server(self, request: Request) -> Response:
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
-        try:
-            asked = msgspec.json.decode(await request.body(), type=_Addition)
-            address = parse_address(f"{asked.url}={asked.kv_events}" if asked.kv_events else asked.url)
-        except (msgspec.DecodeError, AddressError) as e:
-            return JSONResponse({"error": str(e)}, 400)
-        return JSONResponse(self._describe(self._fleet.add(address)), 201)
-
-    async def remove_server(self, request: Request) -> Response:
-        """Drains: the answer comes once what ran there has ended, or time is up."""
-        if (refusal := self._refusal(request)) is not None:
-            return refusal
-        url = request.query_params.get("url", "").rstrip("/")
-        if ServerId(url) not in self._fleet.servers:
-            return JSONResponse({"error": f"no server {url!r}"}, 404)
-        if ServerId(url) in self._fleet.listed:
-            return JSONResponse({"error": f"{url} is in {self._site.options.workers_file}; take its line out"}, 409)
-        if not await self._fleet.remove(ServerId(url), self._site.options.drain_s):
-            return JSONResponse({"error": f"{url} was added again, or removed by another call, meanwhile"}, 409)
-        return JSONResponse({"removed": url})
-
-    def _describe(self, server: Server) -> dict[str, Any]:
-        return {
-            "url": server.id,
-            "state": server.state.value,
-            "hashes": server.problem or server.chat_problem or "ok",
-            "events": server.event_problem or "ok",
-            "models": sorted(server.models) if server.models is not None else None,
-            "ranks": [
-                {
-                    "dp_rank": replica.dp_rank,
-                    "running": self._fleet.loads[replica].num_running if replica in self._fleet.loads else 0,
-                    "knowledge": follower.completeness.value if follower else "nothing",
-                    "batches": follower.counts.batches if follower else 0,
-                    "losses": follower.counts.losses if follower else 0,
-                }
-                for replica in server.replicas
-                for follower in [server.followers.get(replica)]
-            ],
-        }
-
-    def _refusal(self, request: Request) -> Response | None:
-        """None: whoever asks may. A page in a browser on this machine may not, though it can ask."""
-        key = self._site.options.admin_key
-        said, origin = request.headers.get("authorization", ""), request.headers.get("origin")
-        if key is not None and not hmac.compare_digest(said.encode(), f"Bearer {key}".encode()):
-            return _forbidden("for this machine only, or with --admin-key")
-        if key is None and (request.client is None or request.client.host not in _LOCAL):
-            return _forbidden("for this machine only, or with --admin-key")
-        if origin is not None and not _is_own(origin, request.headers.get("host", ""), key is not None):
-            return _forbidden("not for pages of other sites")
-        # Pages can send forms and text to other sites without asking, but not this.
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if request.method == "POST" and kind != "application/json":
-            return JSONResponse({"error": "send it as application/json"}, 415)
-        return None
-
-
-def _is_own(origin: str, host: str, has_key: bool) -> bool:
-    """Whether a page came from the router's own address. Without a key that is a local name: others can be made up."""
-    try:
-        parts = urlsplit(origin)
-        return parts.netloc == host and (has_key or parts.hostname in _LOCAL_NAMES)
-    except ValueError:
-        return False
-
-
-def _forbidden(why: str) -> Response:
-    return JSONResponse({"error": why}, 403)

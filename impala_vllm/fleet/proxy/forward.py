@@ -7,9 +7,8 @@ upstream request, which ends the work in the engine.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import aiohttp
 
@@ -19,14 +18,10 @@ from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.places import Replica
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Read, Reader
+from impala_vllm.fleet.proxy.watch import Message, Receive, Scope, Send, Watch
 from impala_vllm.fleet.router import Router, Ticket
 
 logger = logging.getLogger("impala.fleet")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 256 << 20
 MAX_TRIES = 3
@@ -41,36 +36,6 @@ _HOP_BY_HOP = frozenset(
 
 class _Gone(Exception):
     """The client has left."""
-
-
-class _Watch:
-    """Cancels what its body does, and nothing after it, once the client leaves; any other cancelling goes on."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.has_left = False
-        self._is_over = False
-
-    def __enter__(self) -> "_Watch":
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watching = asyncio.create_task(self._watch())
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._is_over = True
-        self._watching.cancel()
-        if not self.has_left:
-            return False
-        return self._task.uncancel() == 0 and kind is asyncio.CancelledError
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._is_over:
-            self.has_left = True
-            self._task.cancel()
 
 
 class Forward:
@@ -92,7 +57,7 @@ class Forward:
         if body is None:
             await _refuse(send, 413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
             return
-        with _Watch(receive) as watch:
+        with Watch(receive) as watch:
             await self._answer(scope, body, send)
         if watch.has_left:
             self._metrics.left.inc()

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from impala_vllm.fleet.proxy.forward import _Watch
+from impala_vllm.fleet.proxy.watch import Watch
 
 
 class Client:
@@ -19,7 +19,7 @@ class Client:
 
 
 async def serve(client: Client, does) -> bool:
-    with _Watch(client.receive) as watch:
+    with Watch(client.receive) as watch:
         await does
     return watch.has_left
 
