@@ -150,7 +150,7 @@ class Replica:
                 nap_s = max(IDLE_S, IDLE_SHARE * (self.policy.replan_s or 0.0))
                 if self.policy.replan_s is None and self.tiers is not None:
                     nap_s = LOADING_S
-                self._loop.at(now + nap_s, partial(self._step, self._num_naps))
+                self._loop.again(now + nap_s, partial(self._step, self._num_naps), type(self.policy).__name__)
             return
         prompts: list[tuple[int, int]] = []
         context = 0

@@ -3,6 +3,7 @@
 Contexts of programs that reason, and those of programs that act at a weight, may not exceed HBM. Every `CHECK_S` the
 smallest acting programs are paused until that holds, then the smallest that reason, at the end of their turn; then
 paused ones resume, the smallest first, where they fit. A paused program's turn is held. The engine itself is stock.
+It never idles for a claim: programs that hold one may wait for a paused one, as a parent does for its sub-agent.
 """
 
 from collections.abc import Iterable
@@ -84,13 +85,21 @@ class ThunderAgent(Policy):
                 self.marked.add(program.name)
 
     def _resume(self, now: float) -> None:
-        used = self.used_tokens(now)
+        used, is_idle = self.used_tokens(now), self._is_idle()
         for program in sorted((p for p in self.programs if p.name in self.paused), key=_eager_first):
             claim = program.tokens + BUFFER_TOKENS
             # A program as large as the server runs alone.
-            if used + claim <= self._room or used == 0:
+            if used + claim <= self._room or used == 0 or is_idle:
+                is_idle = False
                 used += claim
                 del self.paused[program.name]
+
+    def _is_idle(self) -> bool:
+        """Nobody runs, and whoever waits is paused."""
+        replica = self.replica
+        waiting = (*replica.waiting, *replica.preempted)
+        is_busy = replica.running or replica.loading or replica.loaded or not waiting
+        return not is_busy and all(r.session.session_id in self.paused for r in waiting)
 
 
 class ThunderAgentProxy(ThunderAgent):
