@@ -95,24 +95,30 @@ class Batch:
         return lambda: ops.copy_ranges(*addresses, self.place)
 
     def vllm_dma(self) -> Move:
-        """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM, RuntimeError on a stream on which
-        it would copy page by page."""
+        """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM; the move raises RuntimeError on a
+        stream on which it would copy page by page."""
         from vllm import _custom_ops
 
-        if not device.takes_batched_copies(self.place):
-            raise RuntimeError("the driver batches no copies on the default stream")
         addresses, any_order = self._addresses(), self.direction == "H2D"
-        return lambda: _custom_ops.swap_blocks_batch(*addresses, is_src_access_order_any=any_order)
+
+        def move() -> None:
+            self._check_stream()
+            _custom_ops.swap_blocks_batch(*addresses, is_src_access_order_any=any_order)
+
+        return move
 
     def vllm_triton(self) -> Move:
         """vLLM's kernel; it takes the DMA engines itself for few pages. Raises as `vllm_dma`."""
         from vllm.v1.kv_offload.cpu.swap_blocks_triton import swap_blocks_batch
 
-        if not device.takes_batched_copies(self.place):
-            raise RuntimeError("the driver batches no copies on the default stream")
         addresses = self._addresses()
         chunk = min(1 << (self.source.shape[1] - 1).bit_length(), 8192)
-        return lambda: swap_blocks_batch(*addresses, bytes_per_chunk=chunk)
+
+        def move() -> None:
+            self._check_stream()
+            swap_blocks_batch(*addresses, bytes_per_chunk=chunk)
+
+        return move
 
     def vllm(self) -> Move:
         """As vLLM's worker chooses: its kernel for small pages to the device, else DMA."""
@@ -133,6 +139,10 @@ class Batch:
                 target.copy_(source, non_blocking=True)
 
         return move
+
+    def _check_stream(self) -> None:
+        if not device.takes_batched_copies(self.place):
+            raise RuntimeError("the driver batches no copies on the default stream")
 
     def _addresses(self) -> tuple[Tensor, Tensor, Tensor]:
         """Addresses and sizes in pinned memory, as vLLM's worker keeps them."""

@@ -56,6 +56,6 @@ def test_vllms_dma_is_not_timed_on_a_stream_that_the_driver_batches_nothing_on(m
     pytest.importorskip("vllm")
     monkeypatch.setattr(device, "takes_batched_copies", lambda place: False)
     batch = Pages.of(1 << 16, CPU).batch("H2D", 2048, 8)
-    for mover in (batch.vllm_dma, batch.vllm_triton):
+    for move in (batch.vllm_dma(), batch.vllm_triton()):
         with pytest.raises(RuntimeError, match="default stream"):
-            mover()
+            move()
