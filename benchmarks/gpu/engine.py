@@ -4,7 +4,9 @@ import asyncio
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,7 @@ class Sender:
 
     async def _loop(self) -> None:
         loop = asyncio.get_running_loop()
+        step = partial(copy_context().run, self._engine.step)
         try:
             while True:
                 if not self._new and not self._has_work():
@@ -182,7 +185,7 @@ class Sender:
                     self._add(opened)
                 self._new.clear()
                 # The engine is touched by one thread at a time: this one waits for that one.
-                outputs = await loop.run_in_executor(self._stepper, self._engine.step)
+                outputs = await loop.run_in_executor(self._stepper, step)
                 now = loop.time()
                 for output in outputs:
                     self._take(output, now)

@@ -1,6 +1,7 @@
 """The client in the engine's process, on an engine that says from where it is called."""
 
 import threading
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,10 @@ pytest.importorskip("vllm")
 
 from benchmarks.gpu.engine import Sender
 from impala_vllm.replay.plan import PlannedTurn
+
+
+SETTING = ContextVar("setting", default="of nobody")
+"""vLLM keeps some of its own so."""
 
 
 class Engine:
@@ -25,6 +30,7 @@ class Engine:
 
     def step(self) -> list[Any]:
         self.steppers.add(threading.get_ident())
+        assert SETTING.get() == "of the caller"
         made: list[Any] = []
         for request_id, left in list(self._open.items()):
             token = left.pop(0)
@@ -36,6 +42,7 @@ class Engine:
 
 
 async def test_turns_are_answered_and_every_step_is_one_threads():
+    SETTING.set("of the caller")
     engine = Engine()
     async with Sender(SimpleNamespace(llm_engine=engine)) as sender:
         for number in range(20):
