@@ -12,7 +12,6 @@ pytest.importorskip("vllm")
 from benchmarks.gpu.engine import Sender
 from impala_vllm.replay.plan import PlannedTurn
 
-
 SETTING = ContextVar("setting", default="of nobody")
 """vLLM keeps some of its own so."""
 
