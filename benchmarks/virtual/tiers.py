@@ -173,16 +173,16 @@ class VirtualStore:
         self.write_bytes_today = 0
         self.read_bytes_per_s = read_rate * CHUNK_BYTES if read_rate else None
         self.limits = Limits(max_queued_write_bytes=max_queued_write_bytes, read_bytes_per_s=self.read_bytes_per_s)
-        self._queued_write_bytes = 0
+        self.queued_write_bytes = 0
         self._reads, self._writes = Line(read_rate, now), Line(write_rate, now)
         self._shares: dict[int, float] = {}
         """Done of each read that was called back."""
 
     def submit_write(self, job_id: int, items: Sequence[Item]) -> bool:
         num_bytes = len(items) * CHUNK_BYTES
-        if self._queued_write_bytes + num_bytes > self.limits.max_queued_write_bytes:
+        if self.queued_write_bytes + num_bytes > self.limits.max_queued_write_bytes:
             return False
-        self._queued_write_bytes += num_bytes
+        self.queued_write_bytes += num_bytes
         self._writes.send((job_id, items), len(items))
         return True
 
@@ -208,7 +208,7 @@ class VirtualStore:
                 num_bytes = num_done * CHUNK_BYTES
                 found.append(Result(job_id, is_write, keys[:num_done], (), keys[num_done:], num_bytes, took_s))
                 if is_write:
-                    self._queued_write_bytes -= num_bytes
+                    self.queued_write_bytes -= num_bytes
                     self.counters.write_bytes += num_bytes
                 else:
                     self.counters.read_bytes += num_bytes

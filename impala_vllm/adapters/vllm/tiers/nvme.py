@@ -5,7 +5,9 @@ what it reads. Jobs hold pins on what they read and reservations on what they fi
 wrong byte. A chunk that could not be read is forgotten: a miss.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from impala_vllm.adapters.vllm.tiers.moves import Move, Moves
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
@@ -26,6 +28,18 @@ LATE_S, LATE_FACTOR, LATEST_S = 1.0, 4.0, 300.0
 
 WRITE_BYTES = 64 << 20
 """Most of one write: the store takes all of it or nothing, and room is made before it is asked."""
+
+
+MAX_UNWRITTEN = 64
+"""Writes remembered that the store had no room for; host may have lost the oldest by then."""
+
+
+class Unwritten(NamedTuple):
+    """A write that waits for room in the store's queue: until then it holds nothing."""
+
+    keys: Sequence[Key]
+    trace_id: TraceId | None
+    parent: Callable[[Key], Key | None]
 
 
 class NvmeTier:
@@ -54,6 +68,7 @@ class NvmeTier:
         self._rows = rows
         self._chunk_bytes = chunk_bytes
         self._moves = Moves()
+        self._unwritten: deque[Unwritten] = deque(maxlen=MAX_UNWRITTEN)
         self._idle: IdleKv | None = None
         self._planner: Planner | None = None
 
@@ -82,6 +97,7 @@ class NvmeTier:
         self._idle = self._planner = None
         self.chains.release_all()
         self._moves.forget_traces()
+        self._unwritten.clear()
 
     @property
     def is_usable(self) -> bool:
@@ -112,18 +128,14 @@ class NvmeTier:
     def write(
         self, keys: Iterable[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]
     ) -> None:
-        """Copy host chunks that are not here yet. What is not ready, finds no room or a busy disk is not written.
+        """Copy host chunks that are not here yet. What is not ready or finds no room is not written.
 
-        `parent` names what lies before a chunk: after a restart it shall not go before it.
+        `parent` names what lies before a chunk: after a restart it shall not go before it. Where the disk is busy, what
+        host still has is written later.
         """
-        held, ready = self.pool.keys(), self._host.ready
-        fresh = [key for key in keys if key not in held and key in ready]
-        if not fresh or not self.is_usable:
-            return
-        step = max(1, min(WRITE_BYTES, self.store.limits.max_queued_write_bytes) // self._chunk_bytes)
-        for start in range(0, len(fresh), step):
-            if not self._write(fresh[start : start + step], trace_id, now, parent):
-                break
+        left = self._write_all(Unwritten(list(keys), trace_id, parent), now)
+        if left:
+            self._unwritten.append(Unwritten(left, trace_id, parent))
 
     def promote(
         self,
@@ -169,7 +181,8 @@ class NvmeTier:
 
     def poll(self, now: float) -> None:
         """Take note of what the store has done and how fast, and call back what is overdue."""
-        for result in self.store.poll():
+        results = self.store.poll()
+        for result in results:
             move = self._moves.end(result.job_id)
             move.source.release()
             if move.is_void:
@@ -180,6 +193,8 @@ class NvmeTier:
             else:
                 self._read(move, result.done_keys, result.failed_keys)
             self._turns.changed(move.trace_id)
+        if any(result.is_write for result in results):
+            self._resume_writes(now)
         for job_id in self._moves.overdue(now):
             self._call_back(job_id)
         if self._planner is not None:
@@ -208,6 +223,7 @@ class NvmeTier:
         self.chains.clear()
         self.store.clear()
         self.promoted.clear()
+        self._unwritten.clear()
         return moving
 
     def close(self) -> None:
@@ -234,6 +250,33 @@ class NvmeTier:
             "one_shot_bytes": float(self._one_shots.num_stored * size),
             "one_shot_nvme_bytes": float(self._one_shots.num_written * size),
         }
+
+    def _resume_writes(self, now: float) -> None:
+        while self._unwritten:
+            first = self._unwritten[0]
+            left = self._write_all(first, now)
+            if left:
+                self._unwritten[0] = first._replace(keys=left)
+                return
+            self._unwritten.popleft()
+
+    def _write_all(self, what: Unwritten, now: float) -> Sequence[Key]:
+        """Returns what the store's queue has no room for now."""
+        held, ready = self.pool.keys(), self._host.ready
+        fresh = [key for key in what.keys if key not in held and key in ready]
+        if not fresh or not self.is_usable:
+            return ()
+        most_bytes = self.store.limits.max_queued_write_bytes
+        step = max(1, WRITE_BYTES // self._chunk_bytes)
+        while fresh:
+            room = max(0, most_bytes - self.store.queued_write_bytes) // self._chunk_bytes
+            part = fresh[: min(step, room)]
+            if not part:
+                return fresh
+            if not self._write(part, what.trace_id, now, what.parent):
+                break
+            fresh = fresh[len(part) :]
+        return ()
 
     def _write(
         self, fresh: Sequence[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]

@@ -107,9 +107,12 @@ class Disk:
     def queued_read_bytes(self) -> int:
         return sum((j.num_tried - self._num_over(j)) * CHUNK_BYTES for j in self._jobs if not j.is_write)
 
+    @property
+    def queued_write_bytes(self) -> int:
+        return sum(CHUNK_BYTES * len(job.items) for job in self._jobs if job.is_write)
+
     def submit_write(self, job_id: int, items: Sequence[Item]) -> bool:
-        queued_bytes = sum(CHUNK_BYTES * len(job.items) for job in self._jobs if job.is_write)
-        is_over = queued_bytes + CHUNK_BYTES * len(items) > self.limits.max_queued_write_bytes
+        is_over = self.queued_write_bytes + CHUNK_BYTES * len(items) > self.limits.max_queued_write_bytes
         if self.is_full or self.is_open or is_over:
             self.num_refused += 1
             return False

@@ -544,10 +544,12 @@ def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
     assert sum(not host.is_evictable(key) for key in list(host.keys())) == 8
     assert tiers.manager.num_refused == 0
     assert tiers.disk.num_jobs == 1
-    tiers.step(1000.0)
-    tiers.finish(tiers.arrive("s", keys("a7-", 32), TraceId("a7")))
-    tiers.step(1000.0)
-    assert all(key in tiers.nvme.here for key in keys("a7-", 8))  # type: ignore[union-attr]
+    held = set(host.ready)
+    for _ in range(9):
+        tiers.step(1000.0)
+    assert tiers.nvme is not None
+    assert held <= set(tiers.nvme.here), "it is written when the disk has time"
+    assert not tiers.disk.num_jobs
 
 
 def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:
