@@ -292,8 +292,7 @@ class TierManager(OffloadingManager):
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
         mine = req_context.get_offload_key_position
-        late_s = nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
-        return late_s is not None
+        return nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         lacking = num_chunks - self.host.num_free

@@ -68,9 +68,10 @@ class Moves:
         """Some read is under way and not overdue. O(reads)."""
         return any(now <= move.late_s for move in self._reads.values())
 
-    def overdue(self, now: float) -> list[int]:
-        """Reads that nobody waits for any longer and that were not called back. O(reads)."""
-        return [job_id for job_id, move in self._reads.items() if now > move.late_s and not move.is_withdrawn]
+    def overdue(self, now: float) -> list[tuple[int, Key]]:
+        """Reads that took too long and were not called back, each with its first chunk. O(reads)."""
+        late = [(job_id, move) for job_id, move in self._reads.items() if now > move.late_s]
+        return [(job_id, move.keys[0]) for job_id, move in late if not move.is_withdrawn]
 
     def reads_for(self, keys: Collection[Key]) -> list[tuple[int, Key]]:
         """Reads of these chunks that were not called back, each with its first chunk. O(reads)."""

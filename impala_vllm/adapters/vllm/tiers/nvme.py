@@ -144,15 +144,15 @@ class NvmeTier:
         now: float,
         stays: Callable[[Key], bool],
         spared: Collection[TraceId],
-    ) -> float | None:
-        """Start to read chunks that are here into host. Returns when that is late; None: nothing of them can be read.
+    ) -> bool:
+        """Start to read chunks that are here into host; false where nothing of them can be.
 
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
         """
         here, ready = self._host.keys(), self.pool.ready
         wanted = [key for key in keys if key not in here and key in ready]
         if not wanted or not self.is_usable:
-            return None
+            return False
         lacking = len(wanted) - self._host.num_free
         if lacking > 0:
             self._evict_from_host(
@@ -166,7 +166,7 @@ class NvmeTier:
             wanted = wanted[: self._host.num_free]
         slots = self._host.reserve(wanted)
         if not wanted or slots is None:
-            return None
+            return False
         pin = self.pool.pin(wanted)
         num_bytes = len(wanted) * self._chunk_bytes
         expected_s = 0.0
@@ -177,7 +177,7 @@ class NvmeTier:
         number = self._moves.start(Move(False, wanted, trace_id, pin, slots, pin.slots, late_s))
         items = [Item(k, n, self._rows(h)) for k, n, h in zip(wanted, pin.slots, slots, strict=True)]
         self.store.submit_read(number, items)
-        return late_s
+        return True
 
     def poll(self, now: float) -> None:
         """Take note of what the store has done and how fast, and call back what is overdue."""
@@ -195,7 +195,8 @@ class NvmeTier:
             self._turns.changed(move.trace_id)
         if any(result.is_write for result in results):
             self._resume_writes(now)
-        for job_id in self._moves.overdue(now):
+        for job_id, key in self._moves.overdue(now):
+            self._turns.give_up(key)
             self._call_back(job_id)
         if self._planner is not None:
             link = self._planner.nvme

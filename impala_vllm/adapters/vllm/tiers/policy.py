@@ -188,8 +188,7 @@ class TierPolicy:
         start = turn.hbm_tokens // self.manager.tokens_per_chunk
         has_come = turn.awaited_chunks <= start or (keys[start] in host and keys[turn.awaited_chunks - 1] in host)
         behind = turn.awaited_chunks if has_come else leading(keys, host.__contains__, start)
-        if behind >= turn.awaited_chunks:
-            turn.late_s = None
+        if behind >= turn.awaited_chunks or turn.skips_nvme:
             return True
         key = keys[behind]
         if nvme.is_reading(key):
@@ -198,20 +197,16 @@ class TierPolicy:
         here = nvme.here
         if key not in here:
             return True
-        if turn.late_s is not None and now > turn.late_s:
-            turn.skips_nvme = True  # it was called back
-            return True
         if nvme.queued_s() > WINDOW_S:
             # Behind reads that are all overdue nobody knows how long it takes.
             turn.skips_nvme = not nvme.is_busy(now)
             return turn.skips_nvme
         wanted = keys[behind : leading(keys, here.__contains__, behind)]
-        late_s = nvme.promote(wanted, turn.trace_id, now, turn.own_keys().__contains__, ahead)
-        if late_s is None:
+        if not nvme.promote(wanted, turn.trace_id, now, turn.own_keys().__contains__, ahead):
             # With nobody before it and nothing on its way there will be no more room than now.
             turn.skips_nvme = not ahead and not nvme.is_busy(now)
         else:
-            turn.asked_chunks, turn.late_s = behind + len(wanted), late_s
+            turn.asked_chunks = behind + len(wanted)
         return turn.skips_nvme
 
     def _is_reading(self, key: Key) -> bool:

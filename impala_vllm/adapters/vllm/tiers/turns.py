@@ -31,8 +31,6 @@ class Turn:
     """Of those, what has to come from NVMe."""
     asked_chunks: int = 0
     """Leading chunks of which what NVMe had was asked for."""
-    late_s: float | None = None
-    """When that is overdue; None: nothing was, or all has come."""
     skips_nvme: bool = False
     """NVMe was too late, or host has no room for it: what lies there is computed."""
     writes: bool = False
@@ -104,6 +102,11 @@ class Turns:
     def is_wanted(self, key: Key) -> bool:
         """Some turn that has not ended has the chunk. O(open turns)."""
         return any(not turn.is_finished and key in turn.own_keys() for turn in self._open.values())
+
+    def give_up(self, key: Key) -> None:
+        """The chunk is not read in time: whoever waits for it computes. O(open turns)."""
+        for turn in self._open.values():
+            turn.skips_nvme |= key in turn.own_keys()
 
     def changed(self, trace_id: TraceId | None) -> None:
         if trace_id is not None:

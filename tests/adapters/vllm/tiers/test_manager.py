@@ -422,7 +422,7 @@ def on_nvme(tiers: Tiers, name: str, number: int, trace_id: TraceId = A) -> list
     return keys(name, number)
 
 
-def promote(tiers: Tiers, request: Request, ahead: Any = ()) -> float | None:
+def promote(tiers: Tiers, request: Request, ahead: Any = ()) -> bool:
     """As policy does it for a turn that waits."""
     assert tiers.nvme is not None
     wanted = [key for key in request.keys if key not in tiers.manager.host]
