@@ -12,6 +12,7 @@ from typing import Protocol
 
 from impala_vllm.replay.client import Answer
 from impala_vllm.replay.plan import Plan, PlannedSession, PlannedTurn
+from impala_vllm.workload.tool_time import ToolTime
 
 
 class Sender(Protocol):
@@ -83,8 +84,8 @@ class TurnResult:
     start_s: float
     first_token_s: float | None
     end_s: float
-    slept_s: float
-    """Tool time of the task's critical path that passed just before this turn."""
+    tools_s: float
+    """Tool time on the task's critical path from its beginning to this turn."""
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
@@ -108,10 +109,10 @@ async def drive(
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """A session's end, and how much of its life was tool time along its critical path."""
+    """A session's."""
 
     at_s: float
-    slept_s: float
+    tools: ToolTime
 
 
 @dataclass
@@ -143,7 +144,7 @@ class _Drive:
 
         async def lane() -> None:
             for task in left:
-                await self._session(task)
+                await self._session(task, ToolTime())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(max(1, concurrency)):
@@ -151,34 +152,39 @@ class _Drive:
 
     async def _start(self, session: PlannedSession, after_s: float) -> _End:
         await asyncio.sleep(after_s)
-        return await self._session(session)
+        return await self._session(session, ToolTime())
 
-    async def _session(self, session: PlannedSession) -> _End:
+    async def _child(self, child: PlannedSession, before_s: float) -> _End:
+        tools = ToolTime(before_s)
+        await self._sleep(child.start_gap_s, tools)
+        return await self._session(child, tools)
+
+    async def _session(self, session: PlannedSession, tools: ToolTime) -> _End:
         children = [s for s in self.plan.sessions if s.parent_id == session.session_id]
         running: dict[str, asyncio.Task[_End]] = {}
-        slept_s = 0.0
+        free_s = self._now_s()
         async with asyncio.TaskGroup() as group:
-            for child in children:
-                if child.after_turn < 0:
-                    running[child.session_id] = group.create_task(self._start(child, child.start_gap_s))
-            for index, turn in enumerate(session.turns):
-                # Time spent waiting for a child is the child's: of it, only its tool time is not
-                # the server's doing.
-                joined = [await running[name] for name in turn.joins if name in running]
-                waited_s = max(joined, key=lambda e: e.at_s).slept_s if joined else 0.0
-                await asyncio.sleep(turn.gap_s)
-                result = await self._turn(session, index, waited_s + turn.gap_s)
-                slept_s += result.slept_s
+            for index in range(-1, len(session.turns)):
+                if index >= 0:
+                    turn = session.turns[index]
+                    _wait_for([await running[name] for name in turn.joins if name in running], tools, free_s)
+                    await self._sleep(turn.gap_s, tools)
+                    await self._turn(session, index, tools.total_s)
+                    free_s = self._now_s()
                 for child in children:
-                    if child.after_turn == index:
-                        running[child.session_id] = group.create_task(self._child(child))
-        return _End(asyncio.get_running_loop().time() - self.begin_s, slept_s)
+                    if max(-1, child.after_turn) == index:
+                        running[child.session_id] = group.create_task(self._child(child, tools.total_s))
+        _wait_for([task.result() for task in running.values()], tools, free_s)
+        return _End(self._now_s(), tools)
 
-    async def _child(self, child: PlannedSession) -> _End:
-        end = await self._start(child, child.start_gap_s)
-        return _End(end.at_s, end.slept_s + child.start_gap_s)
+    async def _sleep(self, gap_s: float, tools: ToolTime) -> None:
+        await asyncio.sleep(gap_s)
+        tools.add(gap_s, self._now_s())
 
-    async def _turn(self, session: PlannedSession, index: int, slept_s: float) -> TurnResult:
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.begin_s
+
+    async def _turn(self, session: PlannedSession, index: int, tools_s: float) -> None:
         turn = session.turns[index]
         # A name of our own: it carries nothing that could tell the server whose turn this is.
         sent_id = f"{self.run_id}-{self.num_sent:06d}"
@@ -194,7 +200,7 @@ class _Drive:
             start_s=answer.start_s - self.begin_s,
             first_token_s=None if first is None else first - self.begin_s,
             end_s=answer.end_s - self.begin_s,
-            slept_s=slept_s,
+            tools_s=tools_s,
             prompt_tokens=answer.prompt_tokens or len(turn.prompt),
             output_tokens=answer.output_tokens,
             cached_tokens=answer.cached_tokens,
@@ -203,4 +209,9 @@ class _Drive:
         self.results.append(result)
         if self.on_turn is not None:
             self.on_turn(result)
-        return result
+
+
+def _wait_for(ended: list[_End], tools: ToolTime, since_s: float) -> None:
+    """Time spent waiting for children is the last one's: of it, only its tool time is not the server's doing."""
+    if ended:
+        tools.wait_for(max(ended, key=lambda e: e.at_s).tools, since_s)

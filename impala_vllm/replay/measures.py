@@ -18,7 +18,7 @@ class Task:
     jct_s: float
     """First arrival to last end."""
     gaps_s: float
-    """Tool time between its turns, that of joined children included."""
+    """Tool time on the path of turns that ends with its last one."""
     num_turns: int
     num_failed: int
 
@@ -134,14 +134,12 @@ def quantile(values: Iterable[float], q: float) -> float:
 
 
 def _task(name: str, results: list[TurnResult]) -> Task:
-    own = [r for r in results if r.session_id == name]
-    start = min(r.start_s for r in results)
-    first = min(own, key=lambda r: r.index)
+    first, last = min(results, key=lambda r: r.start_s), max(results, key=lambda r: r.end_s)
     return Task(
         session_id=name,
-        start_s=start,
-        jct_s=max(r.end_s for r in results) - start,
-        gaps_s=sum(r.slept_s for r in own) - first.slept_s,
+        start_s=first.start_s,
+        jct_s=last.end_s - first.start_s,
+        gaps_s=last.tools_s - first.tools_s,
         num_turns=len(results),
         num_failed=sum(r.error is not None for r in results),
     )

@@ -4,13 +4,14 @@ The same rules as a replay over HTTP: a child starts after the turn that launche
 its children, tool time passes in between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.request import Request
 from impala_vllm.sim.sessions import Session, Workload
+from impala_vllm.workload.tool_time import ToolTime
 
 
 class Served(NamedTuple):
@@ -22,8 +23,8 @@ class Served(NamedTuple):
     start_s: float
     first_s: float
     end_s: float
-    slept_s: float
-    """Tool time of the task's critical path that passed just before this turn."""
+    tools_s: float
+    """Tool time on the task's critical path from its beginning to this turn."""
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
@@ -44,7 +45,7 @@ class Client:
     def start(self, roots: Sequence[Session], starts_s: Sequence[float]) -> None:
         """Open loop: each task at its time."""
         for root, start_s in zip(roots, starts_s, strict=True):
-            self._loop.at(start_s, partial(self._begin, root, root.session_id, None))
+            self._loop.at(start_s, partial(self._begin, root, root.session_id, ToolTime(), None))
 
     def keep_live(self, roots: Sequence[Session], num_live: int, starts_s: Sequence[float]) -> None:
         """Closed loop: `num_live` at a time, the first at `starts_s`, each next one when one has ended."""
@@ -53,13 +54,14 @@ class Client:
         def next_one(_: "_Play | None" = None) -> None:
             root = next(left, None)
             if root is not None:
-                self._begin(root, root.session_id, next_one)
+                self._begin(root, root.session_id, ToolTime(), next_one)
 
         for root, start_s in zip(roots[:num_live], starts_s, strict=True):
-            self._loop.at(start_s, partial(self._begin, root, root.session_id, next_one))
+            self._loop.at(start_s, partial(self._begin, root, root.session_id, ToolTime(), next_one))
 
-    def _begin(self, session: Session, root_id: str, on_end: "Callable[[_Play], None] | None") -> None:
-        play = _Play(session, root_id, self._workload.children.get(session.session_id, []), on_end)
+    def _begin(self, session: Session, root_id: str, tools: ToolTime, on_end: "Callable[[_Play], None] | None") -> None:
+        children = self._workload.children.get(session.session_id, [])
+        play = _Play(session, root_id, children, tools, self._loop.now, on_end)
         self._launch(play, -1)
         self._next_turn(play)
 
@@ -69,13 +71,13 @@ class Client:
             if child.after_turn == after_turn:
                 play.open[child.session_id] = None
                 when_s = self._loop.now + child.start_gap_s
+                tools = ToolTime(play.tools.total_s)
+                tools.add(child.start_gap_s, when_s)
                 done = partial(self._child_done, play, child)
-                self._loop.at(when_s, partial(self._begin, child, play.root_id, done))
+                self._loop.at(when_s, partial(self._begin, child, play.root_id, tools, done))
 
     def _child_done(self, play: "_Play", child: Session, ended: "_Play") -> None:
-        play.open[child.session_id] = _End(
-            self._loop.now, ended.slept_s + (child.start_gap_s if child.after_turn >= 0 else 0.0)
-        )
+        play.open[child.session_id] = _End(self._loop.now, ended.tools)
         if play.is_joining:
             self._next_turn(play)
         self._end(play)
@@ -86,30 +88,37 @@ class Client:
             self._end(play)
             return
         turn = play.session.turns[play.index]
-        # Time spent waiting for a child is the child's: of it, only its tool time is not the server's doing.
         joined = [play.open[name] for name in turn.joins if name in play.open]
         ended = [end for end in joined if end is not None]
         play.is_joining = len(ended) < len(joined)
         if play.is_joining:
             return
-        waited_s = max(ended).slept_s if ended else 0.0
-        self._loop.at(self._loop.now + turn.gap_s, partial(self._ask, play, waited_s + turn.gap_s))
+        self._waited(play, ended)
+        when_s = self._loop.now + turn.gap_s
+        play.tools.add(turn.gap_s, when_s)
+        self._loop.at(when_s, partial(self._ask, play))
 
-    def _ask(self, play: "_Play", slept_s: float) -> None:
+    def _waited(self, play: "_Play", ended: "Iterable[_End]") -> None:
+        """Time spent waiting for children is the last one's: of it, only its tool time is not the server's doing."""
+        last = max(ended, key=lambda e: e.at_s, default=None)
+        if last is not None:
+            play.tools.wait_for(last.tools, play.free_s)
+
+    def _ask(self, play: "_Play") -> None:
         self._num_sent += 1
-        done = partial(self._answered, play, slept_s)
+        done = partial(self._answered, play)
         self._send(Request(play.session, play.index, f"r{self._num_sent}", self._loop.now, done))
 
-    def _answered(self, play: "_Play", slept_s: float, request: Request) -> None:
+    def _answered(self, play: "_Play", request: Request) -> None:
         now = self._loop.now
         assert request.first_s is not None
         served = Served(
-            play.session.session_id, play.root_id, request.index, request.arrived_s, request.first_s, now, slept_s,
-            request.prompt_tokens, request.num_output, request.cached_tokens, request.held_s,
+            play.session.session_id, play.root_id, request.index, request.arrived_s, request.first_s, now,
+            play.tools.total_s, request.prompt_tokens, request.num_output, request.cached_tokens, request.held_s,
         )  # fmt: skip
         self.served.append(served)
-        play.slept_s += slept_s
         play.index += 1
+        play.free_s = now
         self._launch(play, request.index)
         self._next_turn(play)
         if self.on_served is not None:
@@ -120,31 +129,51 @@ class Client:
         if play.is_over or play.index < len(play.session.turns) or any(end is None for end in play.open.values()):
             return
         play.is_over = True
+        self._waited(play, (end for end in play.open.values() if end is not None))
         if play.on_end is not None:
             play.on_end(play)
 
 
 class _End(NamedTuple):
-    """A child's end, and how much of its life was tool time along its critical path."""
+    """A child's."""
 
     at_s: float
-    slept_s: float
+    tools: ToolTime
 
 
 class _Play:
     """A session that is being played."""
 
-    __slots__ = ("children", "index", "is_joining", "is_over", "on_end", "open", "root_id", "session", "slept_s")
+    __slots__ = (
+        "children",
+        "free_s",
+        "index",
+        "is_joining",
+        "is_over",
+        "on_end",
+        "open",
+        "root_id",
+        "session",
+        "tools",
+    )
 
     def __init__(
-        self, session: Session, root_id: str, children: list[Session], on_end: "Callable[[_Play], None] | None"
+        self,
+        session: Session,
+        root_id: str,
+        children: list[Session],
+        tools: ToolTime,
+        free_s: float,
+        on_end: "Callable[[_Play], None] | None",
     ) -> None:
         self.session = session
         self.root_id = root_id
         self.children = children
         self.on_end = on_end
         self.index = 0
-        self.slept_s = 0.0
+        self.tools = tools
+        self.free_s = free_s
+        """When its last turn ended, or it began."""
         self.open: dict[str, _End | None] = {}
         """Children that were started; None: not ended."""
         self.is_joining = False

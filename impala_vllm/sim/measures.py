@@ -14,7 +14,7 @@ class Task:
     jct_s: float
     """First arrival to last end."""
     gaps_s: float
-    """Tool time between its turns, that of joined children included."""
+    """Tool time on the path of turns that ends with its last one."""
 
     @property
     def stall_s(self) -> float:
@@ -73,7 +73,7 @@ def tasks(served: Iterable[Served]) -> list[Task]:
     by_root: dict[str, list[Served]] = {}
     for turn in served:
         by_root.setdefault(turn.root_id, []).append(turn)
-    return sorted((_task(root, turns) for root, turns in by_root.items()), key=lambda t: t.start_s)
+    return sorted(map(_task, by_root.values()), key=lambda t: t.start_s)
 
 
 def quantile(values: Iterable[float], q: float) -> float:
@@ -85,8 +85,6 @@ def quantile(values: Iterable[float], q: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 
-def _task(root: str, turns: list[Served]) -> Task:
-    own = [t for t in turns if t.session_id == root]
-    start_s = min(t.start_s for t in turns)
-    before_first_s = next(t.slept_s for t in own if t.index == 0)
-    return Task(start_s, max(t.end_s for t in turns) - start_s, sum(t.slept_s for t in own) - before_first_s)
+def _task(turns: list[Served]) -> Task:
+    first, last = min(turns, key=lambda t: t.start_s), max(turns, key=lambda t: t.end_s)
+    return Task(first.start_s, last.end_s - first.start_s, last.tools_s - first.tools_s)

@@ -67,6 +67,22 @@ async def test_a_joined_childs_tool_time_is_not_the_servers_doing() -> None:
     assert tasks(run)[0].gaps_s == pytest.approx(0.1)
 
 
+async def test_what_a_child_does_while_its_parent_is_busy_is_not_taken_off_twice() -> None:
+    child = PlannedSession(
+        "c", (PlannedTurn("c#0", (1,), (3,), 0.0), PlannedTurn("c#1", (1,), (3,), 0.02)), "p", 0, 0.02
+    )
+    gaps_s = (0.0, 0.5, 0.03)
+    turns = tuple(PlannedTurn(f"p#{i}", (1,), (3,), g, ("c",) if i == 2 else ()) for i, g in enumerate(gaps_s))
+    run = await drive(Plan((PlannedSession("p", turns), child)), FakeClient(), Load())  # type: ignore[arg-type]
+    assert tasks(run)[0].gaps_s == pytest.approx(0.53)
+
+
+async def test_the_tools_of_a_child_that_outlives_its_parent_are_not_the_servers_doing() -> None:
+    child = PlannedSession("c", (PlannedTurn("c#0", (1,), (3,), 0.0), PlannedTurn("c#1", (1,), (3,), 0.2)), "p", 0, 0.1)
+    run = await drive(Plan((session("p", 1), child)), FakeClient(), Load())  # type: ignore[arg-type]
+    assert tasks(run)[0].gaps_s == pytest.approx(0.3)
+
+
 async def test_a_failed_turn_is_recorded_and_its_session_goes_on() -> None:
     client = FakeClient(failing="a#0")
     run = await drive(Plan((session("a", 2),)), client, Load())  # type: ignore[arg-type]

@@ -7,24 +7,24 @@ from impala_vllm.replay.measures import measure, quantile, tasks
 
 
 def turn(
-    session: str, index: int, start: float, end: float, *, slept: float = 0.0, first: float | None = None,
+    session: str, index: int, start: float, end: float, *, tools: float = 0.0, first: float | None = None,
     parent: str | None = None, cached: int = 0, error: str | None = None,
 ) -> TurnResult:  # fmt: skip
     return TurnResult(
-        session, parent, index, f"{session}#{index}", f"r-{session}{index}", start, first, end, slept, 100, 10, cached,
+        session, parent, index, f"{session}#{index}", f"r-{session}{index}", start, first, end, tools, 100, 10, cached,
         error,
     )  # fmt: skip
 
 
 def test_stall_is_completion_time_without_the_gaps() -> None:
-    run = Run((turn("a", 0, 1.0, 3.0), turn("a", 1, 8.0, 9.0, slept=5.0)), 8.0)
+    run = Run((turn("a", 0, 1.0, 3.0), turn("a", 1, 8.0, 9.0, tools=5.0)), 8.0)
     (task,) = tasks(run)
     assert (task.jct_s, task.gaps_s, task.stall_s) == (8.0, 5.0, 3.0)
 
 
 def test_a_child_belongs_to_its_parents_task() -> None:
     run = Run(
-        (turn("p", 0, 0.0, 1.0), turn("c", 0, 2.0, 4.0, parent="p"), turn("p", 1, 5.0, 6.0, slept=2.0)),
+        (turn("p", 0, 0.0, 1.0), turn("c", 0, 2.0, 4.0, parent="p"), turn("p", 1, 5.0, 6.0, tools=2.0)),
         6.0,
     )
     (task,) = tasks(run)

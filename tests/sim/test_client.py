@@ -17,7 +17,7 @@ def family():
 def test_a_gap_begins_at_the_end_of_the_turn_before():
     scene = Scene(workload(session("a", [4, 8], output=1, gap_s=10.0))).play()
     first, second = scene.client.served
-    assert (second.start_s, second.slept_s) == (first.end_s + 10.0, 10.0)
+    assert (second.start_s, second.tools_s) == (first.end_s + 10.0, 10.0)
 
 
 def test_a_turn_that_joins_waits_for_its_child_and_of_that_only_tool_time_is_not_stall():
@@ -25,7 +25,7 @@ def test_a_turn_that_joins_waits_for_its_child_and_of_that_only_tool_time_is_not
     by = {(s.session_id, s.index): s for s in scene.client.served}
     assert by["c", 0].start_s == by["p", 0].end_s + 1.0
     assert by["p", 1].start_s == by["c", 1].end_s + 2.0
-    assert by["p", 1].slept_s == 2.0 + 5.0 + 1.0
+    assert by["p", 1].tools_s == 2.0 + 5.0 + 1.0
     assert {s.root_id for s in scene.client.served} == {"p"}
 
 
