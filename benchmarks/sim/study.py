@@ -19,15 +19,17 @@ from benchmarks import record
 from benchmarks.record import Record
 from benchmarks.sim import heat, loads
 from benchmarks.sim.loads import Logs
+from impala_vllm.config import ConfigError
 from impala_vllm.replay.measures import mean
 from impala_vllm.sim import timing
 from impala_vllm.sim.measures import Measures
-from impala_vllm.sim.policies import KINDS
+from impala_vllm.sim.policies import KINDS, pick
 from impala_vllm.sim.sessions import Workload
 from impala_vllm.sim.simulation import Arrivals, Setup, run
 from impala_vllm.workload import WorkloadError
 
 LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0)
+QUICK_LEVELS = (1.0, 4.0)
 TIERS = {"HBM": (0.0, 0.0), "host 1x": (1.0, 0.0), "host 4x": (4.0, 0.0), "host 1x, NVMe 8x": (1.0, 8.0)}
 LINKS = {"GPU links": 1.0, "slow links": 1 / 3}
 """Rates, as a share of the timing's: host at some 12 and 4 times, NVMe at 1.5 and 0.5 times the rate of prefill."""
@@ -84,9 +86,9 @@ Found = dict[Point, dict[str, list[Measures]]]
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--timing", "name", default=timing.DEFAULT, show_default=True)
 @click.option("--workload", "workloads", multiple=True, help="Only this, once or more.")
-@click.option("--oversubscription", "levels", type=click.FloatRange(min=0.1), multiple=True, default=LEVELS)
-@click.option("--policies", default=",".join(KINDS), help="Comma-separated.")
-@click.option("--quick", is_flag=True, help="1x and 4x, GPU links, fewer tiers, one seed.")
+@click.option("--oversubscription", "levels", type=click.FloatRange(min=0.1), multiple=True, help="The same.")
+@click.option("--policies", default="all", show_default=True, metavar="LIST|all", help="impala and a rival at least.")
+@click.option("--quick", is_flag=True, help="1x and 4x unless said, GPU links, fewer tiers, one seed.")
 @click.option("--html", type=click.Path(path_type=Path), help="Heat maps, as one page.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
 def main(
@@ -107,13 +109,16 @@ def main(
     console = Console(stderr=True)
     tiers, links = list(TIERS), list(LINKS)
     if quick:
-        levels, seeds, tiers, links = (1.0, 4.0), 1, ["HBM", "host 1x", "host 1x, NVMe 8x"], links[:1]
+        seeds, tiers, links = 1, ["HBM", "host 1x", "host 1x, NVMe 8x"], links[:1]
+    levels = levels or (QUICK_LEVELS if quick else LEVELS)
     try:
+        kinds = _kinds(policies)
         engine, logs = timing.load(name), loads.read(traces, singles)
+        if unknown := [w for w in workloads if w not in logs.names()]:
+            raise ConfigError(f"--workload: {', '.join(unknown)} is none; choose from {', '.join(logs.names())}")
     except (WorkloadError, ValueError) as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
-    kinds = [n for n in policies.split(",") if n in KINDS]
     points = [
         Point(w, level, t, link)
         for w in workloads or logs.names()
@@ -130,6 +135,13 @@ def main(
         params = {"tasks": tasks, "turns": turns, "timing": engine.describe(), "policies": ", ".join(kinds)}
         console.print(f"recorded in {record.append(_records(verdicts, params))}")
     sys.exit(0 if all(v.wins for v in verdicts) else 1)
+
+
+def _kinds(names: str) -> list[str]:
+    kinds = [kind.name for kind in pick(names)]
+    if "impala" not in kinds or all(n == "impala" or KINDS[n].is_bound for n in kinds):
+        raise ConfigError("--policies: a verdict takes impala and a rival of it; give both")
+    return kinds
 
 
 def judge(point: Point, by_policy: dict[str, list[Measures]]) -> Verdict:

@@ -16,6 +16,9 @@ from impala_vllm.sim.simulation import Arrivals, Setup, choose
 from impala_vllm.sim.timing import Timing
 from impala_vllm.workload import Turn
 
+LEAST_LOAD = 0.01
+"""Below it HBM is many times as large as all there is to keep, up to numbers that are none."""
+
 DEFAULT_LOAD = 4.0
 """Where neither a load nor a number of sessions is given, and the log does not say how sessions overlap."""
 
@@ -89,6 +92,8 @@ def ask(turns: Sequence[Turn], asked: Asked) -> Question:
     """Resolve it. Raises WorkloadError or ConfigError with one line."""
     if asked.nvme_tokens and not asked.host_tokens:
         raise ConfigError("NVMe is read into host DRAM first; give --host-tokens as well")
+    if asked.load is not None and asked.load < LEAST_LOAD:
+        raise ConfigError(f"--load {asked.load:g} is HBM for far more than all sessions; give {LEAST_LOAD:g} or more")
     log = recognise(turns)
     everything, assumed = recorded.workload(log.turns)
     if asked.hbm_tokens is not None or asked.load is None:

@@ -83,6 +83,7 @@ def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
         ([SESSIONS, "--sessions", "0"], "--sessions"),
         ([SESSIONS, "--load", "0"], "--load"),
         ([SESSIONS, "--load", "inf"], "--load"),
+        ([SESSIONS, "--load", "1e-320"], "--load"),
         ([SESSIONS, "--replicas", "0"], "--replicas"),
         ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
         ([SESSIONS, "--host-tokens", "-1"], "--host-tokens"),

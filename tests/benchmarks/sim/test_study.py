@@ -106,6 +106,31 @@ def test_a_corner_is_run_and_drawn(tmp_path):
     assert page.read_text().count("<img") == 1
 
 
+def test_quick_keeps_the_load_that_was_asked_for():
+    arguments = ["--traces", str(SESSIONS), "--tasks", "3", "--turns", "2", "--workload", "agents", "--quick"]
+    more = ["--oversubscription", "2", "--policies", "stock,impala", "--no-record"]
+    output = CliRunner().invoke(study.main, [*arguments, *more]).output
+    assert "agents 2x, HBM" in output
+    assert "agents 4x" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--workload", "agnets"], "agnets"),
+        (["--workload", "mix"], "mix"),
+        (["--policies", "stock,impala,plass"], "plass"),
+        (["--policies", "impala"], "rival"),
+        (["--policies", "stock,belady"], "impala"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_exit_2(arguments, named):
+    result = CliRunner().invoke(study.main, ["--traces", str(SESSIONS), "--quick", "--no-record", *arguments])
+    assert result.exit_code == 2
+    assert named in result.output
+    assert result.output.count("\n") == 1
+
+
 def test_a_log_that_is_none_is_one_line_and_exit_2(tmp_path):
     result = CliRunner().invoke(study.main, ["--traces", str(tmp_path / "none"), "--no-record"])
     assert result.exit_code == 2
