@@ -180,6 +180,10 @@ def _print(
             table.add_row(name, *cells)
         console.print(table)
     console.print(Text(printable(simulated.answer)))
+    if simulated.assumptions:
+        console.print("Assumed:", highlight=False)
+    for line in simulated.assumptions:
+        console.print(Text(f"- {printable(line)}"))
     for a in advice:
         console.print(Text(f"- {a.symptom} ({a.size}): {a.remedy}"))
     if reading.corrupt or reading.newer or reading.first_problem:

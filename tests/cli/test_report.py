@@ -55,7 +55,10 @@ def failing(capsys, *args):
 def test_the_tables_say_tasks_money_and_what_to_do(ledger):
     done = run(ledger, "--price-per-gpu-hour", "2")
     assert done.exit_code == 0
-    for words in ("tasks per dollar", "Where the time went", "Longest stalls", "simulated, not measured", "evicted"):
+    for words in (
+        "tasks per dollar", "Where the time went", "Longest stalls", "simulated, not measured", "Assumed:",
+        "- timing", "evicted",
+    ):  # fmt: skip
         assert words in done.output
 
 
