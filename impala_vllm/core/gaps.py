@@ -4,7 +4,7 @@ Gaps fall into bins that grow by sqrt(2). A bin's hazard (the chance to resume t
 until there) is learned for the population, for each tool signature and for each trace's gaps after
 that signature, each level shrunk towards the one above. Traces that are silent now count as at risk
 (right censoring), so that traces which never return lower the hazard of long silences while they are
-still being waited for.
+still being waited for. They fade like everything else: a server that runs for days is full of ended agents.
 """
 
 import math
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from impala_vllm.core.types import TraceId
 
 SHORTEST_S = 0.01
+LEAST_WEIGHT = 1e-3
+"""An open gap that counts for less is passed over."""
 NUM_BINS = 44  # 0.01 s * 2^(43/2) is some eight hours: past any lease
 EDGES_S = tuple(SHORTEST_S * 2 ** (i / 2) for i in range(NUM_BINS - 1))
 
@@ -66,7 +68,8 @@ class GapForecast:
 
     def finish(self, trace_id: TraceId, now: float, signature: str | None = None) -> None:
         """The trace went silent after a turn that called `signature` (None: unknown)."""
-        self._gaps[trace_id] = _Gap(now, signature)
+        gap = self._gaps[trace_id] = _Gap(now, signature)
+        gap.seen = self._population.num_added
 
     def resume(self, trace_id: TraceId, now: float) -> float | None:
         """The trace spoke again. Returns the gap in seconds, None when it was not silent."""
@@ -104,9 +107,10 @@ class GapForecast:
         """The trace is gone from the table; its open gap counts as never resumed."""
         gap = self._gaps.pop(trace_id, None)
         if gap is not None:
-            self._population.censor(NUM_BINS - 1)
+            weight = self._weight(gap)
+            self._population.censor(NUM_BINS - 1, weight)
             if gap.signature is not None:
-                self._signature(gap.signature).censor(NUM_BINS - 1)
+                self._signature(gap.signature).censor(NUM_BINS - 1, weight)
         self._traces.pop(trace_id, None)
 
     def refresh(self, now: float) -> None:
@@ -114,15 +118,18 @@ class GapForecast:
         open_at = [0.0] * NUM_BINS
         self._open.clear()
         for gap in self._gaps.values():
+            weight = self._weight(gap)
+            if weight < LEAST_WEIGHT:
+                continue
             index = bisect_right(EDGES_S, now - gap.started_s)
-            open_at[index] += 1.0
+            open_at[index] += weight
             if gap.signature is not None:
                 of_signature = self._open.get(gap.signature)
                 if of_signature is None:
                     of_signature = self._open[gap.signature] = [0.0] * NUM_BINS
                 if gap.since_s != gap.started_s:
                     index = bisect_right(EDGES_S, now - gap.since_s)
-                of_signature[index] += 1.0
+                of_signature[index] += weight
         prior = [self.config.prior_hazard] * NUM_BINS
         self._hazards = self._population.hazards(prior, self.config.prior_weight, open_at)
         self._shared.clear()
@@ -161,6 +168,10 @@ class GapForecast:
         gap = self._gaps.get(trace_id)
         return None if gap is None else max(0.0, now - gap.started_s)
 
+    def _weight(self, gap: "_Gap") -> float:
+        """What an open gap counts for: as much as one that ended when it began."""
+        return math.exp((gap.seen - self._population.num_added) / self.config.memory)
+
     def _signature(self, signature: str) -> "_Counts":
         counts = self._signatures.pop(signature, None) or _Counts(self.config.memory)
         self._signatures[signature] = counts
@@ -186,12 +197,14 @@ class GapForecast:
 
 
 class _Gap:
-    __slots__ = ("curve", "drawn_s", "signature", "since_s", "started_s")
+    __slots__ = ("curve", "drawn_s", "seen", "signature", "since_s", "started_s")
 
     def __init__(self, started_s: float, signature: str | None) -> None:
         self.started_s = self.since_s = started_s
         """`since_s`: from when its signature counts; later where children have ended meanwhile."""
         self.signature = signature
+        self.seen = 0
+        """Gaps of the population that had ended before it."""
         self.curve: list[float] | None = None
         """Cumulative hazard at the lower edge of each bin; one longer than the bins. Drawn when asked for."""
         self.drawn_s = started_s
@@ -200,20 +213,24 @@ class _Gap:
 class _Counts:
     """Exponentially forgotten counts of gaps by bin: ended by a resume, or given up on."""
 
-    __slots__ = ("_censored", "_decay", "_resumed")
+    __slots__ = ("_censored", "_decay", "_resumed", "num_added")
 
     def __init__(self, memory: float) -> None:
+        self.num_added = 0
         self._decay = math.exp(-1.0 / memory)
         self._resumed = [0.0] * NUM_BINS
         self._censored = [0.0] * NUM_BINS
 
     def add(self, index: int) -> None:
-        self._forget()
+        decay = self._decay
+        self._resumed = [n * decay for n in self._resumed]
+        self._censored = [n * decay for n in self._censored]
         self._resumed[index] += 1.0
+        self.num_added += 1
 
-    def censor(self, index: int) -> None:
-        self._forget()
-        self._censored[index] += 1.0
+    def censor(self, index: int, weight: float) -> None:
+        """One was given up on, that counted for `weight` while it was waited for."""
+        self._censored[index] += weight
 
     def hazards(self, above: list[float], weight: float, open_at: list[float] | None = None) -> list[float]:
         """Hazard by bin, shrunk towards `above` as if `weight` gaps had been seen there."""
@@ -227,11 +244,6 @@ class _Counts:
             at_risk += resumed + censored + still_open
         found.reverse()
         return found
-
-    def _forget(self) -> None:
-        decay = self._decay
-        self._resumed = [n * decay for n in self._resumed]
-        self._censored = [n * decay for n in self._censored]
 
 
 _NO_COUNTS: dict[str | None, _Counts] = {}

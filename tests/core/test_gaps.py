@@ -31,6 +31,32 @@ def test_a_trace_that_is_not_silent_has_no_forecast() -> None:
     assert forecast.resume(A, 1.0) is None
 
 
+def served_for(num_agents: int) -> tuple[GapForecast, float]:
+    """A server on which agents of four turns, two seconds apart, come and go, one every second."""
+    forecast, start_s = GapForecast(), 0.0
+    for number in range(num_agents):
+        start_s, agent = float(number), TraceId(f"agent{number}")
+        for turn in range(4):
+            forecast.finish(agent, start_s + 2.0 * turn, "stop")
+            if turn < 3:
+                forecast.resume(agent, start_s + 2.0 * (turn + 1))
+    forecast.finish(A, start_s, "stop")
+    forecast.refresh(start_s)
+    return forecast, start_s
+
+
+def test_agents_that_ended_long_ago_say_nothing_of_those_of_today() -> None:
+    """Their gaps are open for ever, those of agents that came back fade: after a day nobody would be expected."""
+    (young, soon_s), (old, late_s) = served_for(400), served_for(20_000)
+    chance = young.chance_within(A, 3.0, soon_s)
+    assert chance is not None
+    assert old.chance_within(A, 3.0, late_s) == pytest.approx(chance, abs=0.02)
+    for number in range(19_000):  # the table forgets them
+        old.forget(TraceId(f"agent{number}"))
+    old.refresh(late_s)
+    assert old.chance_within(A, 3.0, late_s) == pytest.approx(chance, abs=0.02)
+
+
 def test_resume_answers_the_length_of_the_gap() -> None:
     forecast = GapForecast()
     forecast.finish(A, 10.0)
