@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MAX_STAGING_BYTES = 1 << 30
-STAGING_SHARE = 8
+STAGING_SHARE = 4
 """What waits to be written stays where it is: no more than one part in so many of the memory that it lies in."""
 
 
