@@ -208,7 +208,7 @@ def test_thunderagent_counts_half_of_a_context_after_each_second_in_a_tool():
     assert ThunderAgentProxy.weight(policy, 13.0) == 1.0  # type: ignore[arg-type]
 
 
-def test_thunderagent_pauses_the_smallest_in_a_tool_and_resumes_it_when_there_is_room():
+def test_thunderagent_holds_a_new_program_that_finds_no_room():
     # Room for 800. Large and small act; big comes with 500 tokens: 500 + 300 + 100 and their buffers are too much.
     load = workload(
         session("large", [199], output=1, gap_s=0.0),
@@ -233,6 +233,22 @@ def test_thunderagent_pauses_the_smallest_in_a_tool_and_resumes_it_when_there_is
     assert paused[0][1] == ["big"]
     assert scene.client.served[-1].session_id in ("big", "small")
     assert next(s for s in scene.client.served if s.session_id == "big").held_s > 0
+
+
+def test_thunderagent_pauses_the_smallest_in_a_tool_and_resumes_it_when_there_is_room():
+    policy = Scene(workload(session("a", [8])), num_blocks=200, policy=ThunderAgentProxy).replica.policy
+    assert isinstance(policy, ThunderAgentProxy)
+    for name, tokens in (("large", 500), ("small", 150)):
+        program = policy.programs._programs[name] = Program(name, 0.0)
+        program.tokens, program.acting_since_s = tokens, 0.0
+    # Room for 800; claims with their buffers are 600 + 250.
+    policy.plan(5.0)
+    assert list(policy.paused) == ["small"]
+    policy.programs._programs["large"].tokens = 400
+    policy.plan(9.0)
+    assert list(policy.paused) == ["small"]
+    policy.plan(10.0)
+    assert not policy.paused
 
 
 def test_concur_holds_agents_outside_its_window_and_halves_it_where_caching_fails():
