@@ -38,6 +38,9 @@ class Policy:
     def placed(self, request: "Request", now: float) -> None:
         """`request` waits no longer: it has blocks and runs."""
 
+    def preempted(self, request: "Request", now: float) -> None:
+        """`request` has lost its place and waits again."""
+
     def finish(self, request: "Request", now: float) -> None:
         """`request` has its last token and its blocks are idle."""
 

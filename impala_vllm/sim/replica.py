@@ -302,6 +302,7 @@ class Replica:
         self.num_preemptions += 1
         self._has_preempted = True
         self.preempted[request] = None
+        self.policy.preempted(request, self._loop.now)
 
     def _release(self, request: Request) -> None:
         owner, num_stem = self.policy.owner(request)

@@ -35,6 +35,9 @@ class Leveled(Policy):
     def placed(self, request: Request, now: float) -> None:
         self.programs.placed(request, now)
 
+    def preempted(self, request: Request, now: float) -> None:
+        self.programs.preempted(request, now)
+
     def finish(self, request: Request, now: float) -> None:
         self.programs.finish(request, now)
 

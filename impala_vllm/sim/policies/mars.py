@@ -51,6 +51,10 @@ class Mars(Leveled):
         super().placed(request, now)
         self._since_s.pop(request, None)
 
+    def preempted(self, request: Request, now: float) -> None:
+        super().preempted(request, now)
+        self._since_s[request] = now
+
     def finish(self, request: Request, now: float) -> None:
         program: Program = self.programs.finish(request, now)
         self._level_of[program.name] = feedback(request.service_tokens)

@@ -17,7 +17,7 @@ class Plas(Leveled):
 
     def level(self, request: Request, now: float) -> int:
         program = self.programs.of(request)
-        if self._starves(program, request, now):
+        if self._starves(program, now):
             return 0
         attained = self.attained_tokens(program, request)
         return sum(attained > bound for bound in LEVEL_TOKENS)
@@ -26,10 +26,10 @@ class Plas(Leveled):
         """Service that counts for the turn."""
         return program.attained_tokens()
 
-    def _starves(self, program: Program, request: Request, now: float) -> bool:
+    def _starves(self, program: Program, now: float) -> bool:
         waited_s, served_s = program.waited_s, program.served_s
         if program.placed_s is None:
-            waited_s += now - request.arrived_s
+            waited_s += now - program.waits_since_s
         else:
             served_s += now - program.placed_s
         return served_s > 0 and waited_s / served_s >= BETA

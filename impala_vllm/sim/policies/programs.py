@@ -23,6 +23,7 @@ class Program:
         "tokens",
         "tool",
         "waited_s",
+        "waits_since_s",
     )
 
     def __init__(self, name: str, now: float) -> None:
@@ -32,6 +33,9 @@ class Program:
         """Its turn that waits or runs; None: it acts, in a tool."""
         self.acting_since_s: float | None = None
         self.placed_s: float | None = None
+        """Since when its turn runs; None: it does not."""
+        self.waits_since_s = now
+        """Its turn, where it does not run."""
         self.tokens = 0
         """Context of its latest turn."""
         self.tool: str | None = None
@@ -41,7 +45,7 @@ class Program:
         self.service_tokens = 0
         """Computed for its turns that are done."""
         self.waited_s = self.served_s = 0.0
-        """In queues and in service, over its turns that are done."""
+        """In queues and in service, until its turn was placed or lost its place last."""
 
     def attained_tokens(self) -> int:
         """Service so far, that of the turn at hand included."""
@@ -74,7 +78,7 @@ class Programs:
         program = self._programs.get(name)
         if program is None:
             program = self._programs[name] = Program(name, now)
-        program.request, program.acting_since_s = request, None
+        program.request, program.acting_since_s, program.waits_since_s = request, None, now
         program.tokens = max(program.tokens, request.prompt_tokens)
         return program
 
@@ -83,13 +87,20 @@ class Programs:
         program = self.of(request)
         if program.placed_s is None:
             program.placed_s = now
-            program.waited_s += now - request.arrived_s
+            program.waited_s += now - program.waits_since_s
+
+    def preempted(self, request: Request, now: float) -> None:
+        """The turn has lost its place and waits again."""
+        program = self.of(request)
+        if program.placed_s is not None:
+            program.served_s += now - program.placed_s
+            program.placed_s, program.waits_since_s = None, now
 
     def finish(self, request: Request, now: float) -> Program:
         """The turn is done; with the last one the program is over and forgotten."""
         program = self.of(request)
         program.request, program.acting_since_s = None, now
-        program.served_s += now - (request.arrived_s if program.placed_s is None else program.placed_s)
+        program.served_s += now - (program.waits_since_s if program.placed_s is None else program.placed_s)
         program.placed_s = None
         program.service_tokens += request.service_tokens
         program.tokens, program.tool = request.turn.num_tokens, request.turn.tool or request.turn.outcome.value

@@ -13,6 +13,7 @@ from impala_vllm.sim.policies.concur import Concur
 from impala_vllm.sim.policies.continuum import Continuum, DynamicContinuum, best_ttl_s, eta
 from impala_vllm.sim.policies.infercept import InferCept
 from impala_vllm.sim.policies.kvflow import KvFlow
+from impala_vllm.sim.policies.leveled import Leveled
 from impala_vllm.sim.policies.mars import Mars
 from impala_vllm.sim.policies.oracle import Oracle
 from impala_vllm.sim.policies.plas import Plas
@@ -95,6 +96,27 @@ def test_plas_takes_the_seat_of_a_program_with_more_service(monkeypatch):
     # long: prefill until 16.0, then decodes of 1.25 s; the one that runs at 20 s ends at 21.0; then new's 5 s.
     assert scene.ends()["new", 0] == 21.0 + 1.0 + 8 * 0.5
     assert scene.replica.num_preemptions == 1
+
+
+@pytest.mark.parametrize("name", ["plas", "atlas", "mars"])
+def test_whoever_loses_its_seat_waits_from_then_on(name):
+    load = workload(session("long", [30], output=40), session("new", [8], output=1))
+    scene = Scene(load, policy=KINDS[name].make, max_num_seqs=1)
+    policy, seen = scene.replica.policy, list[tuple[float, float, float | None]]()
+    assert isinstance(policy, Leveled)
+    policy.gives_way = lambda now: [r for r in scene.replica.running if now == 21.0]
+    preempted = policy.preempted
+
+    def noting(request, now):
+        preempted(request, now)
+        program = policy.programs.of(request)
+        assert program.placed_s is None
+        since_s = policy._since_s[request] if isinstance(policy, Mars) else program.waits_since_s
+        seen.append((since_s, program.waited_s, program.served_s))
+
+    policy.preempted = noting
+    scene.play(0.0, 20.0)
+    assert seen == [(21.0, 0.0, 21.0)]
 
 
 def test_atlas_counts_the_longest_chain_of_service_only():
