@@ -103,7 +103,7 @@ def router(
         build(options, gateway),
         host=host,
         port=port,
-        log_level="warning",
+        log_config=None,  # its lines go where ours go: the address it serves at, with the port that 0 became
         access_log=False,
         timeout_graceful_shutdown=600,
         timeout_keep_alive=75,  # longer than clients and load balancers keep an idle connection

@@ -4,9 +4,9 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
@@ -63,25 +63,19 @@ def test_as_many_files_may_be_open_as_the_system_allows():
 
 def test_it_serves_says_that_no_server_is_there_and_stops():
     pytest.importorskip("zmq")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "impala_vllm.cli.main",
-        "router",
-        "--worker",
-        "http://127.0.0.1:9",
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "impala_vllm.cli.main", "router", "--worker", "http://127.0.0.1:9", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
         assert process.stderr is not None
-        # It has started once it says that its only server is down.
-        assert any(re.search(r"http://127.0.0.1:9: down", line) for line in process.stderr)
+        lines = []
+        address = None
+        while address is None or not any("http://127.0.0.1:9: down" in line for line in lines):
+            lines.append(process.stderr.readline())
+            assert lines[-1], "".join(lines)
+            found = re.search(r"running on (http://127\.0\.0\.1:[1-9]\d*)", lines[-1])
+            address = found[1] if found else address
         with pytest.raises(urllib.error.HTTPError) as answer:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30)
+            urllib.request.urlopen(f"{address}/health", timeout=30)
         assert answer.value.code == 503
         assert json.load(answer.value)["status"] == "no server"
         process.send_signal(signal.SIGTERM)
