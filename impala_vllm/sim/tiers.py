@@ -44,12 +44,19 @@ class Line:
         """Until what was asked for has arrived."""
         return max(0.0, self._free_s - self._loop.now)
 
+    def due_s(self, num_bytes: int) -> float:
+        """Until so many more would have arrived, were they asked for now."""
+        return self.wait_s() + self._takes_s(num_bytes)
+
     def send(self, num_bytes: int, done: Callable[[float], None]) -> None:
         """`done` is told how long the transfer took, without its wait."""
-        took_s = num_bytes / self._bytes_per_s if self._bytes_per_s else 0.0
+        took_s = self._takes_s(num_bytes)
         self._free_s = max(self._free_s, self._loop.now) + took_s
         self.num_bytes += num_bytes
         self._loop.at(self._free_s, partial(done, took_s))
+
+    def _takes_s(self, num_bytes: int) -> float:
+        return num_bytes / self._bytes_per_s if self._bytes_per_s else 0.0
 
 
 @dataclass(slots=True)

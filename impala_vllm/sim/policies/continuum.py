@@ -2,15 +2,18 @@
 
 Fixed: 2 s, as in the authors' preview code. Dynamic: the time that maximises P(resume by then) x (eta x queueing +
 reload) - time, with P from observed gaps of the tool (of all tools below `MIN_SAMPLES`) and eta the negative
-correlation of turns done and turns left. Turns of pinned programs go first, then programs in order of arrival.
+correlation of turns done and turns left. Reload is the recompute, or the load of what lies below HBM where that is
+sooner; of a copy only as much counts as those whose time to live was over have found of theirs. Turns of pinned
+programs go first, then programs in order of arrival.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from impala_vllm.sim.policies.pins import Pins
 from impala_vllm.sim.policies.programs import Program, Programs, is_last
+from impala_vllm.sim.policies.reload import computed, loaded
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.request import Request
 
@@ -21,8 +24,8 @@ FIXED_S = 2.0
 MIN_SAMPLES = 100
 MAX_SAMPLES = 1000
 """Gaps remembered a tool; the rest of a long run says nothing new."""
-QUEUE_MEMORY = 50.0
-"""Turns over which queueing is averaged."""
+MEMORY = 50.0
+"""Turns over which queueing, and what is found of a copy, are averaged."""
 
 
 class Continuum(Policy):
@@ -86,8 +89,9 @@ class DynamicContinuum(Continuum):
         super().__init__(replica)
         self._gaps: dict[str | None, list[float]] = {None: []}
         """Sorted, by tool; None: all of them."""
-        self._queue_s = 0.0
-        self._num_queued = 0
+        self._queue_s = Average()
+        self._found = Average(1.0)
+        """Of a context whose time to live was over, when its next turn was placed."""
         self._lengths: list[int] = []
         """Turns of programs that are over."""
         self._eta = 1.0
@@ -98,8 +102,13 @@ class DynamicContinuum(Continuum):
             gaps = self._gaps[None]
         if len(gaps) < MIN_SAMPLES:
             return FIXED_S
-        timing = self.replica.timing
-        return best_ttl_s(gaps, self._eta * self._queue_s + timing.prefill_s(program.tokens, 0))
+        return best_ttl_s(gaps, self._eta * self._queue_s.value + self.reload_s(program))
+
+    def reload_s(self, program: Program) -> float:
+        """Expected time to get a silent program's KV back, once it is no longer kept."""
+        compute_s = computed(self.replica, program.tokens).total_s
+        sooner_s = min(compute_s, loaded(self.replica, program.keys, program.tokens).total_s)
+        return compute_s + self._found.value * (sooner_s - compute_s)
 
     def arrive(self, request: Request, now: float) -> None:
         before = next((p for p in self.programs if p.name == request.session.session_id), None)
@@ -112,9 +121,10 @@ class DynamicContinuum(Continuum):
 
     def placed(self, request: Request, now: float) -> None:
         if not request.is_preempted:
-            self._num_queued += 1
-            share = max(1 / self._num_queued, 1 / QUEUE_MEMORY)
-            self._queue_s += share * (now - request.arrived_s - self._queue_s)
+            self._queue_s.add(now - request.arrived_s)
+            program = self.programs.of(request)
+            if program.name not in self.pins:
+                self._look_for(program, request)
         super().placed(request, now)
 
     def finish(self, request: Request, now: float) -> None:
@@ -122,6 +132,26 @@ class DynamicContinuum(Continuum):
         if is_last(request):
             self._lengths.append(request.index + 1)
             self._eta = eta(self._lengths[-MIN_SAMPLES:])
+
+    def _look_for(self, program: Program, request: Request) -> None:
+        """See how much the turn has found of what its program left behind."""
+        before, keys = program.keys, request.keys
+        # What the prompt no longer has nobody can find. Keys are chained: a search, not a walk.
+        num_left = bisect_left(range(min(len(before), len(keys))), True, key=lambda i: before[i] != keys[i])
+        if num_left:
+            self._found.add(min(1.0, request.num_computed / (num_left * self.replica.shape.block_size)))
+
+
+class Average:
+    """Of all values at first, of about the last `MEMORY` later on."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        self.value += max(1 / self._count, 1 / MEMORY) * (value - self.value)
 
 
 def best_ttl_s(gaps: list[float], cost_s: float) -> float:

@@ -1,4 +1,4 @@
-"""KV of silent programs that nobody may take: what policies with a time to live hold on to."""
+"""KV of silent programs that nobody may take, in HBM or in host: what policies that decide by program hold on to."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,3 +35,24 @@ class Pins:
         blocks = self._blocks.pop(name, None)
         if blocks is not None:
             self._replica.pool.release(blocks)
+
+
+class HostPins:
+    """The same of copies in host, until they are loaded: a swap space inside a cache."""
+
+    def __init__(self, replica: "Replica") -> None:
+        self._replica = replica
+        self._keys: dict[str, Sequence[int]] = {}
+
+    def pin(self, name: str, keys: Sequence[int]) -> None:
+        """Hold what host has of a chain's beginning."""
+        tiers = self._replica.tiers
+        if tiers is not None:
+            held = self._keys[name] = keys[: tiers.num_ready(keys)]
+            tiers.host.pin(held)
+
+    def unpin(self, name: str) -> None:
+        """Let go; not pinned: nothing changes."""
+        tiers, keys = self._replica.tiers, self._keys.pop(name, ())
+        if tiers is not None:
+            tiers.host.unpin(keys)

@@ -27,10 +27,7 @@ class Prefetch:
     def load_s(self, num_blocks: int) -> float:
         """How long they take at the link's rate, what is queued before them included."""
         tiers = self._replica.tiers
-        if tiers is None:
-            return 0.0
-        rate = tiers.room.host_bytes_per_s
-        return tiers.loads.wait_s() + (num_blocks * tiers.room.block_bytes / rate if rate else 0.0)
+        return 0.0 if tiers is None else tiers.loads.due_s(num_blocks * tiers.room.block_bytes)
 
     def bring(self, keys: Sequence[int], owner: str | None, room: Callable[[], int] | None = None) -> None:
         """Load what host has behind the blocks in HBM; as many as nobody who runs or loads will need.

@@ -3,7 +3,7 @@
 A child session is a program of its own. Ends of programs are told as well, as their clients do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from impala_vllm.sim.request import Request
 
@@ -14,6 +14,7 @@ class Program:
     __slots__ = (
         "acting_since_s",
         "arrived_s",
+        "keys",
         "name",
         "num_turns",
         "placed_s",
@@ -38,6 +39,8 @@ class Program:
         """Its turn, where it does not run."""
         self.tokens = 0
         """Context of its latest turn."""
+        self.keys: Sequence[int] = ()
+        """Blocks of its last turn that is done."""
         self.tool: str | None = None
         """What its last turn called."""
         self.num_turns = 0
@@ -105,6 +108,7 @@ class Programs:
         program.service_tokens += request.service_tokens
         program.tokens, program.tool = request.turn.num_tokens, request.turn.tool or request.turn.outcome.value
         program.num_turns += 1
+        program.keys = request.keys
         if is_last(request):
             del self._programs[program.name]
         return program
