@@ -66,9 +66,9 @@ class Server:
 
     def __init__(self) -> None:
         self.now = 100.0
-        rows = np.zeros((HOST_CHUNKS, ROW_BYTES), dtype=np.uint8)
+        memory = memoryview(np.zeros(HOST_CHUNKS * ROW_BYTES, dtype=np.uint8))
         store: Any = VirtualStore(None, None, lambda: self.now)
-        self.nvme = NvmeTier(store, NVME_CHUNKS, {}, lambda slot: memoryview(rows[slot]), CHUNK_BYTES)
+        self.nvme = NvmeTier(store, NVME_CHUNKS, {}, lambda n: memory[n * ROW_BYTES : (n + 1) * ROW_BYTES], CHUNK_BYTES)
         self.manager = TierManager(HOST_CHUNKS, CHUNK_BYTES, TOKENS, self.nvme, lambda: self.now)
         gaps, cost = GapForecast(), StepCost(CostConfig(prefill_s_per_token=1e-4))
         self.gaps, self.idle = gaps, None

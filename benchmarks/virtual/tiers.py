@@ -196,7 +196,7 @@ class VirtualStore:
     def cancel(self, job_id: int) -> None:
         self._shares[job_id] = self._reads.cut(job_id)
 
-    def forget(self, slot: int) -> None:
+    def forget(self, slots: Sequence[int]) -> None:
         """Nothing is on a disk."""
 
     def poll(self) -> list[Result]:

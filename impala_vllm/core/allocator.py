@@ -66,9 +66,10 @@ class SlotPool:
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        self.ready: set[Key] = set()
-        """Chunks that may be read. To look at; asked for by the thousand, so there is no method in between."""
-        self._slot_of: dict[Key, int] = {}
+        self.ready: dict[Key, int] = {}
+        """Chunks that may be read, and where they lie. To look at; asked for by the thousand, so there is no method in
+        between."""
+        self._filling: dict[Key, int] = {}
         self._state = [State.FREE] * num_slots
         self._pins = [0] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
@@ -76,43 +77,48 @@ class SlotPool:
 
     def __len__(self) -> int:
         """Chunks held, filling ones included."""
-        return len(self._slot_of)
+        return len(self.ready) + len(self._filling)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._slot_of
+        return key in self.ready or key in self._filling
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
-    def keys(self) -> Collection[Key]:
-        """What is held, filling ones included."""
-        return self._slot_of.keys()
+    def keys(self) -> list[Key]:
+        """What is held, filling ones last. O(chunks)."""
+        return [*self.ready, *self._filling]
 
     def slot(self, key: Key) -> int | None:
         """Where the chunk is, or will be once it has been filled."""
-        return self._slot_of.get(key)
+        slot = self.ready.get(key)
+        return self._filling.get(key) if slot is None else slot
 
     def is_ready(self, key: Key) -> bool:
         return key in self.ready
 
     def is_filling(self, key: Key) -> bool:
-        slot = self._slot_of.get(key)
-        return slot is not None and self._state[slot] is _FILLING
+        return key in self._filling
 
     def is_evictable(self, key: Key) -> bool:
         """Ready and unpinned."""
-        return key in self.ready and not self._pins[self._slot_of[key]]
+        return bool(self.evictable((key,)))
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of `keys` that are not held, in their order."""
+        ready, filling = self.ready, self._filling
+        return [key for key in keys if key not in ready and key not in filling]
 
     def filling(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` whose bytes are on their way in, in their order."""
-        slot_of, states = self._slot_of, self._state
-        return [key for key in keys if key in slot_of and states[slot_of[key]] is _FILLING]
+        filling = self._filling
+        return [key for key in keys if key in filling]
 
     def evictable(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` that are ready and unpinned, in their order."""
-        ready, slot_of, pins = self.ready, self._slot_of, self._pins
-        return [key for key in keys if key in ready and not pins[slot_of[key]]]
+        slot_of, pins = self.ready.get, self._pins
+        return [key for key in keys if (slot := slot_of(key)) is not None and not pins[slot]]
 
     def reserve(self, keys: Sequence[Key]) -> list[int] | None:
         """Slots to fill, one for each key, none of which may be held yet. None: too few are free, nothing changed."""
@@ -122,39 +128,41 @@ class SlotPool:
         slots = self._free[first:][::-1]
         slot_of = dict(zip(keys, slots, strict=True))
         assert len(slot_of) == len(keys), "a chunk is reserved once"
-        assert self._slot_of.keys().isdisjoint(slot_of), "a chunk is reserved once"
+        assert self.ready.keys().isdisjoint(slot_of), "a chunk is reserved once"
+        assert self._filling.keys().isdisjoint(slot_of), "a chunk is reserved once"
         del self._free[first:]
         self._move(slots, "reserve")
-        self._slot_of.update(slot_of)
+        self._filling.update(slot_of)
         return slots
 
     def restore(self, slot_of: Mapping[Key, int]) -> None:
         """These slots are known to hold these chunks, from an index that survived a restart. O(slots), once."""
-        assert not self._slot_of, "only an empty pool is restored"
+        assert not len(self), "only an empty pool is restored"
         self._move(slot_of.values(), "restore")
-        self._slot_of.update(slot_of)
         self.ready.update(slot_of)
         self._free = [slot for slot in self._free if self._state[slot] is State.FREE]
 
     def commit(self, keys: Sequence[Key]) -> None:
         """The bytes are there."""
-        self._move([self._slot_of[key] for key in keys], "commit")
-        self.ready.update(keys)
+        slots = list(map(self._filling.__getitem__, keys))
+        self._move(slots, "commit")
+        for key in keys:
+            del self._filling[key]
+        self.ready.update(zip(keys, slots, strict=True))
 
     def abort(self, keys: Iterable[Key]) -> None:
         """The bytes will not come, and nothing writes to the slots any more."""
-        self._let_go(keys, "abort")
+        self._let_go(keys, self._filling, "abort")
 
-    def evict(self, keys: Sequence[Key]) -> None:
-        """Free the slots of ready, unpinned chunks; all of them or, with an AssertionError, none."""
+    def evict(self, keys: Sequence[Key]) -> list[int]:
+        """Free the slots of ready, unpinned chunks, and name them; all or, with an AssertionError, none."""
         assert len(self.evictable(keys)) == len(keys), "only ready, unpinned chunks are evicted"
-        self._let_go(keys, "evict")
-        self.ready.difference_update(keys)
+        return self._let_go(keys, self.ready, "evict")
 
     def pin(self, keys: Sequence[Key]) -> Pin:
         """Protect ready chunks while their bytes are read."""
-        assert self.ready.issuperset(keys), "only ready chunks are pinned"
-        slots = list(map(self._slot_of.__getitem__, keys))
+        slots = [slot for slot in map(self.ready.get, keys) if slot is not None]
+        assert len(slots) == len(keys), "only ready chunks are pinned"
         pins = self._pins
         for slot in slots:
             pins[slot] += 1
@@ -172,13 +180,11 @@ class SlotPool:
 
         Returns the doomed slots. Pins of the time before are void.
         """
-        doomed = [slot for key, slot in self._slot_of.items() if key in moving]
+        doomed: list[int] = []
+        for held, verb in ((self._filling, "abort"), (self.ready, "evict")):
+            doomed += [held.pop(key) for key in list(held) if key in moving]
+            self._let_go(list(held), held, verb)
         self._move(doomed, "doom")
-        states = self._state
-        for verb, state in (("abort", _FILLING), ("evict", _READY)):
-            self._let_go([key for key, slot in self._slot_of.items() if states[slot] is state], verb)
-        self._slot_of.clear()
-        self.ready.clear()
         self._pins = [0] * self.num_slots
         self._generation += 1
         return doomed
@@ -191,8 +197,8 @@ class SlotPool:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if slots, states and keys disagree. O(slots), for tests."""
-        held = set(self._slot_of.values())
-        assert len(held) == len(self._slot_of)
+        held = {*self.ready.values(), *self._filling.values()}
+        assert len(held) == len(self)
         assert len(set(self._free)) == len(self._free)
         assert held.isdisjoint(self._free)
         for slot, state in enumerate(self._state):
@@ -200,12 +206,14 @@ class SlotPool:
             assert (slot in held) == (state in (_FILLING, _READY))
             assert self._pins[slot] >= 0
             assert state is _READY or not self._pins[slot]
-        assert self.ready == {key for key, slot in self._slot_of.items() if self._state[slot] is _READY}
+        assert all(self._state[slot] is _READY for slot in self.ready.values())
+        assert all(self._state[slot] is _FILLING for slot in self._filling.values())
 
-    def _let_go(self, keys: Iterable[Key], verb: str) -> None:
-        slots = [self._slot_of.pop(key) for key in keys]
+    def _let_go(self, keys: Iterable[Key], held: dict[Key, int], verb: str) -> list[int]:
+        slots = list(map(held.pop, keys))
         self._move(slots, verb)
         self._free += slots
+        return slots
 
     def _move(self, slots: Iterable[int], verb: str) -> None:
         states, moves = self._state, _MOVES[verb]

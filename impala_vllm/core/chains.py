@@ -5,6 +5,7 @@ was used together goes tail first, so that no island is left. What a new turn of
 superseded and unclaimed at once. Choosing changes nothing. One writer.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -50,11 +51,6 @@ class Chains:
         """Whose chunk it is; None: nobody's, or shared."""
         return self._of.get(id(self._home.get(key)))
 
-    def traces_of(self, keys: Iterable[Key]) -> set[TraceId]:
-        """Whose chunks these are; what is nobody's or shared is not in it."""
-        of = self._of
-        return {of[number] for number in set(map(id, map(self._home.get, keys))) if number in of}
-
     def add(self, keys: Sequence[Key], trace_id: TraceId | None = None) -> None:
         """Chunks, root first, that come into the tier behind what the trace's newest chain has here.
 
@@ -68,12 +64,15 @@ class Chains:
         else:
             self._put_all(keys[::-1], self._unclaimed)
 
-    def drop(self, keys: Iterable[Key]) -> None:
-        """Chunks that left the tier. O(keys)."""
+    def drop(self, keys: Iterable[Key]) -> set[TraceId]:
+        """Chunks that left the tier. Returns whose they were, but for nobody's and shared ones. O(keys)."""
+        pop, lists = self._home.pop, set[int]()
         for key in keys:
-            home = self._home.pop(key, None)
+            home = pop(key, None)
             if home is not None:
                 del home[key]
+                lists.add(id(home))
+        return {self._of[number] for number in lists if number in self._of}
 
     def use(self, trace_id: TraceId, keys: Sequence[Key], stem: int = 0) -> None:
         """A turn of the trace goes over `keys`, root first; the first `stem` are shared. Those not here are skipped.
@@ -142,7 +141,7 @@ class Chains:
         `only_cheaper_than` all that is worth as much as that trace's or more. Those of traces `last` go behind the
         other traces'. O(num + traces and chunks passed over), and traces log traces once a round.
         """
-        order = self._in_order(spared, only_cheaper_than, last)
+        order = itertools.chain.from_iterable(self._in_order(spared, only_cheaper_than, last))
         chosen: list[Key] = []
         while len(chosen) < num and (some := list(islice(order, num - len(chosen)))):
             chosen += which_may_go(some)
@@ -157,10 +156,13 @@ class Chains:
         chains = {id(c): t for t, cs in self._chains.items() for c in cs}
         assert self._of == chains
 
-    def _in_order(self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]) -> Iterator[Key]:
+    def _in_order(
+        self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]
+    ) -> Iterator[Iterable[Key]]:
+        """Runs of chunks, best victims first."""
         surplus = max(0, len(self._stems) - self._max_stems)
-        yield from islice(self._stems, surplus)
-        yield from self._unclaimed
+        yield islice(self._stems, surplus)
+        yield self._unclaimed
         limit_worth = self._order.worth(limit) if limit is not None else math.inf
         entries = self._order.cheapest_first(self._chains.keys())
         num_empty = next((i for i, (_, _, t) in enumerate(entries) if any(self._chains.get(t, ()))), len(entries))
@@ -172,20 +174,16 @@ class Chains:
             if trace_id in last:
                 later.append(trace_id)
             elif trace_id not in spared:
-                yield from self._from_tails(trace_id)
+                yield from map(reversed, self._chains.get(trace_id, ()))
         for trace_id in later:
             if trace_id not in spared:
-                yield from self._from_tails(trace_id)
+                yield from map(reversed, self._chains.get(trace_id, ()))
         if limit is None:
-            yield from islice(self._stems, surplus, None)
-
-    def _from_tails(self, trace_id: TraceId) -> Iterator[Key]:
-        for chain in self._chains.get(trace_id, ()):
-            yield from reversed(chain)
+            yield islice(self._stems, surplus, None)
 
     def _continued(self, trace_id: TraceId, keys: Sequence[Key], stem: int) -> "tuple[int, _List | None]":
         """The first of `keys` behind the stem that a chain of the trace calls its own, and that chain."""
-        if self._chains[trace_id]:
+        if any(self._chains[trace_id]):
             for index, home in enumerate(map(self._home.get, islice(keys, stem, None)), stem):
                 if home is not None and self._of.get(id(home)) == trace_id:
                     return index, home

@@ -49,9 +49,10 @@ class WorthOrder:
         O(log traces) for each whose turn came or went, O(traces log traces) once a round.
         """
         if self._order is None or self._num_chosen >= max(ROUND, len(traces)):
-            worth, numbers = self.worth, self._numbers
-            self._order = sorted((worth(t), next(numbers), t) for t in traces)
-            self._entries = {entry[2]: entry for entry in self._order}
+            worths = dict(zip(traces, map(self.worth, traces), strict=True))
+            ordered = sorted(worths, key=worths.__getitem__)  # numbers alone are sorted quicker than entries
+            self._order = list(zip(map(worths.__getitem__, ordered), self._numbers, ordered, strict=False))
+            self._entries = dict(zip(ordered, self._order, strict=True))
             self._num_chosen = 0
         else:
             for trace_id in self._changed:

@@ -108,7 +108,7 @@ class Coordinator:
                 if job_id in self._jobs:
                     self._settle(self._jobs[job_id])
             case Forget():
-                self._landings.forget(message.slot, message.serial, now)
+                self._landings.forget(message.slots, message.serial, now)
 
     def _start(self, now: float) -> None:
         """Start what order, room, rates and the breaker allow."""

@@ -5,7 +5,7 @@ Owned by the coordinator and of its thread. Starts nothing and knows no order.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from impala_vllm.transfer.block_io import Completion
 from impala_vllm.transfer.breaker import Breaker
@@ -38,18 +38,22 @@ class Landings:
             self.note_error(error, flight.job.is_write, now)
             return False
 
-    def forget(self, slot: int | None, serial: int, now: float) -> None:
-        """What the slot holds, or gets from jobs of a smaller serial, is void; None: every slot."""
-        self._void_below[slot] = serial
-        try:
-            if slot is None:
-                self._slab.clear()
-            else:
-                self._slab.invalidate(slot)
-        except OSError as error:
-            what = "its contents" if slot is None else f"slot {slot}"
-            logger.error("%s: cannot forget %s, a restart may bring it back: %s", self._slab.path, what, error)
-            self.note_error(error, True, now)
+    def forget(self, slots: Sequence[int] | None, serial: int, now: float) -> None:
+        """What the slots hold, or get from jobs of a smaller serial, is void; None: all."""
+        errors: list[OSError] = []
+        for slot in slots if slots is not None else (None,):
+            self._void_below[slot] = serial
+            try:
+                if slot is None:
+                    self._slab.clear()
+                else:
+                    self._slab.invalidate(slot)
+            except OSError as error:
+                errors.append(error)
+                self.note_error(error, True, now)
+        if errors:
+            what = "its contents" if slots is None else f"{len(errors)} slots"
+            logger.error("%s: cannot forget %s, a restart may bring it back: %s", self._slab.path, what, errors[0])
 
     def is_void(self, job: Job, slot: int) -> bool:
         """The slot was forgotten after the job was submitted."""

@@ -1,5 +1,6 @@
 """What the engine's thread tells the coordinator, beside the jobs themselves."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,10 +16,10 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """What the slot holds, or gets from jobs of a smaller serial, is void."""
+    """What the slots hold, or get from jobs of a smaller serial, is void."""
 
-    slot: int | None
-    """None: every slot."""
+    slots: Sequence[int] | None
+    """None: all."""
     serial: int
 
 

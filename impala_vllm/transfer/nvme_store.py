@@ -144,10 +144,10 @@ class NvmeStore:
         self._post(Withdraw(job_id))
         return True
 
-    def forget(self, slot: int) -> None:
-        """What the slot holds, or gets from jobs submitted before, is void; also after a restart."""
+    def forget(self, slots: Sequence[int]) -> None:
+        """What the slots hold, or get from jobs submitted before, is void; also after a restart."""
         self._serial += 1
-        self._post(Forget(slot, self._serial))
+        self._post(Forget(slots, self._serial))
 
     def clear(self) -> None:
         """`forget` every slot, and what was submitted before; nothing written from now on outlives this process."""
@@ -180,13 +180,14 @@ class NvmeStore:
     def _check(self, job_id: int, items: Sequence[Item]) -> None:
         if job_id in self._jobs:
             raise ValueError(f"job {job_id} is under way")
-        for item in items:
-            if not 0 < len(item.key) <= MAX_KEY_BYTES:
-                raise ValueError(f"job {job_id}: a key of {len(item.key)} bytes, not of 1 to {MAX_KEY_BYTES}")
-            if not 0 <= item.slot < self._slab.num_slots:
-                raise ValueError(f"job {job_id}: slot {item.slot} of {self._slab.num_slots}")
-            if item.buffer.nbytes > self._slab.slot_bytes:
-                raise ValueError(f"job {job_id}: {item.buffer.nbytes} bytes for a slot of {self._slab.slot_bytes}")
+        num_slots, slot_bytes = self._slab.num_slots, self._slab.slot_bytes
+        for key, slot, buffer, _ in items:
+            if not 0 < len(key) <= MAX_KEY_BYTES:
+                raise ValueError(f"job {job_id}: a key of {len(key)} bytes, not of 1 to {MAX_KEY_BYTES}")
+            if not 0 <= slot < num_slots:
+                raise ValueError(f"job {job_id}: slot {slot} of {num_slots}")
+            if buffer.nbytes > slot_bytes:
+                raise ValueError(f"job {job_id}: {buffer.nbytes} bytes for a slot of {slot_bytes}")
 
     def _submit(self, job: Job) -> None:
         self._serial += 1

@@ -42,9 +42,10 @@ class Rig:
         self.tell(job)
         return job
 
-    def forget(self, slot: int | None) -> None:
+    def forget(self, *slots: int) -> None:
+        """Without slots: all."""
         self._serial += 1
-        self.tell(Forget(slot, self._serial))
+        self.tell(Forget(slots or None, self._serial))
 
     def step(self, max_wait_s: float = 60.0) -> None:
         self.coordinator.step(max_wait_s)
@@ -249,8 +250,7 @@ def test_what_is_forgotten_while_it_is_written_is_not_recorded(make):
     rig = make(max_in_flight=1)
     rig.submit(1, True, [1, 2])
     rig.step(0.0)
-    rig.forget(1)
-    rig.forget(2)
+    rig.forget(1, 2)
     rig.submit(2, True, [3])
     rig.finish(1, 2)
     assert rig.results[1].failed_keys == (key_of(1), key_of(2))
@@ -273,7 +273,7 @@ def test_clearing_voids_what_is_under_way(make):
     rig.submit(1, False, range(5))
     rig.submit(2, True, range(10, 15))
     rig.step(0.0)
-    rig.forget(None)
+    rig.forget()
     rig.submit(3, True, [20])
     rig.finish(1, 2, 3)
     assert rig.results[1].done_keys == rig.results[2].done_keys == ()
@@ -287,14 +287,14 @@ def test_what_cannot_be_forgotten_on_disk_is_said_and_forgotten_here(make, caplo
     rig.slab._index_fd = os.open(rig.slab.path.with_suffix(".index"), os.O_RDONLY)
     rig.forget(1)
     rig.step(0.0)
-    rig.forget(None)
+    rig.forget()
     rig.submit(1, False, range(3))
     rig.finish(1)
     os.close(rig.slab._index_fd)
     rig.slab._index_fd = index_fd
     assert rig.results[1].failed_keys == tuple(key_of(slot) for slot in range(3))
     assert rig.coordinator.counters.num_write_errors == 2
-    assert "cannot forget slot 1, a restart may bring it back" in caplog.text
+    assert "cannot forget 1 slots, a restart may bring it back" in caplog.text
     assert "cannot forget its contents" in caplog.text
 
 

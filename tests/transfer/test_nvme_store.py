@@ -239,7 +239,7 @@ def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(gated, 
     store.submit_read(6, to_read([1]))
     assert [result.untried_keys for result in store.poll()] == [(key_of(1),)]
     assert not store.cancel(6)
-    store.forget(1)
+    store.forget([1])
     store.clear()
     store.close()
 
@@ -304,7 +304,7 @@ def test_a_forgotten_slot_and_a_cleared_slab_stay_so_after_a_restart(make):
     store = make()
     store.submit_write(1, to_write(range(5)))
     finish(store)
-    store.forget(2)
+    store.forget([2])
     store.close()
     store = make()
     assert set(store._slab.recovered.values()) == {0, 1, 3, 4}

@@ -82,8 +82,8 @@ class Modelled:
     def forget(self, slot: int | None) -> None:
         self.serial += 1
         self.is_void |= slot is None
-        self.log.append(Forget(slot, self.serial))
-        self.coordinator.inbox.append(Forget(slot, self.serial))
+        self.log.append(Forget(None if slot is None else (slot,), self.serial))
+        self.coordinator.inbox.append(Forget(None if slot is None else (slot,), self.serial))
 
     def cancel(self, job_id: int) -> None:
         if job_id in self.jobs and self.jobs[job_id].has_waiting:
@@ -143,7 +143,7 @@ class Modelled:
         possible, sure = set(self.held.items()), {} if self.is_void else dict(self.held)
         for entry in self.log:
             if isinstance(entry, Forget):
-                sure = {slot: key for slot, key in sure.items() if entry.slot is not None and slot != entry.slot}
+                sure = {slot: key for slot, key in sure.items() if entry.slots is not None and slot not in entry.slots}
             elif self.jobs[entry].is_write:
                 written = [(item.slot, item.key) for item in self.items[entry]]
                 possible.update(written)
@@ -183,7 +183,8 @@ class Modelled:
 
     def _apply(self, entry: "int | Forget") -> None:
         if isinstance(entry, Forget):
-            self.held = {slot: key for slot, key in self.held.items() if entry.slot is not None and slot != entry.slot}
+            gone = entry.slots if entry.slots is not None else self.held
+            self.held = {slot: key for slot, key in self.held.items() if slot not in gone}
             return
         if not self.jobs[entry].is_write:
             return

@@ -178,16 +178,21 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
             read_bytes_per_s=self._ours.get("nvme_read_bytes_per_s"),
             write_bytes_per_s=self._ours.get("nvme_write_bytes_per_s"),
         )
-        rows = region.base_tensor.view(torch.uint8).view(self.num_chunks, -1).numpy()
+        memory = memoryview(region.base_tensor.view(torch.uint8).view(-1).numpy())
+        row_bytes = len(memory) // self.num_chunks
         recovered, slab.recovered = slab.recovered, {}
         # Past this the disk hangs; what has not begun there is then given back, its room in host with it.
-        io = open_block_io(slab.fd, limits.max_in_flight, 2 * limits.stuck_s, rows.reshape(-1).data)
+        io = open_block_io(slab.fd, limits.max_in_flight, 2 * limits.stuck_s, memory)
         store = NvmeStore(slab, io, limits)
         logger.info(
             "impala: NVMe tier of %d chunks in %s, %d filled, by %s",
             *(slab.num_slots, directory, len(recovered), io.name),
         )
-        return NvmeTier(store, slab.num_slots, recovered, lambda slot: memoryview(rows[slot]), self.kv_bytes_per_chunk)
+
+        def row(slot: int) -> memoryview:
+            return memory[slot * row_bytes : (slot + 1) * row_bytes]
+
+        return NvmeTier(store, slab.num_slots, recovered, row, self.kv_bytes_per_chunk)
 
     def _namespace(self) -> str:
         """Digest of everything that makes the bytes of a chunk differ, or its key mean something else."""

@@ -7,7 +7,6 @@ policy is attached the tiers are plain caches, the least recently used goes firs
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm.v1.kv_offload.base import (
@@ -135,23 +134,21 @@ class TierManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         self._poll()
-        held = self.host.keys()
-        missing = [key for key in keys if key not in held]
+        missing = self.host.missing(keys)
         turn = self._note_keys(list(keys), req_context)
         evicted = self._make_room(len(missing), turn, req_context)
         fitting = missing[: self.host.num_free]
         self.num_refused += len(missing) - len(fitting)
         slots = self.host.reserve(fitting) or []
-        turn.num_storing += bool(fitting)
+        if fitting:
+            turn.stores.append(self._root_first(fitting, req_context))
         return PrepareStoreOutput(fitting, CPULoadStoreSpec(slots), [OffloadKey(key) for key in evicted])
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         turn = self.turns.get(req_context.req_id)
-        filling = self.host.filling(keys)
+        filling = self.host.filling(turn.stored(keys) if turn is not None else keys)
         if success:
             self.host.commit(filling)
-            order = req_context.get_offload_key_position
-            filling.sort(key=lambda key: order(OffloadKey(key)) or 0)  # jobs name their chunks as a set
             self.chains.add(filling, turn.trace_id if turn is not None else None)
             self.num_stored += len(filling)
             self._note(filling, removed=False)
@@ -159,15 +156,14 @@ class TierManager(OffloadingManager):
             self.host.abort(filling)
         if turn is None:
             return
-        turn.num_storing -= 1
         self.one_shots.stored(turn.trace_id, len(filling) if success else 0)
         self.turns.changed(turn.trace_id)
         if turn.may_write is not None:
             self.turns.decide(turn, turn.may_write())
             self._write(turn)
         if success and self.nvme is not None and (turn.writes or (self._idle is None and self.writes_unasked)):
-            place = partial(self._place, req_context)
-            self.nvme.write(filling, turn.trace_id, self._clock(), lambda key: turn.at(place(key) - 1))
+            before = dict(zip(filling, self._before(turn, filling, req_context), strict=True))
+            self.nvme.write(filling, turn.trace_id, self._clock(), before.__getitem__)
         self._close_if_done(req_context.req_id)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
@@ -278,6 +274,21 @@ class TierManager(OffloadingManager):
         """Which of its request's chunks it is, the root being 0; -1: none of them."""
         return (req_context.get_offload_key_position(OffloadKey(key)) or 0) // self.tokens_per_chunk - 1
 
+    def _root_first(self, keys: list[OffloadKey], req_context: ReqContext) -> Sequence[Key]:
+        """A model's several KV cache groups, of which policy knows nothing, come one behind the other."""
+        if self._idle is not None:
+            return keys
+        return sorted(keys, key=lambda key: req_context.get_offload_key_position(key) or 0)
+
+    def _before(self, turn: Turn, keys: Sequence[Key], req_context: ReqContext) -> list[Key | None]:
+        """What lies before each of these chunks of the turn's, which come root first."""
+        if not keys:
+            return []
+        first = self._place(req_context, keys[0])
+        if self._place(req_context, keys[-1]) - first == len(keys) - 1:  # none is left out
+            return [turn.at(first - 1), *keys[:-1]]
+        return [turn.at(self._place(req_context, key) - 1) for key in keys]
+
     def _touch(self, turn: Turn) -> None:
         """Nobody's turn was here: what it used goes later than what was used before."""
         self.chains.touch(turn.keys or turn.seen)
@@ -299,12 +310,12 @@ class TierManager(OffloadingManager):
         if lacking <= 0:
             return []
         spared = (turn.trace_id,) if turn.trace_id is not None else ()
-        stays = self._stays(turn, req_context)
+        mine = req_context.get_offload_key_position
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
         victims = self.chains.victims(
             lacking,
-            lambda some: [key for key in self.host.evictable(some) if not stays(key)],
+            lambda some: [key for key in self.host.evictable(some) if mine(OffloadKey(key)) is None],
             spared,
             limit,
             self.turns.undecided,
@@ -312,18 +323,10 @@ class TierManager(OffloadingManager):
         self._evict(victims)
         return victims
 
-    def _stays(self, turn: Turn, req_context: ReqContext) -> Callable[[Key], bool]:
-        """Is a chunk the turn's own?"""
-        if self._idle is not None:
-            return turn.own_keys().__contains__
-        position = req_context.get_offload_key_position
-        return lambda key: position(OffloadKey(key)) is not None
-
     def _evict(self, keys: Sequence[Key]) -> None:
-        for trace_id in self.chains.traces_of(keys):
-            self.turns.changed(trace_id)
         self.host.evict(keys)
-        self.chains.drop(keys)
+        for trace_id in self.chains.drop(keys):
+            self.turns.changed(trace_id)
         self.num_evicted += len(keys)
         if self.nvme is not None:
             self.nvme.left_host(keys)

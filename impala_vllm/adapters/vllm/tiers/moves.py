@@ -55,6 +55,11 @@ class Moves:
                 del self._reading[key]
         return move
 
+    @property
+    def num_reads(self) -> int:
+        """Under way, those called back included."""
+        return len(self._reads)
+
     def is_reading(self, key: Key) -> bool:
         """The chunk is on its way into host."""
         return key in self._reading

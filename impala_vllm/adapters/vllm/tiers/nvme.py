@@ -149,8 +149,8 @@ class NvmeTier:
 
         A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
         """
-        here, ready = self._host.keys(), self.pool.ready
-        wanted = [key for key in keys if key not in here and key in ready]
+        ready = self.pool.ready
+        wanted = self._host.missing([key for key in keys if key in ready])
         if not wanted or not self.is_usable:
             return False
         lacking = len(wanted) - self._host.num_free
@@ -205,13 +205,16 @@ class NvmeTier:
 
     def leave(self, turn: Turn) -> None:
         """The turn has ended: what is read for it alone is called back. O(reads; for each of its own, open turns)."""
+        if not self._moves.num_reads:
+            return
         for job_id, key in self._moves.reads_for(turn.own_keys()):
             if not self._turns.is_wanted(key):
                 self._call_back(job_id)
 
     def used(self, keys: Iterable[Key]) -> None:
         """Chunks in host were loaded into HBM."""
-        self.promoted.difference_update(keys)
+        if self.promoted:
+            self.promoted.difference_update(keys)
 
     def left_host(self, keys: Sequence[Key]) -> None:
         """Chunks were evicted from host."""
@@ -263,8 +266,8 @@ class NvmeTier:
 
     def _write_all(self, what: Unwritten, now: float) -> Sequence[Key]:
         """Returns what the store's queue has no room for now."""
-        held, ready = self.pool.keys(), self._host.ready
-        fresh = [key for key in what.keys if key not in held and key in ready]
+        ready = self._host.ready
+        fresh: Sequence[Key] = self.pool.missing([key for key in what.keys if key in ready])
         if not fresh or not self.is_usable:
             return ()
         most_bytes = self.store.limits.max_queued_write_bytes
@@ -285,14 +288,7 @@ class NvmeTier:
         """False: no use to go on."""
         lacking = len(fresh) - self.pool.num_free
         if lacking > 0:
-            wanted = set(fresh)
-            self._evict(
-                self.chains.victims(
-                    lacking,
-                    lambda some: [k for k in self.pool.evictable(some) if k not in wanted],
-                    only_cheaper_than=trace_id,
-                )
-            )
+            self._evict(self.chains.victims(lacking, self.pool.evictable, only_cheaper_than=trace_id))
         num_wanted, fresh = len(fresh), fresh[: self.pool.num_free]
         self.num_unplaced += num_wanted - len(fresh)
         slots = self.pool.reserve(fresh)
@@ -312,19 +308,17 @@ class NvmeTier:
         self._moves.withdraw(job_id)
         self.store.cancel(job_id)
 
-    def _written(self, move: Move, done: Iterable[Key]) -> None:
-        done = set(done)
-        kept = [key for key in move.keys if key in done]
+    def _written(self, move: Move, done: Sequence[Key]) -> None:
+        kept, lost = _parted(move.keys, done)
         self.pool.commit(kept)
-        self.pool.abort([key for key in move.keys if key not in done])
+        self.pool.abort(lost)
         self.chains.add(kept, move.trace_id)
         self._one_shots.written(move.trace_id, len(kept))
 
-    def _read(self, move: Move, done: Iterable[Key], failed: Sequence[Key]) -> None:
-        done = set(done)
-        kept = [key for key in move.keys if key in done]
+    def _read(self, move: Move, done: Sequence[Key], failed: Sequence[Key]) -> None:
+        kept, lost = _parted(move.keys, done)
         self._host.commit(kept)
-        self._host.abort([key for key in move.keys if key not in done])
+        self._host.abort(lost)
         self._host_chains.add(kept, move.trace_id)
         self.promoted.update(kept)
         self._came_to_host(kept)
@@ -332,17 +326,22 @@ class NvmeTier:
         self._evict(self.pool.evictable(failed))
 
     def _evict(self, keys: Sequence[Key]) -> None:
-        for trace_id in self.chains.traces_of(keys):
+        slots = self.pool.evict(keys)
+        if slots:
+            self.store.forget(slots)
+        for trace_id in self.chains.drop(keys):
             self._turns.changed(trace_id)
-        for key in keys:
-            slot = self.pool.slot(key)
-            if slot is not None:
-                self.store.forget(slot)
-        self.pool.evict(keys)
-        self.chains.drop(keys)
 
     def _worth(self, trace_id: TraceId) -> float:
         return self._idle.worth_in_nvme(trace_id) if self._idle is not None else 0.0
+
+
+def _parted(keys: Sequence[Key], done: Sequence[Key]) -> tuple[Sequence[Key], Sequence[Key]]:
+    """Those of `keys` that are done, and the others, in their order."""
+    if len(done) == len(keys):
+        return keys, ()
+    there = set(done)
+    return [key for key in keys if key in there], [key for key in keys if key not in there]
 
 
 def _no_rows(slot: int) -> memoryview:

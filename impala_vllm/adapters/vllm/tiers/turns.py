@@ -1,6 +1,6 @@
 """What the tiers remember of open turns, and of each trace the chunks of its newest one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
@@ -38,8 +38,8 @@ class Turn:
     may_write: Callable[[], bool | None] | None = None
     """Tells that while it is not known yet: None until it is."""
     load: Pin | None = None
-    num_storing: int = 0
-    """Jobs under way."""
+    stores: list[Sequence[Key]] = field(default_factory=list[Sequence[Key]])
+    """Chunks of each store under way, root first."""
     is_finished: bool = False
     _own: tuple[Sequence[Key], dict[Key, int]] = field(default_factory=lambda: ((), dict[Key, int]()))
 
@@ -48,6 +48,13 @@ class Turn:
         if self._own[0] is not self.keys:
             self._own = self.keys, dict(zip(self.keys, range(len(self.keys)), strict=True))
         return self._own[1]
+
+    def stored(self, keys: Collection[Key]) -> Sequence[Key]:
+        """The store of these chunks is over. Returns them root first: vLLM names them as a set."""
+        for index, chunks in enumerate(self.stores):
+            if chunks[0] in keys:
+                return self.stores.pop(index)
+        return tuple(keys)
 
     def at(self, place: int) -> Key | None:
         """The chunk there, output that was stored included; None: it is not known, or before the first."""
@@ -89,7 +96,7 @@ class Turns:
     def close_if_done(self, req_id: str) -> Turn | None:
         """Forget the turn once it has finished and nothing of it moves. Returns it then."""
         turn = self._open.get(req_id)
-        if turn is not None and turn.is_finished and turn.load is None and turn.num_storing <= 0:
+        if turn is not None and turn.is_finished and turn.load is None and not turn.stores:
             return self._open.pop(req_id)
         return None
 
@@ -137,6 +144,7 @@ class Turns:
         """What was stored or loaded is void; open turns begin again."""
         self.changed_traces.update(dict.fromkeys(self._keys))
         for req_id, turn in list(self._open.items()):
-            turn.load, turn.num_storing = None, 0
+            turn.load = None
+            turn.stores.clear()
             turn.seen.clear()
             self.close_if_done(req_id)

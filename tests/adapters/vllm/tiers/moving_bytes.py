@@ -133,9 +133,10 @@ class Disk:
         self.num_cancelled += 1
         return job.num_tried < len(job.items)
 
-    def forget(self, slot: int) -> None:
-        self.slots[slot] = None
-        self.records.drop(slot)
+    def forget(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self.slots[slot] = None
+            self.records.drop(slot)
 
     def clear(self) -> None:
         self.slots = [None] * len(self.slots)

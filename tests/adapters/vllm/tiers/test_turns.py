@@ -37,14 +37,15 @@ def test_a_turn_stays_until_it_has_finished_and_nothing_of_it_moves() -> None:
     pool.reserve([b"k"])
     pool.commit([b"k"])
     turn = opened(turns, "r")
-    turn.load, turn.num_storing = pool.pin([b"k"]), 1
+    turn.load = pool.pin([b"k"])
+    turn.stores.append([b"k"])
     turns.close_if_done("r")
     turn.is_finished = True
     turns.close_if_done("r")
     turn.load = None
     turns.close_if_done("r")
     assert turns.get("r") is turn
-    turn.num_storing = 0
+    assert turn.stored({b"k"}) == [b"k"]
     turns.close_if_done("r")
     assert turns.get("r") is None
     turns.close_if_done("r")
@@ -88,12 +89,13 @@ def test_a_reset_ends_transfers_and_changes_what_every_trace_has() -> None:
     turns = Turns(32)
     ended, going_on = opened(turns, "r"), opened(turns, "s", B)
     ended.is_finished = True
-    ended.num_storing = going_on.num_storing = 2
+    for turn in (ended, going_on):
+        turn.stores.append(KEYS[:2])
     turns.changed_traces.clear()
     turns.reset()
     assert turns.get("r") is None
     assert turns.get("s") is going_on
-    assert going_on.num_storing == 0
+    assert going_on.stores == []
     assert set(turns.changed_traces) == {A, B}
 
 
