@@ -1,5 +1,7 @@
 """The kernels of `fp8` against `naive`, to the bit, on every value that bfloat16 has."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +24,15 @@ def _fill(pages: list[Tensor], seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("num_blocks", "page_bytes", "strided"),
-    [(1, [8], False), (1, [64], True), (9, [8200, 24], True), (9, [8200, 24], False), (63, [2048, 8], True)],
+    [
+        (1, [8], False),
+        (1, [64], True),
+        (9, [8200, 24], True),
+        (9, [8200, 24], False),
+        (63, [2048, 8], True),
+        (1000, [8], False),
+        (1, [65536], True),
+    ],
 )
 def test_demote_and_promote_are_naives_to_the_bit(num_blocks: int, page_bytes: list[int], strided: bool) -> None:
     num_pages = num_blocks + 3
@@ -66,6 +76,22 @@ def test_every_finite_bfloat16_is_coded_as_torch_codes_it() -> None:
     assert torch.equal(*runs)
 
 
+def test_pages_and_runs_past_four_gigabytes_do_not_wrap() -> None:
+    # Strides are counted, never touched: page and run 3 of a stride of 2^31 bytes lie where their addresses say.
+    def far(table: PageTable) -> PageTable:
+        return replace(table, addresses=table.addresses - 3 * (1 << 31), row_strides=torch.tensor([1 << 31]))
+
+    page, back = random_bytes(1, 64, seed=1) & 0x3F, torch.zeros(1, 64, dtype=torch.uint8)  # all finite
+    table, three, one = PageTable.of([page]), torch.tensor([3]), torch.tensor([0])
+    run, wanted = (torch.zeros(1, naive.demoted_bytes(table), dtype=torch.uint8) for _ in range(2))
+    fp8.demote_pages(far(table), three, far(PageTable.of([run])), three)
+    naive.demote_pages(table, one, PageTable.of([wanted]), one)
+    assert torch.equal(run, wanted)
+    fp8.promote_pages(far(PageTable.of([run])), three, far(PageTable.of([back])), three)
+    naive.promote_pages(PageTable.of([run]), one, table, one)
+    assert torch.equal(back, page)
+
+
 def test_runs_that_are_too_small_or_too_few_are_refused() -> None:
     table = PageTable.of(packed(4, [16], seed=1)[1])
     two = torch.arange(2)
@@ -85,8 +111,11 @@ def test_the_most_that_a_run_takes_is_enough_for_any_cut_of_the_bytes() -> None:
 
 
 def test_an_empty_batch_changes_nothing() -> None:
-    table = PageTable.of([random_bytes(2, 16, seed=1)])
+    pages = random_bytes(2, 16, seed=1)
+    table, before = PageTable.of([pages]), pages.clone()
     run = torch.full((1, naive.demoted_bytes(table)), CANARY, dtype=torch.uint8)
     none = torch.empty(0, dtype=torch.int64)
     fp8.demote_pages(table, none, PageTable.of([run]), none)
+    fp8.promote_pages(PageTable.of([run]), none, table, none)
     assert (run == CANARY).all()
+    assert torch.equal(pages, before)

@@ -52,6 +52,39 @@ def test_pack_and_unpack_are_naives_to_the_bit(
     assert torch.equal(run_slab, canaries)
 
 
+def test_pages_that_lie_in_rows_are_packed_and_put_back() -> None:
+    slab, rows = layers(3, [4 * 64, 4 * 24], gap_bytes=8, seed=1)
+    table = PageTable.of([row.unflatten(1, (4, -1)) for row in rows])
+    ids = some_ids(9, 12, seed=2)
+    run, wanted = torch.zeros(9, 88, dtype=torch.uint8), torch.zeros(9, 88, dtype=torch.uint8)
+    naive.pack_pages(table, ids, wanted)
+    pack.pack_pages(table, ids, run)
+    assert torch.equal(run, wanted)
+    assert torch.equal(run[0, :64], rows[0][int(ids[0]) // 4].unflatten(0, (4, 64))[int(ids[0]) % 4])
+
+    before, other = slab.clone(), random_bytes(9, 88, seed=3)
+    naive.unpack_pages(other, table, ids)
+    by_naive = slab.clone()
+    slab.copy_(before)
+    pack.unpack_pages(other, table, ids)
+    assert torch.equal(slab, by_naive)
+
+
+def test_a_run_longer_than_two_gigabytes_does_not_wrap() -> None:
+    # Memory between the rows is never touched.
+    stride = (1 << 30) + 8
+    run = torch.empty(2 * stride + 24, dtype=torch.uint8).as_strided((3, 24), (stride, 1))
+    _, pages = layers(3, [16, 8], gap_bytes=8, seed=1)
+    ids, sums = torch.tensor([2, 0, 1]), torch.zeros(3, dtype=torch.int64)
+    pack.pack_pages(PageTable.of(pages), ids, run, sums)
+    wanted = torch.cat([page[ids] for page in pages], dim=1)
+    assert torch.equal(run, wanted)
+    assert torch.equal(sums, naive.checksum(wanted))
+    back = [torch.zeros(3, page.shape[1], dtype=torch.uint8) for page in pages]
+    pack.unpack_pages(run, PageTable.of(back), ids)
+    assert all(torch.equal(a, b) for a, b in zip(back, pages, strict=True))
+
+
 def test_an_empty_batch_changes_nothing() -> None:
     slab, pages = layers(2, [24], gap_bytes=8, seed=1)
     before = slab.clone()
