@@ -4,12 +4,14 @@ All on one file in DIRECTORY, turn by turn in an order drawn anew for each repet
 is fair to all. fio is left out, and said to be, where it is not installed.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +27,10 @@ from benchmarks.record import Origin, Record
 
 POOL_THREADS = 8
 """What `open_block_io` gives the thread pool."""
+OURS = ("io_uring", "io_uring, registered")
+"""The arms that are set against the others; the second is what the NVMe tier runs."""
+CEILING = 4
+"""So many times the depth: what the disk gives to whoever asks for more at once."""
 
 
 @click.command()
@@ -34,6 +40,7 @@ POOL_THREADS = 8
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Of each run.")
 @click.option("--repetitions", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--file-mib", type=click.IntRange(min=16), default=1024, show_default=True)
+@click.option("--disk", metavar="WORDS", help="What kind of disk it is, for the record.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
 def main(**options: Any) -> None:
     """How fast does each engine move blocks, and at what CPU time?"""
@@ -48,13 +55,22 @@ def main(**options: Any) -> None:
 
 
 def _run(
-    directory: Path, sizes: str, depth: int, seconds: float, repetitions: int, file_mib: int, no_record: bool
+    directory: Path,
+    sizes: str,
+    depth: int,
+    seconds: float,
+    repetitions: int,
+    file_mib: int,
+    disk: str | None,
+    no_record: bool,
 ) -> None:
     console = Console(stderr=True)
     arms = _arms(depth)
     if "fio" not in arms:
         console.print("no fio here (`apt-get install fio`): left out")
-    others = f"{os.getloadavg()[0]:.0f}"
+    about: dict[str, Any] = {"file MiB": file_mib, "load average before": f"{os.getloadavg()[0]:.0f}"}
+    if disk:
+        about["disk"] = disk
     loads = [Load(is_write, kib << 10, depth, seconds) for kib in _sizes(sizes) for is_write in (False, True)]
     made: list[Record] = []
     origin = record.origin()
@@ -72,14 +88,14 @@ def _run(
                     progress.update(task, description=f"{_name(load)}: {name}")
                     rates[name].append(arms[name](path, load))
                     progress.advance(task)
-            made += records(load, {"file MiB": file_mib, "load average before": others}, rates, origin)
+            made += records(load, about, rates, origin)
     _show(made, Console())
     if not no_record:
         console.print(f"recorded in {record.append(made)}; `python -m benchmarks.report` writes RESULTS.md")
 
 
 def records(load: Load, about: dict[str, Any], rates: dict[str, list[Rate]], origin: Origin) -> list[Record]:
-    """Of one load: each arm's rates, and the ratio to it that io_uring had in the same repetition."""
+    """Of one load: each arm's rates, and the ratio to it that io_uring had in the same repetition, both ways."""
     made: list[Record] = []
     params: dict[str, Any] = {**about, "ops at once": load.depth, "seconds a run": load.seconds}
 
@@ -90,9 +106,10 @@ def records(load: Load, about: dict[str, Any], rates: dict[str, list[Rate]], ori
     for name, found in rates.items():
         add(name, "bandwidth", "MB/s", "higher", [rate.bytes_per_s / 1e6 for rate in found])
         add(name, "cpu_s_per_gb", "s", "lower", [rate.cpu_s_per_gb for rate in found])
-    for name in [name for name in rates if name != "io_uring"]:
-        pairs = zip(rates["io_uring"], rates[name], strict=True)
-        add(f"io_uring over {name}", "bandwidth", "", "higher", [u.bytes_per_s / o.bytes_per_s for u, o in pairs])
+    for ours, name in itertools.product(OURS, rates):
+        if ours in rates and name not in OURS:
+            pairs = zip(rates[ours], rates[name], strict=True)
+            add(f"{ours} over {name}", "bandwidth", "", "higher", [u.bytes_per_s / o.bytes_per_s for u, o in pairs])
     return made
 
 
@@ -107,6 +124,7 @@ def _arms(depth: int) -> dict[str, Callable[[Path, Load], Rate]]:
     }
     if shutil.which("fio"):
         arms["fio"] = run_fio
+        arms[f"fio, {CEILING * depth} at once"] = lambda path, load: run_fio(path, replace(load, depth=CEILING * depth))
     return arms
 
 

@@ -1,5 +1,6 @@
 """One load on one file: random blocks, so many at once, for so long. What moved, and what CPU time it took."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from impala_vllm.transfer.alignment import aligned_buffer, use_direct
 from impala_vllm.transfer.block_io import BlockIo, Op
 from impala_vllm.transfer.thread_pool_io import ThreadPoolIo
 from impala_vllm.transfer.uring_io import UringIo
+
+NUM_DRAWN = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,11 @@ def _open(path: Path) -> int:
 
 
 def _drive(io: BlockIo, fd: int, load: Load, is_registered: bool = False) -> Rate:
-    rng = Random()
     num_blocks = os.fstat(fd).st_size // load.block_bytes
     os.close(fd)
+    rng = Random()
+    # Drawn beforehand: whoever has blocks to move knows where they lie.
+    offsets = itertools.cycle([rng.randrange(num_blocks) * load.block_bytes for _ in range(NUM_DRAWN)])
     region = aligned_buffer(load.depth * load.block_bytes)
     region[:] = os.urandom(region.nbytes)
     buffers = [region[i * load.block_bytes : (i + 1) * load.block_bytes] for i in range(load.depth)]
@@ -90,7 +95,7 @@ def _drive(io: BlockIo, fd: int, load: Load, is_registered: bool = False) -> Rat
         io.register_region(region)
 
     def ops(tokens: list[int]) -> list[Op]:
-        return [Op(t, load.is_write, rng.randrange(num_blocks) * load.block_bytes, buffers[t]) for t in tokens]
+        return [Op(t, load.is_write, next(offsets), buffers[t]) for t in tokens]
 
     start, start_cpu, num_done = time.perf_counter(), time.process_time(), 0
     io.submit(ops(list(range(load.depth))))

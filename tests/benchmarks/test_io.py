@@ -51,11 +51,16 @@ def test_each_engine_moves_bytes_at_a_price(path: Path, engine: str, is_write: b
 def test_ratios_are_taken_within_a_repetition(tmp_path: Path):
     rates = {
         "io_uring": [Rate(2e8, 0.1), Rate(4e8, 0.1), Rate(8e8, 0.1)],
+        "io_uring, registered": [Rate(3e8, 0.1), Rate(6e8, 0.1), Rate(12e8, 0.1)],
         "8 threads": [Rate(1e8, 0.3), Rate(2e8, 0.3), Rate(4e8, 0.3)],
+        "fio": [Rate(2e8, 0.1), Rate(8e8, 0.1), Rate(8e8, 0.1)],
     }
     made = bench.records(Load(False, 64 << 10, 16, 2.0), {"file MiB": 1024}, rates, ORIGIN)
     found = {(r.variant, r.metric): (r.p20, r.p50, r.p80) for r in made}
     assert found["read 64 KiB: io_uring over 8 threads", "bandwidth"] == (2.0, 2.0, 2.0)
+    assert found["read 64 KiB: io_uring, registered over 8 threads", "bandwidth"] == (3.0, 3.0, 3.0)
+    assert found["read 64 KiB: io_uring over fio", "bandwidth"][1] == 1.0
+    assert not any("over io_uring" in variant for variant, _ in found)
     assert found["read 64 KiB: io_uring", "bandwidth"][1] == 400.0
     assert found["read 64 KiB: 8 threads", "cpu_s_per_gb"][1] == 0.3
     assert record.read([record.append(made, tmp_path)]) == made
