@@ -6,6 +6,7 @@ here chooses victims (`core.chains` does) or moves bytes. One writer.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
+from itertools import filterfalse
 
 Key = bytes
 """What names a chunk of KV: vLLM's offload key, a block hash and a KV cache group."""
@@ -107,8 +108,8 @@ class SlotPool:
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` that are not held, in their order."""
-        ready, filling = self.ready, self._filling
-        return [key for key in keys if key not in ready and key not in filling]
+        absent = list(filterfalse(self.ready.__contains__, keys))
+        return absent if self._filling.keys().isdisjoint(absent) else [k for k in absent if k not in self._filling]
 
     def filling(self, keys: Iterable[Key]) -> list[Key]:
         """Those of `keys` whose bytes are on their way in, in their order."""

@@ -27,6 +27,8 @@ class Chains:
     """The lists. `num_chunks` is the tier's size, `worth` says what a trace's KV in it is worth."""
 
     def __init__(self, num_chunks: int, worth: Callable[[TraceId], float]) -> None:
+        self.supersedes = True
+        """What a new turn of a chain no longer uses is nobody's; off, for comparison: it stays behind the chain."""
         self._max_stems = int(STEM_SHARE * num_chunks)
         self._order = WorthOrder(worth)
         self._home: dict[Key, _List] = {}
@@ -74,20 +76,20 @@ class Chains:
                 lists.add(id(home))
         return {self._of[number] for number in lists if number in self._of}
 
-    def use(self, trace_id: TraceId, keys: Sequence[Key], stem: int = 0) -> None:
+    def use(self, trace_id: TraceId, keys: Sequence[Key], stem: int = 0) -> range:
         """A turn of the trace goes over `keys`, root first; the first `stem` are shared. Those not here are skipped.
 
         O(keys), quick for a chain of which nothing is superseded. A chain is continued by a turn that goes over the
-        first chunk it calls its own.
+        first chunk it calls its own. Returns which of `keys` are known to be here then; there may be others.
         """
         self._order.changed(trace_id)
         chains = self._chains.setdefault(trace_id, [])
         first, before = self._continued(trace_id, keys, stem)
         behind = self._behind(keys, stem, first, before) if before is not None else None
         if before is not None and behind is not None:
-            chain, indices = before, (*range(first), *range(behind, len(keys)))
+            chain, indices, known = before, (*range(first), *range(behind, len(keys))), range(first, behind)
         else:
-            chain, indices = _List(), range(len(keys))
+            chain, indices, known = _List(), range(len(keys)), range(0)
             self._of[id(chain)] = trace_id
         shared: list[Key] = []
         for index in [i for i in indices if keys[i] in self._home]:
@@ -100,11 +102,14 @@ class Chains:
                 self._put(key, chain)
         self._put_all(shared[::-1], self._stems)
         for old in [c for c in chains if c is not chain and (c is before or not c)]:
+            if not self.supersedes:
+                self._put_all(list(old), chain)
             self._let_go(old)
         chains[:] = [c for c in chains if c is not chain and id(c) in self._of]
         chains.append(chain)
         if len(chains) > MAX_CHAINS:
             self._let_go(chains.pop(0))
+        return known
 
     def touch(self, keys: Sequence[Key]) -> None:
         """Somebody of no trace goes over `keys`, root first, some maybe twice: what is nobody's is used. O(keys)."""

@@ -17,10 +17,12 @@ SOONEST_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RetentionConfig:
-    """A switch, for comparison."""
+    """Switches, for comparison."""
 
     enabled: bool = True
     """Evict by value; off: the trace that was silent longest goes first."""
+    supersede: bool = True
+    """What a turn no longer uses of its trace's KV goes first, in HBM and below; off: it stays with its trace."""
 
 
 class Holding(NamedTuple):

@@ -98,9 +98,8 @@ def _enforcing(name: str, description: str, *off: str) -> Arm:
     return Arm(name, description, args, config={policy: {"enabled": False} for policy in off}, recognises=True)
 
 
-def _tiered(name: str, description: str, has_nvme: bool = True, **planner: bool) -> Arm:
-    """impala that decides over tiers too, with the planner's switches as given."""
-    config = {"planner": planner} if planner else {}
+def _tiered(name: str, description: str, has_nvme: bool = True, **config: Mapping[str, bool]) -> Arm:
+    """impala that decides over tiers too, with the switches as given."""
     args = ("--scheduler", "impala", "--impala-mode", "enforce")
     return Arm(name, description, args, config=config, recognises=True, tiers="impala", has_nvme=has_nvme)
 
@@ -145,8 +144,20 @@ ARMS: dict[str, Arm] = {
         Arm("stock-arc-fs", "the same with ARC and vLLM's fs tier on disk", tiers="arc", has_nvme=True),
         _tiered("impala-host", "impala with a host tier", has_nvme=False),
         _tiered("impala-tiers", "impala with host and NVMe tiers"),
-        _tiered("impala-tiers-no-gate", "that, but everything is written to NVMe", gate_writes=False),
-        _tiered("impala-tiers-no-choice", "that, but what a tier has is always loaded", choose_loads=False),
+        _tiered("impala-tiers-no-gate", "that, but everything is written to NVMe", planner={"gate_writes": False}),
+        _tiered(
+            "impala-tiers-no-choice", "that, but what a tier has is always loaded", planner={"choose_loads": False}
+        ),
+        _tiered(
+            "impala-tiers-no-retention",
+            "that, but HBM gives up the KV of the longest silent trace first",
+            retention={"enabled": False},
+        ),
+        _tiered(
+            "impala-tiers-no-supersession",
+            "that, but what a turn no longer uses stays as long as its trace does",
+            retention={"supersede": False},
+        ),
     )
 }
 

@@ -90,11 +90,31 @@ def test_what_a_turn_no_longer_uses_is_superseded_at_once() -> None:
     assert chains.victims(2, list) == [b"a4", b"a3"]
 
 
+def test_without_supersession_what_a_turn_no_longer_uses_stays_its_traces() -> None:
+    chains = tier(A)
+    chains.supersedes = False
+    held(chains, (A, keys("a", 3)))
+    chains.add(keys("n", 1))
+    chains.use(A, [*keys("a", 1), *keys("z", 2)])
+    chains.check_invariants()
+    assert chains.num_of(A) == 3
+    assert everything(chains) == [b"n0", b"a2", b"a1", b"a0"]
+
+
 def test_a_turn_that_grows_keeps_all_of_its_chain() -> None:
     chains = tier(A)
     held(chains, (A, keys("a", 3)), (A, keys("a", 6)))
     assert chains.num_of(A) == 6
     assert everything(chains) == keys("a", 6)[::-1]
+
+
+def test_a_turn_is_told_which_of_its_chunks_are_surely_here() -> None:
+    chains = tier(A)
+    chains.add(keys("s", 2))
+    assert chains.use(A, [*keys("s", 2), *keys("a", 3)], stem=2) == range(0)
+    chains.add(keys("a", 3), A)
+    assert chains.use(A, [*keys("s", 2), *keys("a", 5)], stem=2) == range(2, 5)
+    assert chains.use(A, keys("z", 5)) == range(0)
 
 
 def test_a_root_that_comes_back_late_is_still_the_last_to_go() -> None:
@@ -313,8 +333,9 @@ def test_random_turns_agree_with_a_naive_model(seed: int) -> None:
             cut = rng.randrange(len(histories[number]) + 1) if rng.random() < 0.2 else len(histories[number])
             used = histories[number] = [*histories[number][:cut], *keys(f"{rng.random()}-", rng.randrange(3))]
             stem = rng.choice([0, 0, rng.randrange(len(used) + 1)])
-            chains.use(trace_id, used, stem)
+            surely_here = chains.use(trace_id, used, stem)
             naive.use(trace_id, used, stem)
+            assert set(used[surely_here.start : surely_here.stop]) <= set(naive.here())
             fresh = [key for key in used if key not in chains][: rng.randrange(6)]
             chains.add(fresh, trace_id)
             naive.add(fresh, trace_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from impala_vllm.config import load
 from impala_vllm.replay.arms import ARMS, Arm, Machine, command, pick, server
 
 MACHINE = Machine(Path("/models/tiny"), dtype="float32", hbm_blocks=100, unbounded_blocks=9000)
@@ -52,6 +53,22 @@ def test_an_ablation_is_enforcing_without_some_policies(name: str, off: set[str]
     path = tmp_path / "logs" / f"{name}.yaml"
     assert after(line, "--impala-config") == str(path)
     assert yaml.safe_load(path.read_text()) == {policy: {"enabled": False} for policy in off}
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        ("no-gate", {"planner": {"gate_writes": False}}),
+        ("no-choice", {"planner": {"choose_loads": False}}),
+        ("no-retention", {"retention": {"enabled": False}}),
+        ("no-supersession", {"retention": {"supersede": False}}),
+    ],
+)
+def test_an_ablation_of_the_tiers_is_known_to_the_configuration(name: str, switches: object, tmp_path: Path) -> None:
+    arm = ARMS[f"impala-tiers-{name}"]
+    assert arm.config == switches
+    assert (arm.tiers, arm.has_nvme) == ("impala", True)
+    load(None, {f"{table}.{key}": ("arm", v) for table, pairs in arm.config.items() for key, v in pairs.items()})
 
 
 def test_an_arm_without_configuration_writes_none(tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ class Enforcer:
         self.tiers = TierPolicy.of(scheduler, self.cost, config.planner)
         planner = self.tiers.planner if self.tiers is not None else None
         self.idle = IdleKv(self.gaps, self.admission, Retention(self.cost, config.retention), planner)
+        self._supersedes = config.retention.supersede
         if self.tiers is not None:
-            self.tiers.manager.attach(self.idle, self.tiers.planner)
+            self.tiers.manager.attach(self.idle, self.tiers.planner, self._supersedes)
         self.traces: TraceTable | None = None
         """Who is whose child, where identity is on."""
         self.num_held = 0
@@ -227,7 +228,7 @@ class Enforcer:
             if turn is not None and not turn.has_begun:  # model runner V2 calls resumed ones new as well
                 self.longest_wait_s = max(self.longest_wait_s, now - turn.arrived_s)
                 self._begun(turn)
-                if self.free is not None and turn.trace_id is not None:
+                if self._supersedes and self.free is not None and turn.trace_id is not None:
                     # What the turn did not take of its trace's KV is superseded: nobody goes on from there.
                     self.free.release(turn.trace_id)
         self._watchdog.watch(output, self._num_ranked, now)

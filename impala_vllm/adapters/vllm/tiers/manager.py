@@ -79,11 +79,13 @@ class TierManager(OffloadingManager):
         if nvme is not None:
             nvme.bind(self.host, self.chains, self.turns, self.one_shots, self._evict, self._came)
 
-    def attach(self, idle: "IdleKv", planner: "Planner") -> None:
-        """Let policy say what is worth what from now on."""
+    def attach(self, idle: "IdleKv", planner: "Planner", supersedes: bool = True) -> None:
+        """Let policy say what is worth what from now on, and whether a new turn supersedes what it does not use."""
         self._idle, self.loads.link = idle, planner.host
+        self.chains.supersedes = supersedes
         if self.nvme is not None:
             self.nvme.attach(idle, planner)
+            self.nvme.chains.supersedes = supersedes
 
     def detach(self) -> None:
         """Policy is gone: plain caches again, and nothing is any trace's."""
@@ -204,8 +206,7 @@ class TierManager(OffloadingManager):
         self._poll()
         turn = self.turns.open(req_id)
         turn.trace_id, turn.keys, turn.writes = trace_id, keys, writes
-        self._use(turn, stem_chunks)
-        self._write(turn)
+        self._write(turn, self._use(turn, stem_chunks))
 
     def finish(self, req_id: str, keys: Sequence[Key], stem_chunks: int, writes: bool) -> None:
         """A turn has ended with the chunks `keys`, output included. `writes`: they belong on NVMe too."""
@@ -214,8 +215,7 @@ class TierManager(OffloadingManager):
             return
         turn.keys = keys
         self.turns.decide(turn, writes)
-        self._use(turn, stem_chunks)
-        self._write(turn)
+        self._write(turn, self._use(turn, stem_chunks))
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace is over, its open turns are nobody's."""
@@ -248,18 +248,19 @@ class TierManager(OffloadingManager):
             return True
         return end <= turn.awaited_chunks * self.tokens_per_chunk
 
-    def _use(self, turn: Turn, stem_chunks: int) -> None:
+    def _use(self, turn: Turn, stem_chunks: int) -> range:
+        """Returns which of its chunks are known to be on NVMe; there may be others."""
         if turn.trace_id is None:
             self._touch(turn)
-            return
+            return range(0)
         self.chains.use(turn.trace_id, turn.keys, stem_chunks)
         self.turns.remember(turn)
-        if self.nvme is not None:
-            self.nvme.chains.use(turn.trace_id, turn.keys, stem_chunks)
+        return self.nvme.chains.use(turn.trace_id, turn.keys, stem_chunks) if self.nvme is not None else range(0)
 
-    def _write(self, turn: Turn) -> None:
+    def _write(self, turn: Turn, written: range = range(0)) -> None:
         if turn.writes and self.nvme is not None:
-            self.nvme.write(turn.keys, turn.trace_id, self._clock(), lambda key: turn.at(turn.own_keys()[key] - 1))
+            keys = [*turn.keys[: written.start], *turn.keys[written.stop :]]
+            self.nvme.write(keys, turn.trace_id, self._clock(), lambda key: turn.at(turn.own_keys()[key] - 1))
 
     def _note_keys(self, keys: Sequence[Key], req_context: ReqContext) -> Turn:
         """Policy names a prompt's chunks, if it is there; the connector names all, root first and bit by bit."""

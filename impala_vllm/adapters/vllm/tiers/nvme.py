@@ -295,7 +295,7 @@ class NvmeTier:
         if not fresh or slots is None:
             return False
         pin = self._host.pin(fresh)
-        items = [Item(k, n, self._rows(h), parent(k)) for k, n, h in zip(fresh, slots, pin.slots, strict=True)]
+        items = list(map(Item, fresh, slots, map(self._rows, pin.slots), map(parent, fresh)))
         number = self._moves.start(Move(True, fresh, trace_id, pin, pin.slots, slots, now))
         if self.store.submit_write(number, items):
             return True
