@@ -23,6 +23,11 @@ _VIRTUAL = (
     "only the time of a step is modelled. Ratios are to the first arm with the same sessions."
 )
 
+_GPU_SESSIONS = (
+    "Stock, stock with vLLM's offloading and impala with the same bytes of host memory, one engine each, in process "
+    "without HTTP. One run an arm: no interval."
+)
+
 _VALIDATION = (
     "The same sessions in `impala simulate` and on vLLM's scheduler in virtual time: mean stall as a ratio, hit ratio "
     "as a difference. Within 0.85 to 1.15 and 0.15 the simulator may be believed."
@@ -122,6 +127,31 @@ QUESTIONS = {
         "every block, fio does not. Ratios are of runs that followed each other. Where others use the machine too, "
         "bandwidth says as much of them as of us, and CPU seconds a GB are the steadier figure.",
     ),
+    "micro/gpu-link": Question(
+        "The link between a GPU and pinned host memory", "Large copies: what the rest is held to."
+    ),
+    "micro/gpu-swap": Question(
+        "Batches of pages over the link: our kernels, vLLM's own swap, the link",
+        "By page size and batch. `vllm` is what its worker would choose, `vllm_dma` its batched copy, `courier` what "
+        "ours chooses, on its own stream; `impala` is the kernel alone. Asked: 0.9 of the link from 16 KiB pages up, "
+        "ahead of vLLM below.",
+    ),
+    "micro/gpu-worker": Question(
+        "Whole jobs of the offloading worker, ours and vLLM's",
+        "At the layouts of real models. `submit` is time of the engine's thread; bytes were compared before.",
+    ),
+    "micro/gpu-overlap": Question(
+        "What decoding loses beside copies at full link",
+        "The mean time of a decode-like step in a CUDA graph, to that alone. Asked: 1.03 at most.",
+    ),
+    "micro/gpu-pack": Question(
+        "Fused packing, checksums and FP8", "Scattered pages of all layers to one run, in host memory or in HBM."
+    ),
+    "micro/gpu-tune": Question(
+        "Which launch numbers are best, and from where DMA wins", "Provenance of the numbers in kernels/ops/tuning.py."
+    ),
+    "serving/gpu-sessions-1b": Question("Recorded sessions on a GPU, 1.7 B random parameters", _GPU_SESSIONS),
+    "serving/gpu-sessions-8b": Question("Recorded sessions on a GPU, 8.2 B random parameters", _GPU_SESSIONS),
     "micro/scheduler_overhead": Question(
         "What hooks cost the engine loop", "Microseconds of the observing scheduler, with 2,000 traces known."
     ),

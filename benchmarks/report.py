@@ -12,6 +12,9 @@ from benchmarks.record import Record, RecordError
 
 RESULTS_MD = Path(__file__).parent.parent / "RESULTS.md"
 
+LOAD = ("tasks", "requests", "sessions", "turns", "timing", "tiers", "disk")
+"""Parameters that tell one load from another."""
+
 CHAPTERS = {
     "serving": (
         "Serving",
@@ -61,8 +64,7 @@ def _latest(records: Sequence[Record]) -> list[list[Record]]:
     """The last run of every question, load and machine."""
     runs: dict[tuple[str, ...], list[Record]] = {}
     for r in records:
-        load = (str(r.params.get(name, "")) for name in ("tasks", "requests", "sessions", "turns", "timing", "tiers"))
-        key = (r.question, r.machine, *load)
+        key = (r.question, r.machine, *(str(r.params.get(name, "")) for name in LOAD))
         before = runs.get(key)
         same_run = before is not None and (before[0].command, before[0].commit) == (r.command, r.commit)
         if before is None or not same_run or any(_names(b) == _names(r) for b in before):

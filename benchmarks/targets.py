@@ -52,6 +52,13 @@ def _pair(
     )
 
 
+def _block_io(load: str, rival: str, at_least: float) -> Target:
+    """Of the engine that the NVMe tier runs, on whatever disk the machine has."""
+    what = f"Block I/O, {load}: MB/s, to those of {rival}"
+    variant = f"{load}: io_uring, registered over {rival}"
+    return Target(what, "micro/block-io-load", "bandwidth", at_least=at_least, variant=variant, params={"disk": None})
+
+
 def _same(what: str, question: str, metric: str) -> Target:
     return Target(what, question, metric, at_least=0.99)
 
@@ -85,6 +92,8 @@ TARGETS: tuple[Target, ...] = (
         Target(f"Drift, {quarter}: mean stall", "serving/drift", f"stall_mean_s of {quarter} ratio", at_most=1.05)
         for quarter in ("short-gaps", "long-gaps", "single-requests", "fan-outs")
     ),
+    *(_block_io(f"{verb} {kib} KiB", "fio", 0.9) for verb in ("read", "write") for kib in (64, 256)),
+    *(_block_io(f"{verb} 64 KiB", "8 threads", 1.3) for verb in ("read", "write")),
 )  # fmt: skip
 
 

@@ -79,6 +79,13 @@ def test_only_the_latest_run_of_a_question_is_shown() -> None:
     assert "jct_mean_s" not in page
 
 
+def test_another_disk_is_another_load() -> None:
+    other = replace(ONE, p50=400.0, command="python -m benchmarks.io", params={**ONE.params, "disk": "in memory"})
+    page = report.render([ONE, other])
+    assert "| 300 /h |" in page
+    assert "| 400 /h |" in page
+
+
 def test_this_process_says_where_it_ran() -> None:
     origin = record.origin("python -m x")
     assert origin.command == "python -m x"
