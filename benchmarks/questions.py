@@ -81,6 +81,16 @@ QUESTIONS = {
         "parameters say so. vLLM's managers run with our row-copy worker, because its own refuses the CPU; its fs tier "
         "knows no limit. impala-host has no disk.",
     ),
+    "serving/tiers-idle": Question(
+        "What tiers cost that have nothing to do",
+        "Decoding alone: no request fills a block, so nothing is stored, loaded or found. A ratio of requests_per_s "
+        "below 0.99 or of cpu_s above 1.01 is a loss, as far as the interval can tell.",
+    ),
+    "serving/restart": Question(
+        "Does a restarted server compute what its disk holds?",
+        "Sessions are played up to a turn, the server ends and starts again on the same disk, then each session's next "
+        "turn comes. Beyond what an infinite cache computes of these turns, nothing should be computed.",
+    ),
     "serving/ablation": Question(
         "What each policy is worth",
         "The load of agents with policies added one by one. impala-identity decides nothing and should equal stock; "

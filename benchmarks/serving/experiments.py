@@ -128,6 +128,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             num_pairs=5,
         ),
         Experiment(
+            "tiers-idle",
+            ("stock", "impala-enforce", "impala-tiers"),
+            plans.short_of_a_chunk,
+            COST_FIGURES,
+            ("requests_per_s", "cpu_s"),
+            num_sessions=320,
+            load=Load(Arrivals.STEADY, concurrency=32),
+            num_pairs=5,
+            machine={"block_size": 128},
+        ),
+        Experiment(
             "head-of-line",
             _PAIR,
             plans.beside_a_long_one,

@@ -19,6 +19,12 @@ from impala_vllm.replay.trial import Trial
 
 _HIGHER = ("tasks_per_hour", "requests_per_s", "output_tokens_per_s", "cached_share")
 _CONTEXT = ("hit_bound", "gaps_mean_s", "prompt_tokens", "output_tokens")
+_TIER_SHARES = {
+    "resumes that found their KV in HBM or host": ("resumed_turns_found", "resumed_turns", "higher"),
+    "KV of one-shots on NVMe": ("one_shot_nvme_bytes", "one_shot_bytes", "lower"),
+    "KV written to NVMe of what host took": ("nvme_write_bytes", "host_store_bytes", "-"),
+}
+"""Of our tiers: part, whole, what is better."""
 
 
 def describe(plan: Plan, experiment: Experiment, machine: Machine) -> str:
@@ -38,6 +44,15 @@ def figure(trial: Trial, name: str) -> float | None:
         return None if over is None or not under else over / under
     field, _, part = name.partition(" of ")
     return getattr(measure(parts.only(trial.run, part)) if part else trial.measures, field)
+
+
+def tier_shares(runs: Sequence[Trial]) -> list[tuple[str, str, list[float]]]:
+    """What our tiers tell of themselves: a share's name, what is better, and its per cent in each run that has it."""
+    found = (
+        (name, better, [100 * t.tiers[part] / t.tiers[total] for t in runs if part in t.tiers and t.tiers.get(total)])
+        for name, (part, total, better) in _TIER_SHARES.items()
+    )
+    return [share for share in found if share[2]]
 
 
 def whole(trials: Sequence[Trial], arms: Sequence[str]) -> list[Trial]:
@@ -85,6 +100,7 @@ def records(
         shares = [100 * t.observer_s / t.measures.makespan_s for t in runs if t.observer_s is not None]
         if shares:
             made.append(make.of(arm, "share of time in impala's hooks", shares))
+        made += [make.share(arm, name, better, values) for name, better, values in tier_shares(runs)]
         if all(t.links is not None for t in runs):
             made += _identity(make, arm, runs)
     for name in experiment.ratios:
@@ -125,6 +141,9 @@ class _Maker:
         better = "higher" if base in _HIGHER or metric.startswith("link") or "right" in metric else "lower"
         params, better = {**self._params, **extra}, "-" if base in _CONTEXT else better
         return self._origin.record(self._question, arm, params, metric, _unit(metric), better, values, seed=self._seed)
+
+    def share(self, arm: str, metric: str, better: str, values: Sequence[float]) -> Record:
+        return self._origin.record(self._question, arm, self._params, metric, "%", better, values, seed=self._seed)
 
     def ratio(self, arm: str, to: str, name: str, base: Sequence[float], values: Sequence[float]) -> Record:
         r = ratio(base, values)

@@ -57,6 +57,12 @@ def jobs(source: Source, experiment: Experiment) -> Plan:
     )
 
 
+def short_of_a_chunk(source: Source, experiment: Experiment) -> Plan:
+    """Single requests that share nothing and never fill a block of 128 tokens: there is nothing to cache."""
+    count = source.num_sessions or experiment.num_sessions
+    return synthetic.independent(source.vocabulary, [(16, 96)] * count, seed=source.seed)
+
+
 def crowd(source: Source, experiment: Experiment) -> Plan:
     """As many recorded sessions as asked for: the bundled log again and again, in other words that share nothing."""
     copies: dict[str, Plan] = {}

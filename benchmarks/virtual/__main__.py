@@ -33,11 +33,6 @@ from impala_vllm.workload import WorkloadError
 ARMS = "stock,impala-identity,impala-rank,impala-rank-admission,impala-enforce,unbounded"
 FIGURES = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("/h", "higher")}
 RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "computed_tokens")
-TIER_SHARES = {
-    "resumes that found their KV in HBM or host": ("resumed_turns_found", "resumed_turns", "higher"),
-    "KV of one-shots on NVMe": ("one_shot_nvme_bytes", "one_shot_bytes", "lower"),
-}
-"""Of our tiers: part, whole, what is better."""
 AGENTS = "agents"
 
 
@@ -165,10 +160,7 @@ def _level(
     for arm, runs in trials.items():
         for metric, (unit, better) in FIGURES.items():
             made.append(of(arm, metric, unit, better, [figures.figure(t, metric) or 0.0 for t in runs]))
-        for metric, (part, whole, better) in TIER_SHARES.items():
-            shares = [100 * t.tiers[part] / t.tiers[whole] for t in runs if t.tiers.get(whole)]
-            if shares:
-                made.append(of(arm, metric, "%", better, shares))
+        made += [of(arm, metric, "%", better, shares) for metric, better, shares in figures.tier_shares(runs)]
         for metric in dict.fromkeys((*RATIOS, *experiment.ratios)) if arm != base else ():
             pairs = [
                 (b, v)

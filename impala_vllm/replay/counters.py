@@ -34,6 +34,16 @@ def observer_s(before: Mapping[str, float], after: Mapping[str, float]) -> float
     return after[name] - before.get(name, 0.0) if name in after else None
 
 
+def tiers(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """What impala's tiers counted between two scrapes, by the names they have in its snapshot; empty without tiers."""
+    first, last = "impala_kv_", "_total"
+    return {
+        name.removeprefix(first).removesuffix(last): value - before.get(name, 0.0)
+        for name, value in after.items()
+        if name.startswith(first) and name.endswith(last)
+    }
+
+
 def computed_tokens(before: Mapping[str, float], after: Mapping[str, float]) -> int | None:
     """Prompt tokens the engine computed between two scrapes; None where it does not count them."""
     asked, found = "vllm:prompt_tokens_total", "vllm:prefix_cache_hits_total"

@@ -45,7 +45,7 @@ class Trial:
     observer_s: float | None = None
     """Seconds of the engine loop spent in impala's hooks."""
     tiers: Mapping[str, float] = field(default_factory=dict[str, float])
-    """What our tiers count, as of the end."""
+    """What our tiers counted meanwhile."""
 
 
 def run_trials(
@@ -124,7 +124,8 @@ def _trial(
         return Trial(arm.name, repetition, run, measures)
     links = linkage.score(run, linkage.join(run, linkage.fetch(engine.url, "links")))
     traces = tuple(linkage.fetch(engine.url, "traces"))
-    return Trial(arm.name, repetition, run, measures, links, traces, counters.observer_s(before, after))
+    observer_s, tiers = counters.observer_s(before, after), counters.tiers(before, after)
+    return Trial(arm.name, repetition, run, measures, links, traces, observer_s, tiers)
 
 
 async def _warm_up(engine: Server, plan: Plan) -> None:
