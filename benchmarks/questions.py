@@ -174,8 +174,17 @@ QUESTIONS = {
     "serving/fleet-emulated": Question(
         "Several servers under several routers, over HTTP",
         "Emulated servers (an engine's timing, real KV events) and synthetic agents without ids; packaged routers as "
-        "their own processes, impala in the clients'. `sticky` is told each session's number. One machine runs all of "
+        "their own processes, impala in the clients'. Since then: the table of routers as processes. `sticky` is told each session's number. One machine runs all of "
         "it: figures compare arms and say nothing absolute.",
+    ),
+    "serving/fleet": Question(
+        "Several servers under several routers, over HTTP, each router a process",
+        "Emulated servers (an engine's timing, real KV events) and recorded coding sessions as chats without ids. A "
+        "token stands for `scale` of the recording's, in the timing too, and times are shorter by `speed`. sticky, "
+        "sticky_least_loaded and programs are told which session a turn belongs to; impala is told nothing. Spread is "
+        "the busiest server's prefill over the mean. Ratios are impala's to the best of the other routers, repetition "
+        "by repetition; sticky, which no router can be, is none of them. One machine runs all of it: figures compare "
+        "arms and say nothing absolute.",
     ),
     "serving/router-overhead": Question(
         "What the router adds to a stream",

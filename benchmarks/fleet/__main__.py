@@ -1,191 +1,147 @@
 """Fleets of emulated servers under several routers: tasks an hour, stall, hit ratio, spread of load.
 
-Sessions are synthetic agents: a shared system prompt, turns that each extend the last, tool gaps. No ids are sent. Arms
-are interleaved within each repetition; all run in this process, so figures compare arms and say nothing absolute.
+    PATH=ROUTERS/bin:$PATH python -m benchmarks.fleet --traces LOG --record
 
-    python -m benchmarks.fleet --servers 4 --sessions 16 --turns 6 --repetitions 3 \
-        --rival "vllm-router=vllm-router --port {port} --policy cache_aware --worker-urls {urls}"
+Recorded coding sessions, or without --traces synthetic agents: chats, sent without ids but to routers that cannot do
+without. Routers are processes, servers and clients are this one; figures compare arms and say nothing absolute. A token
+of a server stands for --scale of the recording's, in its timing too, and all times are shorter by --speed. Arms are
+interleaved, every second repetition backwards; routers that are not installed are left out, with a line that says so.
 """
 
 import argparse
 import asyncio
 import json
 import logging
-import shlex
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
-
-import aiohttp
+from typing import Any
 
 from benchmarks import record
+from benchmarks.fleet import chats, clients, routers, sessions
 from benchmarks.fleet.emulated import EmulatedServer
-from benchmarks.fleet.serving import serving
-from impala_vllm.fleet.fleet import parse_address
+from benchmarks.fleet.outcome import Outcome, records, summary
 from impala_vllm.fleet.hashing import Tokenizer
-from impala_vllm.fleet.proxy import RouterOptions
 from impala_vllm.replay import tiny_model
-from impala_vllm.replay.measures import quantile
-from impala_vllm.replay.server import Server
+from impala_vllm.replay.server import ServerError
 from impala_vllm.sim.timing import DEFAULT, load
 
-SETTLES_S = 10.0
-"""Other routers answer before they have found all their servers; they are given so long."""
-Pick = Callable[[list[str], int], str]
-"""Of addresses and the session's number."""
-
-
-class Outcome(NamedTuple):
-    """One arm, once."""
-
-    stall_mean_s: float
-    tasks_per_hour: float
-    hit_ratio: float
-    spread: float
-    """Prompt tokens of the server with most over the mean."""
-    failures: int
+BLOCK_TOKENS = 16
+RECORDED_BLOCK_TOKENS = 64
+DIRECT = ("round_robin", "sticky")
+"""Clients that choose themselves; the second is told each session's number, which routers are not."""
 
 
 def main() -> None:
     """Run the arms and print one JSON line each, then medians."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=main.__doc__)
-    parser.add_argument("--servers", type=int, default=4)
-    parser.add_argument("--sessions", type=int, default=16)
-    parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--hbm-tokens", type=int, default=40_000)
-    parser.add_argument(
-        "--speed", type=float, default=0.1, help="of the timing: below 1, prefill outweighs this machine"
-    )
-    parser.add_argument(
-        "--rival",
-        action="append",
-        default=[],
-        metavar="NAME=COMMAND",
-        help="another router, with {port} and {urls} in its command",
-    )
-    parser.add_argument("--record", action="store_true")
-    args = parser.parse_args()
-    args.rivals = dict(rival.split("=", 1) for rival in args.rival)
+    args = _arguments()
     logging.disable(logging.WARNING)
-    found: dict[str, list[Outcome]] = {arm: [] for arm in ("round_robin", "sticky", *args.rivals, "impala")}
+    names = [*DIRECT, *routers.ARMS] if args.arms is None else args.arms.split(",")
+    if unknown := sorted({*names} - {*DIRECT, *routers.ARMS}):
+        sys.exit(f"--arms: unknown {', '.join(unknown)}; there are {', '.join((*DIRECT, *routers.ARMS))}")
+    left_out = {name: reason for name in names if (reason := routers.missing(name)) is not None}
+    for name, reason in left_out.items():
+        print(f"{name}: left out: {reason}", file=sys.stderr)
+    found: dict[str, list[Outcome]] = {name: [] for name in names if name not in left_out}
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
-        tokenizer = Tokenizer(folder)
+        run = _Runs(args, Path(folder))
         for repetition in range(args.repetitions):
-            for arm, outcomes in found.items():
-                outcomes.append(asyncio.run(_run(arm, args, tokenizer, Path(folder), repetition)))
-                print(json.dumps({"arm": arm, "repetition": repetition, **outcomes[-1]._asdict()}), flush=True)
-    for arm, outcomes in found.items():
-        medians = {name: statistics.median(getattr(o, name) for o in outcomes) for name in Outcome._fields}
-        print(json.dumps({"arm": arm, "medians_of": len(outcomes), **medians}), file=sys.stderr)
+            for name in [*found] if repetition % 2 == 0 else [*reversed(found)]:
+                try:
+                    outcome = asyncio.run(run.one(name, repetition))
+                except ServerError as e:
+                    print(f"{name}: dropped: {e}", file=sys.stderr)
+                    del found[name]
+                    continue
+                found[name].append(outcome)
+                print(json.dumps({"arm": name, "repetition": repetition, **outcome._asdict()}), flush=True)
+    for line in summary(found):
+        print(line, file=sys.stderr)
     if args.record:
-        print(record.append(_records(found, args, record.origin())))
+        print(record.append(records(found, _params(args), record.origin())))
 
 
-async def _run(arm: str, args: argparse.Namespace, tokenizer: Tokenizer, folder: Path, seed: int) -> Outcome:
-    timing = load(DEFAULT)
-    async with AsyncExitStack() as stack:
-        servers = [
-            await stack.enter_async_context(
-                EmulatedServer(tokenizer, timing, speed=args.speed, hbm_tokens=args.hbm_tokens)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=main.__doc__)
+    parser.add_argument("--traces", type=Path, help="recorded sessions; synthetic agents otherwise")
+    parser.add_argument("--servers", type=int, default=16)
+    parser.add_argument("--sessions", type=int, default=96)
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--concurrency", type=int, help="closed loop: so many live at a time; all, otherwise")
+    parser.add_argument("--spread-s", type=float, default=60.0, help="sessions start within so many seconds")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--arms", help=f"comma-separated; {', '.join((*DIRECT, *routers.ARMS))} otherwise")
+    parser.add_argument("--scale", type=int, default=16, help="recorded tokens to a token that is sent")
+    parser.add_argument("--hbm-tokens", type=int, help="of the tokens that are sent; the timing's otherwise")
+    parser.add_argument("--speed", type=float, default=4.0, help="how much faster than life")
+    parser.add_argument("--record", action="store_true")
+    args = parser.parse_args()
+    if args.traces is None:
+        args.scale = 1
+    elif args.scale * BLOCK_TOKENS % RECORDED_BLOCK_TOKENS:
+        parser.error(f"--scale: a multiple of {RECORDED_BLOCK_TOKENS // BLOCK_TOKENS}, so that blocks stay whole")
+    elif args.turns < sessions.MIN_TURNS:
+        parser.error(f"--turns: {sessions.MIN_TURNS} at least, as recorded sessions have")
+    return args
+
+
+class _Runs:
+    """What all arms and repetitions share."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self._args = args
+        self._folder = folder
+        self._tokenizer = Tokenizer(str(folder))
+        self._timing = load(DEFAULT)
+        self._hbm_tokens: int = args.hbm_tokens or self._timing.hbm_tokens // args.scale
+        self._words = chats.Words(self._tokenizer)
+        coarser = args.scale * BLOCK_TOKENS // RECORDED_BLOCK_TOKENS
+        self._pool = sessions.recorded(args.traces, args.turns, coarser) if args.traces else None
+
+    async def one(self, name: str, seed: int) -> Outcome:
+        """One arm, once. Raises ServerError where its router does not come up."""
+        args, lot = self._args, Random(seed)
+        asked = self._sessions(lot)
+        async with AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(self._server()) for _ in range(args.servers)]
+            urls, told = [server.url for server in servers], None
+            if name in routers.ARMS:
+                site = routers.Site(servers, self._folder, self._timing, args.scale, args.speed, self._hbm_tokens)
+                arm = routers.ARMS[name]
+                urls = [await stack.enter_async_context(routers.running(name, arm, site, self._folder))]
+                told = urls[0] if arm.is_told else None
+            pick = clients.in_turn(urls) if name != "sticky" else clients.by_session(urls)
+            client = await stack.enter_async_context(clients.http())
+            waited = await clients.send(
+                client, asked, pick, clients.Load(args.spread_s / args.speed, args.concurrency), lot, told
             )
-            for _ in range(args.servers)
-        ]
-        urls = [server.url for server in servers]
-        pick = _picks(arm)
-        if arm == "impala":
-            options = RouterOptions(tuple(parse_address(url) for url in urls), tokenizer=str(folder))
-            urls = [await stack.enter_async_context(serving(options))]
-        elif arm in args.rivals:
-            parts = [urls if part == "{urls}" else [part] for part in shlex.split(args.rivals[arm])]
-            rival = Server(arm, [word for part in parts for word in part], folder / f"{arm}.log")
-            stack.callback(rival.stop)
-            rival.start()
-            await asyncio.to_thread(rival.wait_ready, 120.0)
-            await asyncio.sleep(SETTLES_S)
-            urls = [rival.url]
-        client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        start_s = time.monotonic()
-        stalls = await asyncio.gather(
-            *(_session(number, seed, args.turns, client, urls, pick) for number in range(args.sessions))
+            return Outcome.of(waited, [server.served for server in servers])
+
+    def _sessions(self, lot: Random) -> list[list[chats.Ask]]:
+        args = self._args
+        if self._pool is None:
+            return [chats.agent(args.turns, lot) for _ in range(args.sessions)]
+        chosen = sessions.chosen(self._pool, args.sessions, lot)
+        return [chats.recorded(steps, self._words, args.scale, args.speed) for steps in chosen]
+
+    def _server(self) -> EmulatedServer:
+        return EmulatedServer(
+            self._tokenizer,
+            self._timing,
+            speed=self._args.speed,
+            hbm_tokens=self._hbm_tokens,
+            tokens_each=self._args.scale,
+            tells_tokens=True,
         )
-        makespan_s = time.monotonic() - start_s
-        served = [server.served for server in servers]
-    prompt = [s.prompt_tokens for s in served]
-    return Outcome(
-        statistics.mean(stall for stall, _ in stalls),
-        3600 * args.sessions / makespan_s,
-        sum(s.cached_tokens for s in served) / sum(prompt),
-        max(prompt) / statistics.mean(prompt),
-        sum(failures for _, failures in stalls),
-    )
 
 
-async def _session(
-    number: int, seed: int, num_turns: int, client: aiohttp.ClientSession, urls: list[str], pick: Pick
-) -> tuple[float, int]:
-    """Stall and failures of one agent."""
-    lot = Random(f"{seed}/{number}")
-    words = ["open", "the", "file", "then", "def", "run", "test_case", "return", "value", "=", "12", "(x, y):"]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": "You are an agent. Tools follow. " * 150}]
-    stall_s, failures = 0.0, 0
-    await asyncio.sleep(lot.uniform(0.0, 3.0))
-    for _ in range(num_turns):
-        messages.append({"role": "user", "content": " ".join(lot.choices(words, k=lot.randrange(100, 900)))})
-        body = {"model": "emulated", "messages": messages, "max_tokens": 8, "stream": True}
-        start_s = time.monotonic()
-        async with client.post(pick(urls, number) + "/v1/chat/completions", json=body) as response:
-            text = await response.text()
-        stall_s += time.monotonic() - start_s
-        failures += not text.endswith("data: [DONE]\n\n")
-        messages.append({"role": "assistant", "content": "word " * 8})
-        await asyncio.sleep(lot.expovariate(1.0))
-    return stall_s, failures
-
-
-def _picks(arm: str) -> Pick:
-    """`sticky` is told each session's number, which the router is not."""
-    if arm == "sticky":
-        return lambda urls, session: urls[session % len(urls)]
-    turn = count()
-    return lambda urls, _: urls[next(turn) % len(urls)]
-
-
-def _records(found: dict[str, list[Outcome]], args: argparse.Namespace, origin: record.Origin) -> list[record.Record]:
-    kinds = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("tasks/h", "higher"), "hit_ratio": ("share", "higher"),
-             "spread": ("ratio", "lower"), "failures": ("requests", "lower")}  # fmt: skip
-    params = {name: getattr(args, name) for name in ("servers", "sessions", "turns", "hbm_tokens", "speed")}
-    records: list[record.Record] = []
-    for arm, outcomes in found.items():
-        for metric, (unit, better) in kinds.items():
-            values = [float(getattr(o, metric)) for o in outcomes]
-            records.append(
-                record.Record(
-                    question="serving/fleet-emulated",
-                    variant=arm,
-                    params=params,
-                    metric=metric,
-                    unit=unit,
-                    better=better,
-                    n=len(values),
-                    p20=quantile(values, 0.2),
-                    p50=quantile(values, 0.5),
-                    p80=quantile(values, 0.8),
-                    source="measured",
-                    seed=None,
-                    **asdict(origin),
-                )
-            )
-    return records
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("servers", "sessions", "turns", "concurrency", "spread_s", "scale", "hbm_tokens", "speed")
+    traces = args.traces.name if args.traces else "agents"
+    return {"traces": traces, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A server without a model: OpenAI's API, real KV events, an engine's timing.
 
 Prefill is one queue at the timing's rates, decode steps run side by side, KV is a pool of blocks with LRU eviction from
-the tail of chains, as vLLM's. Answers are words of no meaning. Tokens and hashes are `fleet.hashing`'s.
+the tail of chains, as vLLM's. Answers are words of no meaning. Tokens and hashes are `fleet.hashing`'s. What other
+routers ask of a vLLM server is answered as vLLM does: /metrics, /tokenize and the render routes.
 """
 
 import argparse
@@ -9,43 +10,21 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
+from benchmarks.fleet import about
+from benchmarks.fleet.pool import Pool
 from benchmarks.fleet.publisher import Publisher
-from impala_vllm.fleet.hashing import Prompt, Prompts, Scheme, Tokenizer, handshake
+from benchmarks.fleet.tokens import tokens_of
+from impala_vllm.fleet.hashing import Prompt, Prompts, Scheme, Tokenizer
 from impala_vllm.fleet.hashing.scheme import function
-from impala_vllm.fleet.places import BlockKey
 from impala_vllm.sim.timing import DEFAULT, Timing, load
 
 SEED = "vllm-none-hash"
-
-
-class Pool:
-    """Blocks by key, least recently used first."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self._num_blocks = num_blocks
-        self._blocks: OrderedDict[BlockKey, None] = OrderedDict()
-
-    def num_held(self, keys: Sequence[BlockKey]) -> int:
-        """Leading blocks that are there."""
-        return next((i for i, key in enumerate(keys) if key not in self._blocks), len(keys))
-
-    def use(self, keys: Sequence[BlockKey]) -> tuple[list[BlockKey], list[BlockKey]]:
-        """Hold these from now on; what is new, and what had to go."""
-        new = [key for key in keys if key not in self._blocks]
-        for key in reversed(keys):  # the tail is evicted before the root
-            self._blocks[key] = None
-            self._blocks.move_to_end(key)
-        gone: list[BlockKey] = []
-        while len(self._blocks) > self._num_blocks:
-            gone.append(self._blocks.popitem(last=False)[0])
-        return new, gone
 
 
 @dataclass(slots=True)
@@ -56,6 +35,8 @@ class Served:
     aborted: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    prefill_s: float = 0.0
+    """On the engine's clock."""
 
 
 class EmulatedServer:
@@ -72,11 +53,18 @@ class EmulatedServer:
         has_events: bool = True,
         algorithm: str = "sha256",
         port: int = 0,
+        tokens_each: int = 1,
+        tells_tokens: bool = False,
     ) -> None:
-        """`speed`: how much faster than the timing says."""
+        """`speed`: how much faster than the timing says. `hbm_tokens`: of those that are counted here.
+
+        `tokens_each`: of the timing's that each counted here stands for. `tells_tokens`: events name the tokens of
+        their blocks, as vLLM's do; nobody's hashes need them, and it costs tokenising each prompt whole.
+        """
         self.served = Served()
         self.scheme = Scheme(algorithm, function(algorithm)(SEED), block_tokens)
         self.prompts = Prompts(self.scheme, tokenizer)
+        self._tokenizer = tokenizer
         self.last_headers: dict[str, str] = {}
         self.refuses_with: int | None = None
         """A status to answer every request with."""
@@ -88,10 +76,12 @@ class EmulatedServer:
         """Tokens after which an answer is cut off."""
         self._timing = timing
         self._speed = speed
-        self._hbm_tokens = hbm_tokens or timing.hbm_tokens
+        self._tokens_each = tokens_each
+        self._tells_tokens = tells_tokens
+        self._hbm_tokens = hbm_tokens or timing.hbm_tokens // tokens_each
         self._pool = Pool(self._hbm_tokens // block_tokens)
         self._prefill = asyncio.Lock()
-        self._num_decoding = 0
+        self._num_decoding = self._num_waiting = 0
         self._has_events = has_events
         self._port = port
         self._epoch = uuid.uuid4().hex
@@ -107,6 +97,10 @@ class EmulatedServer:
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/v1/embeddings", self._embed)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/v1/chat/completions/render", self._render)
+        app.router.add_post("/v1/completions/render", self._render)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -126,34 +120,28 @@ class EmulatedServer:
         return web.json_response({"object": "list", "data": [{"id": "emulated", "object": "model", "parent": None}]})
 
     async def _hello(self, _: web.Request) -> web.Response:
-        publisher = self.publisher
-        events = publisher and {"endpoint": publisher.endpoint, "replay_endpoint": publisher.replay_endpoint}
-        rank = {
-            "dp_rank": 0,
-            "epoch": self._epoch,
-            "algorithm": self.scheme.algorithm,
-            "none_hash": self.scheme.none_hash.hex(),
-            "block_tokens": self.scheme.block_tokens,
-            "groups": [{"block_tokens": self.scheme.block_tokens, "kind": "full_attention"}],
-            "probe": handshake.probe(self.scheme),
-            "events": events,
-            "hbm_tokens": self._hbm_tokens,
-        }
-        return web.json_response(
-            {
-                "version": handshake.VERSION,
-                "vllm_version": "emulated",
-                "model": "emulated",
-                "tokenizer": "emulated",
-                "dtype": "none",
-                "max_model_len": 1_000_000,
-                "ranks": [rank],
-                "chats": self.chats,
-            }
-        )
+        return web.json_response(about.hello(self.scheme, self.publisher, self._epoch, self._hbm_tokens, self.chats))
 
     async def _embed(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        running = self._num_decoding + self._prefill.locked()
+        return web.Response(text=about.metrics(self._pool.usage, running, self._num_waiting))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        tokens = await asyncio.to_thread(tokens_of, self._tokenizer, body)
+        if tokens is None:
+            return web.json_response({"error": "not text"}, status=400)
+        return web.json_response({"count": len(tokens), "max_model_len": about.MAX_LEN, "tokens": tokens})
+
+    async def _render(self, request: web.Request) -> web.Response:
+        tokens = await asyncio.to_thread(tokens_of, self._tokenizer, await request.json())
+        if tokens is None:
+            return web.json_response({"error": "not text"}, status=400)
+        one = {"request_id": uuid.uuid4().hex, "token_ids": tokens, "sampling_params": {}, "model": "emulated"}
+        return web.json_response(one if "/chat/" in request.path else [one])
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if self.refuses_with is not None:
@@ -165,31 +153,45 @@ class EmulatedServer:
             return web.Response()
         self.last_headers = {name.lower(): value for name, value in request.headers.items()}
         body = await request.json()
-        find = self.prompts.of_chat if request.path.endswith("chat/completions") else self.prompts.of_completion
-        prompt = await asyncio.to_thread(find, body)
+        prompt, tokens = await asyncio.to_thread(self._read, body)
         if prompt is None:
             return web.json_response({"error": "not text"}, status=400)
         self.served.requests += 1
         try:
-            cached = await self._compute(prompt)
+            cached = await self._compute(prompt, tokens)
             return await self._answer(request, body, prompt, cached)
         except (asyncio.CancelledError, ConnectionResetError):
             self.served.aborted += 1
             raise
 
-    async def _compute(self, prompt: Prompt) -> int:
+    def _read(self, body: Any) -> tuple[Prompt | None, Sequence[int]]:
+        if self._tells_tokens:
+            tokens = tokens_of(self._tokenizer, body)
+            return (self.prompts.of_completion({**body, "prompt": tokens}) if tokens else None), tokens or ()
+        return (self.prompts.of_chat if "messages" in body else self.prompts.of_completion)(body), ()
+
+    async def _compute(self, prompt: Prompt, tokens: Sequence[int]) -> int:
         """Prefill; the tokens that were there already."""
-        async with self._prefill:
+        self._num_waiting += 1
+        try:
+            await self._prefill.acquire()
+        finally:
+            self._num_waiting -= 1
+        try:
+            each = self._tokens_each
             cached = min(self._pool.num_held(prompt.keys) * self.scheme.block_tokens, prompt.num_tokens - 1)
+            seconds = self._timing.fixed_s + self._timing.prefill_s((prompt.num_tokens - cached) * each, cached * each)
             self.served.prompt_tokens += prompt.num_tokens
             self.served.cached_tokens += cached
-            seconds = self._timing.fixed_s + self._timing.prefill_s(prompt.num_tokens - cached, cached)
+            self.served.prefill_s += seconds
             await asyncio.sleep(seconds / self._speed)
             new, gone = self._pool.use(prompt.keys)
             if self.publisher is not None and (new or gone):
-                events = [self.publisher.stored(new)] if new else []
+                events = self.publisher.stored_chain(prompt.keys, new, tokens)
                 await self.publisher.publish(*events, *([self.publisher.removed(gone)] if gone else []))
             return cached
+        finally:
+            self._prefill.release()
 
     async def _answer(self, request: web.Request, body: Any, prompt: Prompt, cached: int) -> web.StreamResponse:
         num_tokens = body.get("max_tokens") or 16
@@ -216,8 +218,9 @@ class EmulatedServer:
     async def _decode(self, num_tokens: int, context: int) -> None:
         self._num_decoding += 1
         try:
-            step_s = self._timing.step_s((), self._num_decoding, self._num_decoding * context)
-            await asyncio.sleep(num_tokens * step_s / self._speed)
+            each = self._tokens_each
+            step_s = self._timing.step_s((), self._num_decoding, self._num_decoding * context * each)
+            await asyncio.sleep(num_tokens * each * step_s / self._speed)
         finally:
             self._num_decoding -= 1
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import NamedTuple
 
 from benchmarks.fleet import peers
-from benchmarks.fleet.emulated import Pool
+from benchmarks.fleet.pool import Pool
 from benchmarks.fleet.sessions import Step
 from impala_vllm.core.types import Namespace, Outcome
 from impala_vllm.fleet.hashing import Prompt

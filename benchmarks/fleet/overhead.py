@@ -53,7 +53,7 @@ class Metronome(EmulatedServer):
         super().__init__(tokenizer, load(DEFAULT))
         self._every_s = every_s
 
-    async def _compute(self, prompt: Prompt) -> int:
+    async def _compute(self, prompt: Prompt, tokens: Sequence[int]) -> int:
         return 0
 
     async def _answer(self, request: web.Request, body: Any, prompt: Prompt, cached: int) -> web.StreamResponse:

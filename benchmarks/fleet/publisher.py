@@ -7,6 +7,7 @@ vLLM's.
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,10 +33,36 @@ class Publisher:
         self._next = 0
         self._task = asyncio.create_task(self._answer())
 
-    def stored(self, keys: list[BlockKey], medium: str = "GPU") -> dict[str, Any]:
-        """A BlockStored."""
-        return {"type": "BlockStored", "block_hashes": keys, "parent_block_hash": None, "token_ids": [],
-                "block_size": 16, "lora_id": None, "medium": medium, "lora_name": None, "group_idx": 0}  # fmt: skip
+    def stored(
+        self,
+        keys: Sequence[BlockKey],
+        medium: str = "GPU",
+        parent: BlockKey | None = None,
+        tokens: Sequence[int] = (),
+    ) -> dict[str, Any]:
+        """A BlockStored: blocks in a row, the first behind `parent`."""
+        return {"type": "BlockStored", "block_hashes": list(keys), "parent_block_hash": parent,
+                "token_ids": list(tokens), "block_size": 16, "lora_id": None, "medium": medium, "lora_name": None,
+                "group_idx": 0}  # fmt: skip
+
+    def stored_chain(
+        self, keys: Sequence[BlockKey], new: Sequence[BlockKey], tokens: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """What is `new` of a chain, in its order: an event for each run of blocks in a row.
+
+        `tokens`: of the whole prompt, or none.
+        """
+        events: list[dict[str, Any]] = []
+        fresh, start = set(new), None
+        for i in range(len(keys) + 1):
+            is_new = i < len(keys) and keys[i] in fresh
+            if is_new and start is None:
+                start = i
+            elif not is_new and start is not None:
+                parent = keys[start - 1] if start else None
+                events.append(self.stored(keys[start:i], parent=parent, tokens=tokens[16 * start : 16 * i]))
+                start = None
+        return events
 
     def removed(self, keys: list[BlockKey], medium: str = "GPU") -> dict[str, Any]:
         """A BlockRemoved."""

@@ -9,6 +9,8 @@ from impala_vllm.fleet.places import BlockKey, key_of
 from impala_vllm.workload import load
 
 MAX_GAP_S = 120.0
+MIN_TURNS = 3
+"""Shorter ones are left out."""
 MAX_TOKENS = 131_072
 """A recording stops before the first prompt that is longer: the model of the timing takes no more."""
 _SPREAD = 0x9E3779B97F4A7C15
@@ -46,7 +48,7 @@ def recorded(path: Path, num_turns: int, coarser: int = 1) -> list[list[Step]]:
             num_output = min(turn.output_tokens or 100, 1000)
             steps.append(Step(keys, turn.input_tokens, turn.block_size * coarser, num_output, gap_s))
             end_s = turn.finish_s if turn.finish_s is not None else turn.arrival_s
-        if len(steps) >= 3:
+        if len(steps) >= MIN_TURNS:
             sessions.append(steps)
     return sessions
 

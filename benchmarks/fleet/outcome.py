@@ -1,0 +1,101 @@
+"""What a run of an arm came to, and the records of many: medians, and impala over the best of the packaged routers."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.fleet.clients import Waited
+from benchmarks.fleet.emulated import Served
+from benchmarks.record import Origin, Record
+
+OURS = "impala"
+NO_RIVAL = frozenset({OURS, "sticky"})
+"""`sticky` knows what a router is not told."""
+QUESTION = "serving/fleet"
+
+
+class Outcome(NamedTuple):
+    """One arm, once."""
+
+    stall_mean_s: float
+    tasks_per_hour: float
+    hit_ratio: float
+    spread: float
+    """Prefill seconds of the server with most over the mean."""
+    servers_used: int
+    failures: int
+
+    @classmethod
+    def of(cls, waited: Waited, served: Sequence[Served]) -> "Outcome":
+        """From both ends."""
+        busy = [one.prefill_s for one in served]
+        return cls(
+            statistics.mean(waited.stalls_s),
+            3600 * len(waited.stalls_s) / waited.makespan_s,
+            sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served),
+            max(busy) / statistics.mean(busy),
+            sum(one.requests > 0 for one in served),
+            waited.num_failures,
+        )
+
+
+_KINDS = {
+    "stall_mean_s": ("s", "lower"),
+    "tasks_per_hour": ("tasks/h", "higher"),
+    "hit_ratio": ("share", "higher"),
+    "spread": ("ratio", "lower"),
+    "servers_used": ("servers", "-"),
+    "failures": ("requests", "lower"),
+}
+_COMPARED = ("stall_mean_s", "tasks_per_hour")
+
+
+def best_rival(found: Mapping[str, Sequence[Outcome]], metric: str) -> str | None:
+    """The arm that is best at a metric in the median; None where there is nobody to compare with."""
+    rivals = [name for name, outcomes in found.items() if outcomes and name not in NO_RIVAL]
+    choose = min if _KINDS[metric][1] == "lower" else max
+    return choose(rivals, key=lambda name: _median(found[name], metric), default=None)
+
+
+def ratios(found: Mapping[str, Sequence[Outcome]], metric: str) -> tuple[str, list[float]] | None:
+    """Ours over the best rival's, repetition by repetition, and who that is."""
+    rival = best_rival(found, metric)
+    if rival is None or not found.get(OURS):
+        return None
+    pairs = zip(found[OURS], found[rival], strict=True)
+    return rival, [getattr(ours, metric) / getattr(theirs, metric) for ours, theirs in pairs]
+
+
+def summary(found: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """One JSON line an arm, and one a comparison."""
+    lines = [
+        json.dumps({"arm": arm, "medians_of": len(outcomes)} | {name: _median(outcomes, name) for name in _KINDS})
+        for arm, outcomes in found.items()
+        if outcomes
+    ]
+    for metric in _COMPARED:
+        if (compared := ratios(found, metric)) is not None:
+            rival, values = compared
+            lines.append(json.dumps({"ratio of": metric, "to": rival, "median": statistics.median(values)}))
+    return lines
+
+
+def records(found: Mapping[str, Sequence[Outcome]], params: dict[str, Any], origin: Origin) -> list[Record]:
+    """Of every arm and metric."""
+    made = [
+        origin.record(QUESTION, arm, params, metric, unit, better, [float(getattr(o, metric)) for o in outcomes])
+        for arm, outcomes in found.items()
+        if outcomes
+        for metric, (unit, better) in _KINDS.items()
+    ]
+    for metric in _COMPARED:
+        if (compared := ratios(found, metric)) is not None:
+            rival, values = compared
+            better = _KINDS[metric][1]
+            made.append(origin.record(QUESTION, OURS, {**params, "to": rival}, f"{metric} ratio", "x", better, values))
+    return made
+
+
+def _median(outcomes: Sequence[Outcome], metric: str) -> float:
+    return statistics.median(getattr(o, metric) for o in outcomes)
