@@ -59,6 +59,11 @@ def _block_io(load: str, rival: str, at_least: float) -> Target:
     return Target(what, "micro/block-io-load", "bandwidth", at_least=at_least, variant=variant, params={"disk": None})
 
 
+def _gpu(what: str, question: str, metric: str, at_most: float | None = None, at_least: float | None = None) -> Target:
+    """Of the copies as the worker of the tiers makes them."""
+    return Target(f"GPU: {what}", f"micro/gpu-{question}", metric, at_most, at_least, variant="courier")
+
+
 def _same(what: str, question: str, metric: str) -> Target:
     return Target(what, question, metric, at_least=0.99)
 
@@ -94,6 +99,18 @@ TARGETS: tuple[Target, ...] = (
     ),
     *(_block_io(f"{verb} {kib} KiB", "fio", 0.9) for verb in ("read", "write") for kib in (64, 256)),
     *(_block_io(f"{verb} 64 KiB", "8 threads", 1.3) for verb in ("read", "write")),
+    *(
+        _gpu(f"4,096 pages of {kib} KiB, {way}: share of the link", "swap", f"share of link, {way}, {kib} KiB x 4096",
+             at_least=0.9)
+        for kib in (16, 64) for way in ("H2D", "D2H")
+    ),
+    *(
+        _gpu(f"4,096 pages of {kib} KiB, {way}: GB/s, to vLLM's", "swap", f"to vLLM's, {way}, {kib} KiB x 4096",
+             at_least=1.0)
+        for kib in (2, 8) for way in ("H2D", "D2H")
+    ),
+    _gpu("Decoding beside copies both ways: time of a step, to that alone", "overlap", "slow-down, both ways",
+         at_most=1.03),
 )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ LIMIT_S = 60.0
 MOVERS = ("vllm", "vllm_dma", "impala", "courier", "impala_ranges", "torch_copies")
 """vLLM first: it loads the library whose DMA the courier takes where it can."""
 MOST_TORCH_COPIES = 256
+LARGE_BYTES = 16 * KIB
+"""From here on the bar is the link; below, vLLM's swap."""
 
 
 def run(out: Out) -> None:
@@ -74,4 +76,7 @@ def _measure(out: Out, batch: Batch, missing: set[str]) -> dict[str, float]:
         if link and batch.num_bytes >= 16 << 20:
             share = [batch.num_bytes / s / link for s in taken]
             out.figure(QUESTION, name, f"share of link, {where}", "", share, better="higher")
+    if page_bytes < LARGE_BYTES and {"vllm", "courier"} <= rates.keys():
+        where = f"{batch.direction}, {page_bytes // KIB} KiB x {count}"
+        out.figure(QUESTION, "courier", f"to vLLM's, {where}", "", [rates["courier"] / rates["vllm"]], better="higher")
     return rates

@@ -1,4 +1,4 @@
-"""What a finished run says in a few lines: bandwidth against the link, arms against stock."""
+"""What a finished run says in a few lines: bandwidth against the link and vLLM's swap, arms against stock."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from benchmarks import record
 from benchmarks.record import Record, RecordError
 
 COMPARED = ("tasks_per_hour", "stall_mean_s", "jct_mean_s", "resume_ttft_p50_s")
-BARS = ("share of link", "slow-down")
+BARS = ("share of link", "to vLLM's", "slow-down")
 
 
 def lines(directory: Path) -> list[str]:

@@ -67,6 +67,9 @@ def test_bandwidth_measures_every_mover_both_ways_on_a_stream_of_its_own(out: Ou
     bandwidth.run(out)
     movers = ("vllm", "vllm_dma", "impala", "courier", "impala_ranges", "torch_copies")
     assert figures(out) >= {(m, f"{way}, {page} KiB x 16") for m in movers for way in ("H2D", "D2H") for page in (2, 8)}
+    assert figures(out) >= {
+        ("courier", f"to vLLM's, {way}, {page} KiB x 1") for way in ("H2D", "D2H") for page in (2, 8)
+    }
     assert "left out" not in said(out)
     assert streams == ["begun", "over"]
 
