@@ -170,7 +170,7 @@ class VirtualStore:
     ) -> None:
         self.is_open = False
         self.counters = Counters()
-        self.write_bytes_today = 0
+        self.write_bytes_today = self.write_bytes_ever = 0
         self.read_bytes_per_s = read_rate * CHUNK_BYTES if read_rate else None
         self.limits = Limits(max_queued_write_bytes=max_queued_write_bytes, read_bytes_per_s=self.read_bytes_per_s)
         self.queued_write_bytes = 0

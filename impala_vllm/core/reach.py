@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from typing import TypeVar
 
-from impala_vllm.core.planner import Below
+from impala_vllm.core.planner import NOTHING, Below
 
 K = TypeVar("K")
 
@@ -23,9 +23,13 @@ def below(
     tokens_per_chunk: int,
     host: Callable[[K], bool],
     nvme: Callable[[K], bool],
+    known: Below = NOTHING,
 ) -> Below:
-    """What lies below HBM of a chain of which HBM has the first `start` chunks."""
-    in_host = leading(keys, host, start)
+    """What lies below HBM of a chain of which HBM has the first `start` chunks.
+
+    `known`, an answer for the whole chain, says what need not be looked at again.
+    """
+    in_host = leading(keys, host, max(start, known.host_tokens // tokens_per_chunk))
     behind = leading(keys, nvme, in_host)
-    backed = leading(keys, nvme)
+    backed = leading(keys, nvme, known.backed_tokens // tokens_per_chunk)
     return Below((in_host - start) * tokens_per_chunk, (behind - in_host) * tokens_per_chunk, backed * tokens_per_chunk)

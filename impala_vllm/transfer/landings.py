@@ -51,9 +51,13 @@ class Landings:
             except OSError as error:
                 errors.append(error)
                 self.note_error(error, True, now)
-        if errors:
-            what = "its contents" if slots is None else f"{len(errors)} slots"
-            logger.error("%s: cannot forget %s, a restart may bring it back: %s", self._slab.path, what, errors[0])
+        if errors and slots is None:
+            # What is written from now on may be of other weights, and a restart would find it among the old ones.
+            logger.error("%s: cannot be emptied, so it is not used any more: %s", self._slab.path, errors[0])
+            self._breaker.kill()
+            self._on_trip()
+        elif errors:
+            logger.error("%s: cannot forget %d slots on disk: %s", self._slab.path, len(errors), errors[0])
 
     def is_void(self, job: Job, slot: int) -> bool:
         """The slot was forgotten after the job was submitted."""

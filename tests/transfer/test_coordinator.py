@@ -280,22 +280,37 @@ def test_clearing_voids_what_is_under_way(make):
     assert [slot for slot in range(30) if rig.slab.record(slot) is not None] == [20]
 
 
-def test_what_cannot_be_forgotten_on_disk_is_said_and_forgotten_here(make, caplog: pytest.LogCaptureFixture):
+def test_what_cannot_be_forgotten_on_disk_is_said_once_and_forgotten_here(make, caplog: pytest.LogCaptureFixture):
     rig = make()
     rig.written(range(3))
     index_fd = rig.slab._index_fd
     rig.slab._index_fd = os.open(rig.slab.path.with_suffix(".index"), os.O_RDONLY)
-    rig.forget(1)
-    rig.step(0.0)
-    rig.forget()
+    rig.forget(1, 2)
     rig.submit(1, False, range(3))
     rig.finish(1)
     os.close(rig.slab._index_fd)
     rig.slab._index_fd = index_fd
-    assert rig.results[1].failed_keys == tuple(key_of(slot) for slot in range(3))
+    assert rig.results[1].failed_keys == (key_of(1), key_of(2))
     assert rig.coordinator.counters.num_write_errors == 2
-    assert "cannot forget 1 slots, a restart may bring it back" in caplog.text
-    assert "cannot forget its contents" in caplog.text
+    assert caplog.text.count("cannot forget 2 slots on disk") == 1
+
+
+def test_a_slab_that_cannot_be_emptied_is_not_used_any_more(make, caplog: pytest.LogCaptureFixture):
+    rig = make()
+    rig.written(range(3))
+    index_fd = rig.slab._index_fd
+    rig.slab._index_fd = os.open(rig.slab.path.with_suffix(".index"), os.O_RDONLY)
+    rig.forget()
+    rig.step(0.0)
+    os.close(rig.slab._index_fd)
+    rig.slab._index_fd = index_fd
+    rig.submit(1, True, [4])  # maybe of other weights: a restart would find it among those of before
+    rig.submit(2, False, range(3))
+    rig.finish(1, 2)
+    assert rig.results[1].untried_keys == (key_of(4),)
+    assert len(rig.results[2].untried_keys) == 3
+    assert rig.coordinator.breaker.is_dead
+    assert "cannot be emptied, so it is not used any more" in caplog.text
 
 
 def test_a_slot_is_never_written_beside_another_op_on_it(make):

@@ -141,6 +141,7 @@ _TIERS: list[tuple[str, type[_Family], str]] = [
         GaugeMetricFamily,
         "KV written to the slab since midnight UTC, earlier servers' included.",
     ),
+    ("nvme_write_ever_bytes", GaugeMetricFamily, "KV written to the slab since it was made."),
     ("nvme_unplaced_bytes", CounterMetricFamily, "KV not written: NVMe had nothing cheaper to give up."),
     ("nvme_failed_bytes", CounterMetricFamily, "KV that could not be read back: misses."),
     ("nvme_errors", CounterMetricFamily, "Reads and writes that failed."),

@@ -7,7 +7,7 @@ policy is attached the tiers are plain caches, the least recently used goes firs
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
@@ -311,12 +311,12 @@ class TierManager(OffloadingManager):
         if lacking <= 0:
             return []
         spared = (turn.trace_id,) if turn.trace_id is not None else ()
-        mine = req_context.get_offload_key_position
+        mine = cast("Callable[[Key], int | None]", req_context.get_offload_key_position)
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
         victims = self.chains.victims(
             lacking,
-            lambda some: [key for key in self.host.evictable(some) if mine(OffloadKey(key)) is None],
+            lambda some: [key for key in self.host.evictable(some) if mine(key) is None],
             spared,
             limit,
             self.turns.undecided,
@@ -327,7 +327,7 @@ class TierManager(OffloadingManager):
     def _evict(self, keys: Sequence[Key]) -> None:
         self.host.evict(keys)
         for trace_id in self.chains.drop(keys):
-            self.turns.changed(trace_id)
+            self.turns.lost(trace_id)
         self.num_evicted += len(keys)
         if self.nvme is not None:
             self.nvme.left_host(keys)

@@ -110,8 +110,8 @@ class NvmeTier:
         return self.pool.ready if self.is_usable else ()
 
     def is_late(self, key: Key, now: float) -> bool:
-        """Its read is overdue: do not wait for it."""
-        return self._moves.is_late(key, now)
+        """Its read is overdue, or the disk does not answer: do not wait for it."""
+        return not self.is_usable or self._moves.is_late(key, now)
 
     def is_reading(self, key: Key) -> bool:
         """The chunk is on its way into host."""
@@ -119,7 +119,7 @@ class NvmeTier:
 
     def is_busy(self, now: float) -> bool:
         """Some read is under way and not overdue. O(jobs)."""
-        return self._moves.is_busy(now)
+        return self.is_usable and self._moves.is_busy(now)
 
     def queued_s(self) -> float:
         """Seconds of reading asked for and not done."""
@@ -247,6 +247,7 @@ class NvmeTier:
             "nvme_read_bytes": float(counted.read_bytes),
             "nvme_write_bytes": float(counted.write_bytes),
             "nvme_write_today_bytes": float(self.store.write_bytes_today),
+            "nvme_write_ever_bytes": float(self.store.write_bytes_ever),
             "nvme_unplaced_bytes": float(self.num_unplaced * size),
             "nvme_failed_bytes": float(self.num_failed * size),
             "nvme_errors": float(counted.num_read_errors + counted.num_write_errors),
@@ -330,7 +331,7 @@ class NvmeTier:
         if slots:
             self.store.forget(slots)
         for trace_id in self.chains.drop(keys):
-            self._turns.changed(trace_id)
+            self._turns.lost(trace_id)
 
     def _worth(self, trace_id: TraceId) -> float:
         return self._idle.worth_in_nvme(trace_id) if self._idle is not None else 0.0

@@ -163,8 +163,13 @@ class TierPolicy:
             self.manager.loads.took(meta.transfer_stats.load.time / self._num_workers)
 
     def below(self, trace_id: TraceId) -> Below:
-        """What tiers below HBM hold of the trace's newest turn. O(chunks they hold), quick for each."""
-        return self._below(self.manager.turns.keys_of(trace_id), 0)
+        """What tiers below HBM hold of the trace's newest turn. O(chunks that came), or all they hold if some went."""
+        turns = self.manager.turns
+        keys = turns.keys_of(trace_id)
+        if not keys:
+            return NOTHING
+        found = turns.below[trace_id] = self._below(keys, 0, turns.below.get(trace_id, NOTHING))
+        return found
 
     def _choose(self, turn: Turn, prompt_tokens: int) -> Reach:
         per_chunk = self.manager.tokens_per_chunk
@@ -212,13 +217,15 @@ class TierPolicy:
     def _is_reading(self, key: Key) -> bool:
         return self.manager.nvme is not None and self.manager.nvme.is_reading(key)
 
-    def _below(self, keys: Sequence[Key], start: int) -> Below:
+    def _below(self, keys: Sequence[Key], start: int, known: Below = NOTHING) -> Below:
         nvme = self.manager.nvme
         if not keys:
             return NOTHING
         here = nvme.here if nvme is not None else ()
+        if not here:
+            known = Below(known.host_tokens)
         host = self.manager.host.ready
-        return below(keys, start, self.manager.tokens_per_chunk, host.__contains__, here.__contains__)
+        return below(keys, start, self.manager.tokens_per_chunk, host.__contains__, here.__contains__, known)
 
     def _count_resume(self, turn: Turn) -> None:
         """Once a turn, as it is first looked at: where is what its trace had?"""

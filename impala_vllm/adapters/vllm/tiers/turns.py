@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
-from impala_vllm.core.planner import NOBODY, Queue
+from impala_vllm.core.planner import NOBODY, Below, Queue
 from impala_vllm.core.types import TraceId
 
 
@@ -72,6 +72,8 @@ class Turns:
     """Whose chunks came or went; the reader clears it."""
     undecided: set[TraceId] = field(default_factory=set[TraceId])
     """Those in a first turn of which it is not known whether it belongs on NVMe: in host they go last."""
+    below: dict[TraceId, Below] = field(default_factory=dict[TraceId, Below])
+    """What tiers had of a trace's newest turn when last asked, until they have less of it or it is another one."""
     _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _keys: dict[TraceId, Sequence[Key]] = field(default_factory=dict[TraceId, Sequence[Key]])
 
@@ -104,7 +106,7 @@ class Turns:
         """Its chunks are what the trace will ask for next."""
         if turn.trace_id is not None:
             self._keys[turn.trace_id] = turn.keys
-            self.changed(turn.trace_id)
+            self.lost(turn.trace_id)
 
     def is_wanted(self, key: Key) -> bool:
         """Some turn that has not ended has the chunk. O(open turns)."""
@@ -119,6 +121,11 @@ class Turns:
         if trace_id is not None:
             self.changed_traces[trace_id] = None
 
+    def lost(self, trace_id: TraceId) -> None:
+        """A tier may have less of the trace than it had."""
+        self.below.pop(trace_id, None)
+        self.changed(trace_id)
+
     def keys_of(self, trace_id: TraceId) -> Sequence[Key]:
         """Chunks of the trace's newest turn, root first."""
         return self._keys.get(trace_id, ())
@@ -126,7 +133,7 @@ class Turns:
     def forget(self, trace_id: TraceId) -> None:
         """The trace is over; open turns of it are nobody's. O(open turns)."""
         if self._keys.pop(trace_id, None) is not None:
-            self.changed(trace_id)
+            self.lost(trace_id)
         self.undecided.discard(trace_id)
         for turn in self._open.values():
             if turn.trace_id == trace_id:
@@ -138,10 +145,12 @@ class Turns:
             turn.trace_id, turn.writes, turn.may_write = None, False, None
         self.undecided.clear()
         self._keys.clear()
+        self.below.clear()
         self.changed_traces.clear()
 
     def reset(self) -> None:
         """What was stored or loaded is void; open turns begin again."""
+        self.below.clear()
         self.changed_traces.update(dict.fromkeys(self._keys))
         for req_id, turn in list(self._open.items()):
             turn.load = None

@@ -92,7 +92,7 @@ class Disk:
         self.limits = Limits()
         self.counters = Counters()
         self.read_bytes_per_s: float | None = None
-        self.write_bytes_today = 0
+        self.write_bytes_today = self.write_bytes_ever = 0
         self.num_cancelled = 0
         self.num_refused = 0
         self.is_closed = False

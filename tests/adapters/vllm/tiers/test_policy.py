@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm.v1.kv_offload.base import make_offload_key
+from vllm.v1.kv_offload.base import OffloadKey, ReqContext, make_offload_key
 
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
@@ -32,7 +32,7 @@ class Request:
     def __post_init__(self) -> None:
         self.block_hashes = [bytes([i]) * 32 for i in range(self.num_blocks)]
 
-    def chunks(self) -> list[bytes]:
+    def chunks(self) -> list[OffloadKey]:
         """A chunk is named by the last of its two blocks."""
         return [make_offload_key(digest, GROUP) for digest in self.block_hashes[1::2]]
 
@@ -86,6 +86,30 @@ def test_what_an_adapter_computed_does_not_outlive_the_server() -> None:
     assert not turn.writes
     policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
     assert not turn.writes
+
+
+def test_what_tiers_hold_of_a_trace_is_known_as_chunks_come_and_go() -> None:
+    policy, request = build(), Request(12)
+    turn, chunks = told(policy, request), request.chunks()
+    manager, context = policy.manager, ReqContext("r")
+    for place, key in enumerate(chunks, start=1):
+        context.set_offload_key_position(key, place * CHUNK_TOKENS)
+
+    def in_host() -> int:
+        return policy.below(turn.trace_id).host_tokens // CHUNK_TOKENS
+
+    assert in_host() == 0
+    for first, end in ((0, 2), (2, 5)):
+        manager.prepare_store(chunks[first:end], context)
+        manager.complete_store(set(chunks[first:end]), context)
+        assert in_host() == end
+    manager._evict(chunks[3:4])
+    assert in_host() == 3
+    manager.prepare_store(chunks[3:4], context)
+    manager.complete_store({chunks[3]}, context)
+    assert in_host() == 5
+    manager.reset_cache()
+    assert in_host() == 0
 
 
 def test_without_policy_everything_is_written_but_where_there_are_adapters() -> None:

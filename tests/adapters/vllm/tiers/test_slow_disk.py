@@ -11,7 +11,7 @@ from vllm.v1.kv_offload.base import OffloadKey, ReqContext, ScheduleEndContext, 
 
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import LATE_FACTOR, LATE_S, LATEST_S, NvmeTier
-from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
+from impala_vllm.adapters.vllm.tiers.policy import MAX_CHOSEN, TierPolicy
 from impala_vllm.core.admission import Admission, Asking
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.gaps import GapForecast
@@ -111,6 +111,20 @@ def test_a_read_that_is_overdue_is_called_back_and_what_it_brought_is_used() -> 
         assert server.step(1.0) == ["a"], "nor is it asked for again"
     assert server.disk.num_jobs == 0
     assert set(a) == set(server.nvme.here), "nothing of it is lost"
+
+
+def test_nobody_waits_for_a_disk_that_is_left_alone() -> None:
+    chains = [keys(f"{i}-", 3) for i in range(MAX_CHOSEN + 4)]
+    server = Server(*chains)
+    for number, prompt in enumerate(chains):
+        server.arrive(f"r{number}", prompt)
+        asked: Any = SimpleNamespace(request_id=f"r{number}", num_tokens=3 * CHUNK_TOKENS + 1)
+        server.policy.reach(asked, 0)
+    assert server.step() == []
+    assert server.disk.num_jobs == len(chains)
+    server.disk.is_open = True
+    assert len(server.step()) == len(chains)
+    assert not server.policy.is_loading(server.clock())
 
 
 def test_no_read_is_waited_for_longer_than_any_turn_is_held() -> None:
