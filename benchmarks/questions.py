@@ -174,7 +174,7 @@ QUESTIONS = {
     "serving/fleet-emulated": Question(
         "Several servers under several routers, over HTTP",
         "Emulated servers (an engine's timing, real KV events) and synthetic agents without ids; packaged routers as "
-        "their own processes, impala in the clients'. Since then: the table of routers as processes. `sticky` is told each session's number. One machine runs all of "
+        "their own processes, impala in the clients'. `sticky` is told each session's number. One machine runs all of "
         "it: figures compare arms and say nothing absolute.",
     ),
     "serving/fleet": Question(
@@ -185,6 +185,12 @@ QUESTIONS = {
         "the busiest server's prefill over the mean. Ratios are impala's to the best of the other routers, repetition "
         "by repetition; sticky, which no router can be, is none of them. One machine runs all of it: figures compare "
         "arms and say nothing absolute.",
+    ),
+    "serving/partition": Question(
+        "How soon is a server known again, once the network is back?",
+        "Router and emulated server in two network namespaces, the cable between them pulled while the server goes on "
+        "computing. Until the server is open again and the index says of every block what its pool does. A partition "
+        "of seconds is noticed by events only; after a longer one the server was taken for down and forgotten.",
     ),
     "serving/router-overhead": Question(
         "What the router adds to a stream",

@@ -52,6 +52,7 @@ class EmulatedServer:
         hbm_tokens: int | None = None,
         has_events: bool = True,
         algorithm: str = "sha256",
+        host: str = "127.0.0.1",
         port: int = 0,
         tokens_each: int = 1,
         tells_tokens: bool = False,
@@ -79,17 +80,18 @@ class EmulatedServer:
         self._tokens_each = tokens_each
         self._tells_tokens = tells_tokens
         self._hbm_tokens = hbm_tokens or timing.hbm_tokens // tokens_each
-        self._pool = Pool(self._hbm_tokens // block_tokens)
+        self.pool = Pool(self._hbm_tokens // block_tokens)
         self._prefill = asyncio.Lock()
         self._num_decoding = self._num_waiting = 0
         self._has_events = has_events
+        self._host = host
         self._port = port
         self._epoch = uuid.uuid4().hex
         self.publisher: Publisher | None = None
         self.url = ""
 
     async def __aenter__(self) -> "EmulatedServer":
-        self.publisher = Publisher() if self._has_events else None
+        self.publisher = Publisher(self._host) if self._has_events else None
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/health", self._health)
         app.router.add_get("/impala/hello", self._hello)
@@ -103,15 +105,19 @@ class EmulatedServer:
         app.router.add_post("/v1/completions/render", self._render)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.url = f"http://{self._host}:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
         if self.publisher is not None:
             await self.publisher.close()
+
+    def word(self, prompt: Prompt, number: int) -> str:
+        """A token of an answer; override it where answers are to mean something."""
+        return "word "
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
@@ -127,7 +133,7 @@ class EmulatedServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         running = self._num_decoding + self._prefill.locked()
-        return web.Response(text=about.metrics(self._pool.usage, running, self._num_waiting))
+        return web.Response(text=about.metrics(self.pool.usage, running, self._num_waiting))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -179,13 +185,13 @@ class EmulatedServer:
             self._num_waiting -= 1
         try:
             each = self._tokens_each
-            cached = min(self._pool.num_held(prompt.keys) * self.scheme.block_tokens, prompt.num_tokens - 1)
+            cached = min(self.pool.num_held(prompt.keys) * self.scheme.block_tokens, prompt.num_tokens - 1)
             seconds = self._timing.fixed_s + self._timing.prefill_s((prompt.num_tokens - cached) * each, cached * each)
             self.served.prompt_tokens += prompt.num_tokens
             self.served.cached_tokens += cached
             self.served.prefill_s += seconds
             await asyncio.sleep(seconds / self._speed)
-            new, gone = self._pool.use(prompt.keys)
+            new, gone = self.pool.use(prompt.keys)
             if self.publisher is not None and (new or gone):
                 events = self.publisher.stored_chain(prompt.keys, new, tokens)
                 await self.publisher.publish(*events, *([self.publisher.removed(gone)] if gone else []))
@@ -199,7 +205,7 @@ class EmulatedServer:
                  "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
         if not body.get("stream"):
             await self._decode(num_tokens, prompt.num_tokens)
-            text = " ".join(["word"] * num_tokens)
+            text = "".join(self.word(prompt, number) for number in range(num_tokens))
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "text": text}
             return web.json_response({"object": "chat.completion", "choices": [choice], "usage": usage})
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -211,7 +217,7 @@ class EmulatedServer:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
-            await response.write(_event({"choices": [{"index": 0, "delta": {"content": "word "}}]}))
+            await response.write(_event({"choices": [{"index": 0, "delta": {"content": self.word(prompt, number)}}]}))
         await response.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
         return response
 

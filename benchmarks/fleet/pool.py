@@ -18,6 +18,10 @@ class Pool:
         """Share of it that is taken."""
         return len(self._blocks) / self._num_blocks
 
+    def holds(self, key: BlockKey) -> bool:
+        """Whether a block is there."""
+        return key in self._blocks
+
     def num_held(self, keys: Sequence[BlockKey]) -> int:
         """Leading blocks that are there."""
         return next((i for i, key in enumerate(keys) if key not in self._blocks), len(keys))

@@ -21,14 +21,14 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class Publisher:
-    """PUB and ROUTER on free ports of this machine."""
+    """PUB and ROUTER on free ports of `host`."""
 
-    def __init__(self, memory: int = 10_000) -> None:
+    def __init__(self, host: str = "127.0.0.1", memory: int = 10_000) -> None:
         self._context = zmq.asyncio.Context()
         self._events: Any = self._context.socket(zmq.PUB)
         self._replays: Any = self._context.socket(zmq.ROUTER)
-        self.endpoint = f"tcp://127.0.0.1:{self._events.bind_to_random_port('tcp://127.0.0.1')}"
-        self.replay_endpoint = f"tcp://127.0.0.1:{self._replays.bind_to_random_port('tcp://127.0.0.1')}"
+        self.endpoint = f"tcp://{host}:{self._events.bind_to_random_port(f'tcp://{host}')}"
+        self.replay_endpoint = f"tcp://{host}:{self._replays.bind_to_random_port(f'tcp://{host}')}"
         self._sent: deque[tuple[int, bytes]] = deque(maxlen=memory)
         self._next = 0
         self._task = asyncio.create_task(self._answer())

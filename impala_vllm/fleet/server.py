@@ -7,6 +7,7 @@ words, and shown at /v1/impala/servers: such a server is still used, by load and
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -43,6 +44,11 @@ class AskingConfig:
     details_every_s: float = 15.0
     """Between two handshakes; a restarted engine is found by it at the latest."""
     within_s: float = 5.0
+    down_every_s: float = 0.5
+    """Between two looks at one that is down. With `reach_s` well under 2 s: so soon after the network is back all that
+    it holds is to be known again."""
+    reach_s: float = 0.75
+    """For a connection to one that is down. A connection asked for just before the network was back stands later."""
     failures: int = 3
     """Looks in vain, in a row, after which a server is down."""
 
@@ -129,7 +135,8 @@ class Server:
                 await self.ask()
             except Exception:  # the next look tries again; a fleet must not lose a server to one odd answer
                 logger.exception("%s: asking it failed", self.id)
-            await asyncio.sleep(self._config.every_s)
+            is_down = self.state is State.DOWN
+            await asyncio.sleep(min(self._config.every_s, self._config.down_every_s if is_down else math.inf))
 
     async def ask(self) -> None:
         """One look."""
@@ -335,7 +342,8 @@ class Server:
         return body
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        timeout = aiohttp.ClientTimeout(total=self._config.within_s)
+        reach_s = self._config.reach_s if self.state is State.DOWN else None
+        timeout = aiohttp.ClientTimeout(total=self._config.within_s, sock_connect=reach_s)
         async with self._session.get(self.id + path, headers=self._headers, timeout=timeout) as response:
             return response.status, await response.read()
 

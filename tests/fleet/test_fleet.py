@@ -20,7 +20,7 @@ from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
 from impala_vllm.sim.timing import load
 
 A, B = (parse_address(f"http://127.0.0.1:{port}") for port in (1, 2))
-SELDOM = AskingConfig(every_s=1000.0)
+SELDOM = AskingConfig(every_s=1000.0, down_every_s=1000.0)
 TIMING = load("h100-llama-3.1-8b")
 
 
@@ -56,6 +56,17 @@ async def test_of_two_that_remove_a_server_one_has_done_it():
         assert sorted(await asyncio.gather(*removing)) == [False, True]
         assert not fleet.servers
         assert not fleet.loads
+
+
+async def test_a_server_that_is_down_is_looked_at_before_its_turn(tokenizer):
+    server = EmulatedServer(tokenizer, TIMING, has_events=False)
+    async with server:
+        address = parse_address(server.url)
+    async with Fleet(MaskIndex(), config=AskingConfig(every_s=1000.0, down_every_s=0.01)) as fleet:
+        known = fleet.add(address)
+        await until(lambda: known.state is State.DOWN)
+        async with EmulatedServer(tokenizer, TIMING, has_events=False, port=int(server.url.rpartition(":")[2])):
+            await until(lambda: known.state is State.UP)
 
 
 @contextlib.asynccontextmanager
