@@ -14,6 +14,7 @@ from impala_vllm import __version__, native
 from impala_vllm.adapters.vllm import choice, compat
 from impala_vllm.adapters.vllm.compat import Seam
 from impala_vllm.config import Config, Mode, Settings, load
+from impala_vllm.transfer.alignment import DIRECT_ALIGNMENT_BYTES
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "impala"
@@ -68,7 +69,7 @@ def examine(config: str | None) -> Checkup:
         active=_active(settings),
         block_io=block_io,
         block_io_directory=directory,
-        block_io_engine="io_uring" if block_io.io_uring and block_io.direct_io else "threads",
+        block_io_engine=_engine(block_io),
     )
     checkup.lacks += [*_vllm_lacks(found, seams), *_plugin_lacks(checkup.plugins_filter), *_other_lacks(checkup)]
     return checkup
@@ -134,6 +135,13 @@ def _vllm_lacks(found: str | None, seams: list[Seam]) -> list[Lack]:
         what = "no distribution is named vllm"
         lacks.append(Lack(what, "`vllm serve` asks for its own version and fails", "run `make setup`", True))
     return lacks
+
+
+def _engine(found: native.BlockIo) -> str:
+    """What `open_block_io` would take."""
+    alignment = found.direct_alignment_bytes
+    is_direct = alignment is not None and alignment <= DIRECT_ALIGNMENT_BYTES
+    return "io_uring" if found.io_uring and is_direct else "threads"
 
 
 def _plugin_lacks(plugins_filter: str | None) -> list[Lack]:

@@ -6,6 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from impala_vllm import native
 from impala_vllm.adapters.vllm import compat
 from impala_vllm.cli.doctor import doctor
 
@@ -46,6 +47,22 @@ def test_it_runs_where_neither_vllm_nor_torch_can_be_imported(run, monkeypatch):
     for name in [n for n in sys.modules if n.partition(".")[0] in ("vllm", "torch")] + ["vllm", "torch"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert run("--json").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("offered", "engine"),
+    [
+        (native.BlockIo(True, True, 512), "io_uring"),
+        (native.BlockIo(True, True, 65536), "threads"),  # the slab is aligned to 4,096
+        (native.BlockIo(False, True, 4096), "threads"),
+        (native.BlockIo(True, False, None), "threads"),
+        (native.BlockIo(), "threads"),
+    ],
+)
+def test_it_names_what_would_do_the_disks_io(run, monkeypatch, offered: native.BlockIo, engine: str):
+    monkeypatch.setattr(compat, "version", lambda: None)
+    monkeypatch.setattr(native, "probe_block_io", lambda directory: offered)
+    assert json.loads(run("--json").stdout)["block_io"]["engine"] == engine
 
 
 def test_an_unsupported_vllm_is_named_with_the_window(run, monkeypatch):
