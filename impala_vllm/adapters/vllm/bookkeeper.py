@@ -248,7 +248,7 @@ def _header(scheduler: "Scheduler", config: Config) -> Header:
     blocks = scheduler.kv_cache_config.num_blocks - 1  # the null block
     host = nvme = 0
     if manager is not None:
-        host = manager.host.num_slots * manager.tokens_per_chunk
+        host = manager.host.pool.num_slots * manager.tokens_per_chunk
         nvme = int(manager.stats().get("nvme_size_bytes", 0.0)) // manager.chunk_bytes * manager.tokens_per_chunk
     return Header(
         run=secrets.token_hex(4),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, cast
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
     LookupResult,
-    Medium,
     OffloadingEvent,
     OffloadingManager,
     OffloadKey,
@@ -24,12 +23,12 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from impala_vllm.adapters.vllm.tiers.host import HostTier
 from impala_vllm.adapters.vllm.tiers.host_loads import HostLoads
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
 from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
-from impala_vllm.core.allocator import Key, SlotPool
-from impala_vllm.core.chains import Chains
+from impala_vllm.core.allocator import Key
 from impala_vllm.core.types import TraceId
 
 if TYPE_CHECKING:
@@ -57,16 +56,15 @@ class TierManager(OffloadingManager):
         """`on_shutdown` lets go of the memory that the slots lie in, after the last job."""
         self.tokens_per_chunk = tokens_per_chunk
         self.chunk_bytes = chunk_bytes
-        self.host = SlotPool(num_chunks)
-        self._ready = self.host.ready
-        self.chains = Chains(num_chunks, self._worth)
-        self.nvme = nvme
         self.turns = Turns(tokens_per_chunk)
+        self.host = HostTier(num_chunks, self.turns, self._worth, self._left_host, enable_events)
+        self._ready = self.host.pool.ready
+        self.nvme = nvme
         self.one_shots = OneShots()
         self.num_resumes = self.num_resumes_found = 0
         """Turns of known traces, and those of them whose KV HBM and host had when they arrived."""
         self.loads = HostLoads(chunk_bytes)
-        self.num_stored = self.num_refused = self.num_evicted = 0
+        self.num_stored = self.num_refused = 0
         """Chunks."""
         self.host_pays = True
         """Loads from host are quicker than computing, as far as policy knows."""
@@ -75,14 +73,13 @@ class TierManager(OffloadingManager):
         self._idle: IdleKv | None = None
         self._clock = clock
         self._on_shutdown = on_shutdown
-        self._events: list[OffloadingEvent] | None = [] if enable_events else None
         if nvme is not None:
-            nvme.bind(self.host, self.chains, self.turns, self.one_shots, self._evict, self._came)
+            nvme.bind(self.host, self.turns, self.one_shots)
 
     def attach(self, idle: "IdleKv", planner: "Planner", supersedes: bool = True) -> None:
         """Let policy say what is worth what from now on, and whether a new turn supersedes what it does not use."""
         self._idle, self.loads.link = idle, planner.host
-        self.chains.supersedes = supersedes
+        self.host.chains.supersedes = supersedes
         if self.nvme is not None:
             self.nvme.attach(idle, planner)
             self.nvme.chains.supersedes = supersedes
@@ -91,7 +88,7 @@ class TierManager(OffloadingManager):
         """Policy is gone: plain caches again, and nothing is any trace's."""
         self._idle = self.loads.link = None
         self.host_pays = True
-        self.chains.release_all()
+        self.host.chains.release_all()
         self.turns.forget_all()
         if self.nvme is not None:
             self.nvme.detach()
@@ -116,7 +113,7 @@ class TierManager(OffloadingManager):
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
         listed = list(keys)
         turn = self._note_keys(listed, req_context)
-        turn.load = self.host.pin(listed)
+        turn.load = self.host.pool.pin(listed)
         self.loads.asked(len(listed))
         return CPULoadStoreSpec(list(turn.load.slots))
 
@@ -136,26 +133,25 @@ class TierManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         self._poll()
-        missing = self.host.missing(keys)
+        pool = self.host.pool
+        missing = pool.missing(keys)
         turn = self._note_keys(list(keys), req_context)
         evicted = self._make_room(len(missing), turn, req_context)
-        fitting = missing[: self.host.num_free]
+        fitting = missing[: pool.num_free]
         self.num_refused += len(missing) - len(fitting)
-        slots = self.host.reserve(fitting) or []
+        slots = pool.reserve(fitting) or []
         if fitting:
             turn.stores.append(self._root_first(fitting, req_context))
         return PrepareStoreOutput(fitting, CPULoadStoreSpec(slots), [OffloadKey(key) for key in evicted])
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
         turn = self.turns.get(req_context.req_id)
-        filling = self.host.filling(turn.stored(keys) if turn is not None else keys)
+        filling = self.host.pool.filling(turn.stored(keys) if turn is not None else keys)
         if success:
-            self.host.commit(filling)
-            self.chains.add(filling, turn.trace_id if turn is not None else None)
+            self.host.fill(filling, turn.trace_id if turn is not None else None)
             self.num_stored += len(filling)
-            self._note(filling, removed=False)
         else:
-            self.host.abort(filling)
+            self.host.pool.abort(filling)
         if turn is None:
             return
         self.one_shots.stored(turn.trace_id, len(filling) if success else 0)
@@ -182,13 +178,11 @@ class TierManager(OffloadingManager):
     def reset_cache(self) -> None:
         moving = self.nvme.reset() if self.nvme is not None else set[Key]()
         self.host.clear(moving)
-        self.chains.clear()
         self.turns.reset()
         self.loads.reset()
 
     def take_events(self) -> Iterable[OffloadingEvent]:
-        events, self._events = self._events, [] if self._events is not None else None
-        return events or ()
+        return self.host.take_events()
 
     def shutdown(self) -> None:
         if self.nvme is not None:
@@ -219,7 +213,7 @@ class TierManager(OffloadingManager):
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace is over, its open turns are nobody's."""
-        self.chains.release(trace_id)
+        self.host.chains.release(trace_id)
         self.turns.forget(trace_id)
         self.one_shots.ended(trace_id)
         if self.nvme is not None:
@@ -228,12 +222,12 @@ class TierManager(OffloadingManager):
     def stats(self) -> dict[str, float]:
         """Counters and gauges, for the snapshot."""
         found = {
-            "host_size_bytes": float(self.host.num_slots * self.chunk_bytes),
-            "host_used_bytes": float(len(self.host) * self.chunk_bytes),
+            "host_size_bytes": float(self.host.pool.num_slots * self.chunk_bytes),
+            "host_used_bytes": float(len(self.host.pool) * self.chunk_bytes),
             "host_load_bytes": float(self.loads.num_chunks * self.chunk_bytes),
             "host_store_bytes": float(self.num_stored * self.chunk_bytes),
             "host_refused_bytes": float(self.num_refused * self.chunk_bytes),
-            "host_evicted_bytes": float(self.num_evicted * self.chunk_bytes),
+            "host_evicted_bytes": float(self.host.num_evicted * self.chunk_bytes),
             "resumed_turns": float(self.num_resumes),
             "resumed_turns_found": float(self.num_resumes_found),
         }
@@ -253,14 +247,14 @@ class TierManager(OffloadingManager):
         if turn.trace_id is None:
             self._touch(turn)
             return range(0)
-        self.chains.use(turn.trace_id, turn.keys, stem_chunks)
+        self.host.chains.use(turn.trace_id, turn.keys, stem_chunks)
         self.turns.remember(turn)
         return self.nvme.chains.use(turn.trace_id, turn.keys, stem_chunks) if self.nvme is not None else range(0)
 
     def _write(self, turn: Turn, written: range = range(0)) -> None:
         if turn.writes and self.nvme is not None:
             keys = [*turn.keys[: written.start], *turn.keys[written.stop :]]
-            self.nvme.write(keys, turn.trace_id, self._clock(), lambda key: turn.at(turn.own_keys()[key] - 1))
+            self.nvme.write(keys, turn.trace_id, self._clock(), lambda key: turn.at(turn.own_keys().get(key, 0) - 1))
 
     def _note_keys(self, keys: Sequence[Key], req_context: ReqContext) -> Turn:
         """Policy names a prompt's chunks, if it is there; the connector names all, root first and bit by bit."""
@@ -292,7 +286,7 @@ class TierManager(OffloadingManager):
 
     def _touch(self, turn: Turn) -> None:
         """Nobody's turn was here: what it used goes later than what was used before."""
-        self.chains.touch(turn.keys or turn.seen)
+        self.host.chains.touch(turn.keys or turn.seen)
         if self.nvme is not None:
             self.nvme.chains.touch(turn.keys or turn.seen)
 
@@ -303,46 +297,26 @@ class TierManager(OffloadingManager):
 
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
-        mine = req_context.get_offload_key_position
-        return nvme.promote([key], None, self._clock(), lambda k: mine(OffloadKey(k)) is not None, ())
+        return nvme.promote([key], None, self._clock(), _place(req_context), ())
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
-        lacking = num_chunks - self.host.num_free
-        if lacking <= 0:
-            return []
         spared = (turn.trace_id,) if turn.trace_id is not None else ()
-        mine = cast("Callable[[Key], int | None]", req_context.get_offload_key_position)
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
-        victims = self.chains.victims(
-            lacking,
-            lambda some: [key for key in self.host.evictable(some) if mine(key) is None],
-            spared,
-            limit,
-            self.turns.undecided,
-        )
-        self._evict(victims)
-        return victims
+        return self.host.make_room(num_chunks, _place(req_context), spared, limit)
 
-    def _evict(self, keys: Sequence[Key]) -> None:
-        self.host.evict(keys)
-        for trace_id in self.chains.drop(keys):
-            self.turns.lost(trace_id)
-        self.num_evicted += len(keys)
+    def _left_host(self, keys: Sequence[Key]) -> None:
         if self.nvme is not None:
             self.nvme.left_host(keys)
-        self._note(keys, removed=True)
-
-    def _came(self, keys: Sequence[Key]) -> None:
-        self._note(keys, removed=False)
 
     def _poll(self) -> None:
         if self.nvme is not None:
             self.nvme.poll(self._clock())
 
-    def _note(self, keys: Sequence[Key], removed: bool) -> None:
-        if keys and self._events is not None:
-            self._events.append(OffloadingEvent([OffloadKey(k) for k in keys], Medium.CPU, removed))
-
     def _worth(self, trace_id: TraceId) -> float:
         return self._idle.worth_in_host(trace_id) if self._idle is not None else 0.0
+
+
+def _place(req_context: ReqContext) -> Callable[[Key], int | None]:
+    """Where in its request a chunk ends, in tokens; None: it is none of it."""
+    return cast("Callable[[Key], int | None]", req_context.get_offload_key_position)

@@ -5,10 +5,10 @@ what it reads. Jobs hold pins on what they read and reservations on what they fi
 wrong byte. A chunk that could not be read is forgotten: a miss.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
+from impala_vllm.adapters.vllm.tiers.demotions import Demotion, Demotions
+from impala_vllm.adapters.vllm.tiers.host import HostTier
 from impala_vllm.adapters.vllm.tiers.moves import Move, Moves
 from impala_vllm.adapters.vllm.tiers.one_shots import OneShots
 from impala_vllm.adapters.vllm.tiers.turns import Turn, Turns
@@ -25,21 +25,6 @@ WINDOW_S = 0.5
 
 LATE_S, LATE_FACTOR, LATEST_S = 1.0, 4.0, 300.0
 """A read that takes a second and so many times as long as expected, or the last of these, is not waited for."""
-
-WRITE_BYTES = 64 << 20
-"""Most of one write: the store takes all of it or nothing, and room is made before it is asked."""
-
-
-MAX_UNWRITTEN = 64
-"""Writes remembered that the store had no room for; host may have lost the oldest by then."""
-
-
-class Unwritten(NamedTuple):
-    """A write that waits for room in the store's queue: until then it holds nothing."""
-
-    keys: Sequence[Key]
-    trace_id: TraceId | None
-    parent: Callable[[Key], Key | None]
 
 
 class NvmeTier:
@@ -63,28 +48,18 @@ class NvmeTier:
         self.chains.add(list(recovered)[::-1])  # nobody's, and they go in their order
         self.promoted: set[Key] = set()
         """In host, read from here and not used since."""
-        self.num_failed = self.num_unplaced = 0
+        self.num_failed = 0
         """Chunks."""
         self._rows = rows
         self._chunk_bytes = chunk_bytes
         self._moves = Moves()
-        self._unwritten: deque[Unwritten] = deque(maxlen=MAX_UNWRITTEN)
         self._idle: IdleKv | None = None
         self._planner: Planner | None = None
 
-    def bind(
-        self,
-        host: SlotPool,
-        host_chains: Chains,
-        turns: Turns,
-        one_shots: OneShots,
-        evict_from_host: Callable[[Sequence[Key]], None],
-        came_to_host: Callable[[Sequence[Key]], None],
-    ) -> None:
-        """The tier above, how to make room there, and who wants to know what was read into it."""
-        self._host, self._host_chains, self._turns = host, host_chains, turns
-        self._one_shots = one_shots
-        self._evict_from_host, self._came_to_host = evict_from_host, came_to_host
+    def bind(self, host: HostTier, turns: Turns, one_shots: OneShots) -> None:
+        """The tier above, and what is known of turns and traces."""
+        self._host, self._turns, self._one_shots = host, turns, one_shots
+        self.demotions = Demotions(self.store, self._moves, host.pool, self.pool, self._make_room, self._chunk_bytes)
 
     def attach(self, idle: IdleKv, planner: Planner) -> None:
         self._idle, self._planner = idle, planner
@@ -97,7 +72,7 @@ class NvmeTier:
         self._idle = self._planner = None
         self.chains.release_all()
         self._moves.forget_traces()
-        self._unwritten.clear()
+        self.demotions.forget()
 
     @property
     def is_usable(self) -> bool:
@@ -128,43 +103,28 @@ class NvmeTier:
     def write(
         self, keys: Iterable[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]
     ) -> None:
-        """Copy host chunks that are not here yet. What is not ready or finds no room is not written.
-
-        `parent` names what lies before a chunk: after a restart it shall not go before it. Where the disk is busy, what
-        host still has is written later.
-        """
-        left = self._write_all(Unwritten(list(keys), trace_id, parent), now)
-        if left:
-            self._unwritten.append(Unwritten(left, trace_id, parent))
+        """Copy host chunks that are not here yet, see `Demotions.start`. `parent`: what lies before one."""
+        self.demotions.start(Demotion(list(keys), trace_id, parent), self._rows, now)
 
     def promote(
         self,
         keys: Sequence[Key],
         trace_id: TraceId | None,
         now: float,
-        stays: Callable[[Key], bool],
+        place: Callable[[Key], int | None],
         spared: Collection[TraceId],
     ) -> bool:
         """Start to read chunks that are here into host; false where nothing of them can be.
 
-        A turn waits for them: room is made by whatever is worth least, but for the traces `spared` and what `stays`.
+        A turn waits for them: room is made as by `HostTier.make_room`, to which `place` and `spared` go.
         """
-        ready = self.pool.ready
-        wanted = self._host.missing([key for key in keys if key in ready])
+        ready, host = self.pool.ready, self._host.pool
+        wanted = host.missing([key for key in keys if key in ready])
         if not wanted or not self.is_usable:
             return False
-        lacking = len(wanted) - self._host.num_free
-        if lacking > 0:
-            self._evict_from_host(
-                self._host_chains.victims(
-                    lacking,
-                    lambda some: [k for k in self._host.evictable(some) if not stays(k)],
-                    {*spared, trace_id} if trace_id is not None else spared,
-                    last=self._turns.undecided,
-                )
-            )
-            wanted = wanted[: self._host.num_free]
-        slots = self._host.reserve(wanted)
+        self._host.make_room(len(wanted), place, {*spared, trace_id} if trace_id is not None else spared)
+        wanted = wanted[: host.num_free]
+        slots = host.reserve(wanted)
         if not wanted or slots is None:
             return False
         pin = self.pool.pin(wanted)
@@ -186,7 +146,7 @@ class NvmeTier:
             move = self._moves.end(result.job_id)
             move.source.release()
             if move.is_void:
-                self._host.settle(move.host_slots)
+                self._host.pool.settle(move.host_slots)
                 self.pool.settle(move.nvme_slots)
             elif move.is_write:
                 self._written(move, result.done_keys)
@@ -194,7 +154,7 @@ class NvmeTier:
                 self._read(move, result.done_keys, result.failed_keys)
             self._turns.changed(move.trace_id)
         if any(result.is_write for result in results):
-            self._resume_writes(now)
+            self.demotions.go_on(self._rows, now)
         for job_id, key in self._moves.overdue(now):
             self._turns.give_up(key)
             self._call_back(job_id)
@@ -227,7 +187,7 @@ class NvmeTier:
         self.chains.clear()
         self.store.clear()
         self.promoted.clear()
-        self._unwritten.clear()
+        self.demotions.forget()
         return moving
 
     def close(self) -> None:
@@ -248,62 +208,13 @@ class NvmeTier:
             "nvme_write_bytes": float(counted.write_bytes),
             "nvme_write_today_bytes": float(self.store.write_bytes_today),
             "nvme_write_ever_bytes": float(self.store.write_bytes_ever),
-            "nvme_unplaced_bytes": float(self.num_unplaced * size),
+            "nvme_unplaced_bytes": float(self.demotions.num_unplaced * size),
             "nvme_failed_bytes": float(self.num_failed * size),
             "nvme_errors": float(counted.num_read_errors + counted.num_write_errors),
             "nvme_checksum_failures": float(counted.num_checksum_failures),
             "one_shot_bytes": float(self._one_shots.num_stored * size),
             "one_shot_nvme_bytes": float(self._one_shots.num_written * size),
         }
-
-    def _resume_writes(self, now: float) -> None:
-        while self._unwritten:
-            first = self._unwritten[0]
-            left = self._write_all(first, now)
-            if left:
-                self._unwritten[0] = first._replace(keys=left)
-                return
-            self._unwritten.popleft()
-
-    def _write_all(self, what: Unwritten, now: float) -> Sequence[Key]:
-        """Returns what the store's queue has no room for now."""
-        ready = self._host.ready
-        fresh: Sequence[Key] = self.pool.missing([key for key in what.keys if key in ready])
-        if not fresh or not self.is_usable:
-            return ()
-        most_bytes = self.store.limits.max_queued_write_bytes
-        step = max(1, WRITE_BYTES // self._chunk_bytes)
-        while fresh:
-            room = max(0, most_bytes - self.store.queued_write_bytes) // self._chunk_bytes
-            part = fresh[: min(step, room)]
-            if not part:
-                return fresh
-            if not self._write(part, what.trace_id, now, what.parent):
-                break
-            fresh = fresh[len(part) :]
-        return ()
-
-    def _write(
-        self, fresh: Sequence[Key], trace_id: TraceId | None, now: float, parent: Callable[[Key], Key | None]
-    ) -> bool:
-        """False: no use to go on."""
-        lacking = len(fresh) - self.pool.num_free
-        if lacking > 0:
-            self._evict(self.chains.victims(lacking, self.pool.evictable, only_cheaper_than=trace_id))
-        num_wanted, fresh = len(fresh), fresh[: self.pool.num_free]
-        self.num_unplaced += num_wanted - len(fresh)
-        slots = self.pool.reserve(fresh)
-        if not fresh or slots is None:
-            return False
-        pin = self._host.pin(fresh)
-        items = list(map(Item, fresh, slots, map(self._rows, pin.slots), map(parent, fresh)))
-        number = self._moves.start(Move(True, fresh, trace_id, pin, pin.slots, slots, now))
-        if self.store.submit_write(number, items):
-            return True
-        self._moves.end(number)
-        pin.release()
-        self.pool.abort(fresh)  # the room stays free for the next one
-        return False
 
     def _call_back(self, job_id: int) -> None:
         self._moves.withdraw(job_id)
@@ -318,13 +229,14 @@ class NvmeTier:
 
     def _read(self, move: Move, done: Sequence[Key], failed: Sequence[Key]) -> None:
         kept, lost = _parted(move.keys, done)
-        self._host.commit(kept)
-        self._host.abort(lost)
-        self._host_chains.add(kept, move.trace_id)
+        self._host.fill(kept, move.trace_id)
+        self._host.pool.abort(lost)
         self.promoted.update(kept)
-        self._came_to_host(kept)
         self.num_failed += len(failed)
         self._evict(self.pool.evictable(failed))
+
+    def _make_room(self, num_chunks: int, trace_id: TraceId | None) -> None:
+        self._evict(self.chains.victims(num_chunks, self.pool.evictable, only_cheaper_than=trace_id))
 
     def _evict(self, keys: Sequence[Key]) -> None:
         slots = self.pool.evict(keys)

@@ -188,7 +188,7 @@ class TierPolicy:
         return Reach(reach, self.planner.load_s(way.host_tokens, way.nvme_tokens) if loaded else 0.0)
 
     def _is_ready(self, nvme: NvmeTier, turn: Turn, ahead: set[TraceId], now: float) -> bool:
-        keys, host = turn.keys, self.manager.host.ready
+        keys, host = turn.keys, self.manager.host.pool.ready
         # What HBM has may be in no tier: begin behind it.
         start = turn.hbm_tokens // self.manager.tokens_per_chunk
         has_come = turn.awaited_chunks <= start or (keys[start] in host and keys[turn.awaited_chunks - 1] in host)
@@ -207,7 +207,7 @@ class TierPolicy:
             turn.skips_nvme = not nvme.is_busy(now)
             return turn.skips_nvme
         wanted = keys[behind : leading(keys, here.__contains__, behind)]
-        if not nvme.promote(wanted, turn.trace_id, now, turn.own_keys().__contains__, ahead):
+        if not nvme.promote(wanted, turn.trace_id, now, turn.own_keys().get, ahead):
             # With nobody before it and nothing on its way there will be no more room than now.
             turn.skips_nvme = not ahead and not nvme.is_busy(now)
         else:
@@ -224,7 +224,7 @@ class TierPolicy:
         here = nvme.here if nvme is not None else ()
         if not here:
             known = Below(known.host_tokens)
-        host = self.manager.host.ready
+        host = self.manager.host.pool.ready
         return below(keys, start, self.manager.tokens_per_chunk, host.__contains__, here.__contains__, known)
 
     def _count_resume(self, turn: Turn) -> None:
@@ -232,7 +232,7 @@ class TierPolicy:
         known, turn.known_chunks = turn.known_chunks, 0
         self.manager.num_resumes += 1
         in_hbm = turn.hbm_tokens // self.manager.tokens_per_chunk
-        found = leading(turn.keys, self.manager.host.ready.__contains__, min(in_hbm, known))
+        found = leading(turn.keys, self.manager.host.pool.ready.__contains__, min(in_hbm, known))
         self.manager.num_resumes_found += found >= known
 
 

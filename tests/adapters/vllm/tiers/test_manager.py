@@ -22,7 +22,7 @@ def test_what_was_stored_is_loaded_by_the_next_turn() -> None:
     follower = tiers.arrive("s", keys("a", 5), A)
     assert tiers.lookup(follower) == 3
     job = tiers.load(follower, 3)
-    assert not tiers.manager.host.is_evictable(keys("a", 1)[0])
+    assert not tiers.manager.host.pool.is_evictable(keys("a", 1)[0])
     tiers.complete(follower, job)
     tiers.finish(follower)
     tiers.check_nothing_moves()
@@ -33,18 +33,18 @@ def test_a_turn_makes_room_from_what_is_worth_least_and_keeps_its_own() -> None:
     tiers = full_host()
     tiers.idle.update(C, 2, 2 * TOKENS, True, tiers.clock(), is_running=True)
     tiers.serve("t", keys("c", 2), C)
-    assert names(tiers.manager.host.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
-    assert tiers.manager.num_evicted == 2
+    assert names(tiers.manager.host.pool.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
+    assert tiers.manager.host.num_evicted == 2
 
 
 def test_with_nothing_below_host_a_turn_takes_no_room_from_what_is_worth_as_much() -> None:
     tiers = full_host()  # nothing is known of C
     tiers.serve("t", keys("c", 2), C)
-    assert names(tiers.manager.host.keys()) == names(keys("a", 3) + keys("b", 3))
-    assert (tiers.manager.num_evicted, tiers.manager.num_refused) == (0, 2)
+    assert names(tiers.manager.host.pool.keys()) == names(keys("a", 3) + keys("b", 3))
+    assert (tiers.manager.host.num_evicted, tiers.manager.num_refused) == (0, 2)
     tiers.manager.forget(B)
     tiers.serve("u", keys("c", 2), C)
-    assert names(tiers.manager.host.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
+    assert names(tiers.manager.host.pool.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
 
 
 def test_with_nvme_below_a_turn_takes_host_room_whatever_it_is_worth() -> None:
@@ -73,7 +73,7 @@ def test_a_prompt_longer_than_host_keeps_its_root_and_is_refused_its_tail() -> N
             tiers.compute(request, 1)
             tiers.settle(request)
         tiers.finish(request)
-        assert names(tiers.manager.host.keys()) == names(keys("a", 4))
+        assert names(tiers.manager.host.pool.keys()) == names(keys("a", 4))
         assert tiers.manager.num_refused == 3
         tiers.check_nothing_moves()
 
@@ -86,7 +86,7 @@ def test_a_chunk_that_another_request_still_stores_is_not_promised_and_not_store
     assert tiers.lookup(second) == 0
     assert tiers.compute(second, 2) is None
     tiers.complete(first, job)
-    assert tiers.manager.host.is_ready(keys("a", 1)[0])
+    assert tiers.manager.host.pool.is_ready(keys("a", 1)[0])
 
 
 def test_a_trace_that_is_forgotten_while_its_turn_runs_leaves_nothing_behind() -> None:
@@ -101,7 +101,7 @@ def test_a_trace_that_is_forgotten_while_its_turn_runs_leaves_nothing_behind() -
     tiers.step(1.0)
     tiers.check_nothing_moves()
     assert not tiers.manager.turns.keys_of(A)
-    assert tiers.manager.chains._chains == {}
+    assert tiers.manager.host.chains._chains == {}
     assert tiers.nvme is not None
     assert tiers.nvme.chains._chains == {}
 
@@ -129,11 +129,11 @@ def test_a_reset_forgets_everything_and_gives_back_every_slot_when_its_bytes_hav
     tiers.reset()
     tiers.check()
     assert tiers.lookup(request) == 0
-    assert (len(tiers.manager.host), tiers.manager.host.num_free) == (0, 0)
+    assert (len(tiers.manager.host.pool), tiers.manager.host.pool.num_free) == (0, 0)
     tiers.finish(request)
     tiers.step(1.0)
     tiers.check_nothing_moves()
-    assert (tiers.manager.host.num_free, tiers.manager.turns.changed_traces.keys()) == (4, {A, B})
+    assert (tiers.manager.host.pool.num_free, tiers.manager.turns.changed_traces.keys()) == (4, {A, B})
 
 
 def test_a_second_reset_while_the_first_ones_bytes_still_move_loses_no_slot() -> None:
@@ -146,7 +146,7 @@ def test_a_second_reset_while_the_first_ones_bytes_still_move_loses_no_slot() ->
     tiers.check()
     tiers.step(10.0)
     tiers.check_nothing_moves()
-    assert tiers.manager.host.num_free == 4
+    assert tiers.manager.host.pool.num_free == 4
 
 
 def test_the_speed_of_a_link_is_that_of_all_workers_together() -> None:
@@ -188,7 +188,7 @@ def test_when_policy_is_gone_nothing_is_any_traces() -> None:
     tiers.settle(request)
     tiers.step(1.0)
     tiers.serve("t", keys("c", 3))
-    assert sorted(names(tiers.manager.host.keys())) == names([*keys("b", 3), *keys("c", 3)])
+    assert sorted(names(tiers.manager.host.pool.keys())) == names([*keys("b", 3), *keys("c", 3)])
     assert not tiers.manager.turns.changed_traces
     tiers.step(1.0)
     tiers.check_nothing_moves()

@@ -43,13 +43,13 @@ def test_what_may_have_to_be_written_goes_last_in_host_until_the_turn_ends() -> 
     tiers.idle.update(A, 0, 2 * TOKENS, False, tiers.clock())  # worth nothing, B is as dear as can be
     tiers.idle.update(B, 0, 2 * TOKENS, True, tiers.clock(), Below(2 * TOKENS), is_running=True)
     tiers.serve("u", keys("d", 2), TraceId("d"))
-    assert names(tiers.manager.host.keys()) == names(keys("a", 2) + keys("d", 2))
+    assert names(tiers.manager.host.pool.keys()) == names(keys("a", 2) + keys("d", 2))
     tiers.finish(request, writes=True)
     tiers.step(1.0)
     assert tiers.nvme is not None
     assert set(keys("a", 2)) <= set(tiers.nvme.pool.keys())
     tiers.serve("t", keys("c", 4), C)
-    assert names(tiers.manager.host.keys()) == names(keys("c", 4))
+    assert names(tiers.manager.host.pool.keys()) == names(keys("c", 4))
 
 
 def test_first_turns_of_an_unknown_kind_do_not_keep_host_from_others() -> None:
@@ -127,7 +127,7 @@ def test_a_chunk_keeps_its_place_on_nvme_while_it_is_read() -> None:
     tiers.serve("s", keys("b", 2), B)
     assert tiers.nvme is not None
     assert names(tiers.nvme.pool.keys()) == names(request.keys)
-    assert tiers.nvme.num_unplaced == 2
+    assert tiers.nvme.demotions.num_unplaced == 2
     tiers.finish(request)
     tiers.step(10.0)
     tiers.check_nothing_moves()
@@ -186,7 +186,7 @@ def test_a_turn_does_not_evict_a_stem_of_its_own_either() -> None:
 
 
 def test_a_turn_larger_than_the_stores_queue_is_written_as_far_as_there_is_room(monkeypatch: Any) -> None:
-    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
+    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.demotions.WRITE_BYTES", 2 * CHUNK_BYTES)
     tiers = Tiers(16, nvme=16)
     accept = tiers.disk.submit_write
     tiers.disk.submit_write = lambda *job: tiers.disk.num_jobs < 3 and accept(*job)  # type: ignore[method-assign]
@@ -212,7 +212,7 @@ def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
     tiers.disk._seconds = 1000.0
     for i in range(8):
         tiers.serve(f"r{i}", keys(f"a{i}-", 32), TraceId(f"a{i}"))
-    host = tiers.manager.host
+    host = tiers.manager.host.pool
     assert sum(not host.is_evictable(key) for key in list(host.keys())) == 16
     assert tiers.manager.num_refused == 0
     assert tiers.disk.num_jobs == 1
@@ -225,7 +225,7 @@ def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
 
 
 def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:
-    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.nvme.WRITE_BYTES", 2 * CHUNK_BYTES)
+    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.demotions.WRITE_BYTES", 2 * CHUNK_BYTES)
     tiers = Tiers(64, nvme=8)
     tiers.serve("r", keys("a", 8), A)
     tiers.step(1.0)

@@ -16,7 +16,7 @@ def test_a_plain_cache_keeps_what_was_used_last_and_evicts_a_prompt_from_its_tai
     tiers.complete(request, tiers.load(request, 4))
     tiers.finish(request)
     tiers.serve("u", keys("c", 3))
-    assert names(tiers.manager.host.keys()) == [*names(keys("a", 4)), "b0000", *names(keys("c", 3))]
+    assert names(tiers.manager.host.pool.keys()) == [*names(keys("a", 4)), "b0000", *names(keys("c", 3))]
 
 
 def test_a_plain_cache_of_several_groups_does_the_same() -> None:
@@ -27,7 +27,7 @@ def test_a_plain_cache_of_several_groups_does_the_same() -> None:
         tiers.settle(request)
     tiers.finish(request)
     tiers.serve("s", keys("b", 6))
-    assert len(tiers.manager.host) == 8
+    assert len(tiers.manager.host.pool) == 8
     tiers.check_nothing_moves()
 
 
@@ -53,7 +53,7 @@ def test_a_plain_cache_serves_a_prompt_that_is_longer_than_host() -> None:
         tiers.finish(request)
         tiers.settle(request)
         tiers.step(1.0)
-        tiers.manager._evict([key for key in prompt if tiers.manager.host.is_ready(key)])
+        tiers.manager.host.evict([key for key in prompt if tiers.manager.host.pool.is_ready(key)])
     request = tiers.arrive("s", prompt)
     found = None
     for _ in range(20):

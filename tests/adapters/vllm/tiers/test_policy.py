@@ -103,7 +103,7 @@ def test_what_tiers_hold_of_a_trace_is_known_as_chunks_come_and_go() -> None:
         manager.prepare_store(chunks[first:end], context)
         manager.complete_store(set(chunks[first:end]), context)
         assert in_host() == end
-    manager._evict(chunks[3:4])
+    manager.host.evict(chunks[3:4])
     assert in_host() == 3
     manager.prepare_store(chunks[3:4], context)
     manager.complete_store({chunks[3]}, context)

@@ -105,7 +105,7 @@ def test_a_read_that_is_overdue_is_called_back_and_what_it_brought_is_used() -> 
     assert server.disk.num_cancelled == 1
     server.step()
     assert server.disk.num_jobs == 0
-    assert [key for key in a if key in server.manager.host.ready] == a[: int(30 * 33 / SLOW_S)]
+    assert [key for key in a if key in server.manager.host.pool.ready] == a[: int(30 * 33 / SLOW_S)]
     assert server.link.queued_bytes == 0
     for _ in range(3):
         assert server.step(1.0) == ["a"], "nor is it asked for again"

@@ -167,11 +167,11 @@ class Tiers:
 
     def check(self) -> None:
         """Pools and chains add up, and every ready chunk has its own bytes."""
-        self._check(self.manager.host, self.manager.chains)
-        for key in list(self.manager.host.keys()):
-            slot = self.manager.host.slot(key)
+        self._check(self.manager.host.pool, self.manager.host.chains)
+        for key in list(self.manager.host.pool.keys()):
+            slot = self.manager.host.pool.slot(key)
             assert slot is not None
-            assert not self.manager.host.is_ready(key) or self.memory.holds(slot, key)
+            assert not self.manager.host.pool.is_ready(key) or self.memory.holds(slot, key)
         if self.nvme is None:
             return
         self._check(self.nvme.pool, self.nvme.chains)
@@ -183,7 +183,7 @@ class Tiers:
         """Nobody is here and all jobs are done: nothing of them is left anywhere."""
         self.check()
         manager = self.manager
-        for pool in (manager.host, *([self.nvme.pool] if self.nvme is not None else [])):
+        for pool in (manager.host.pool, *([self.nvme.pool] if self.nvme is not None else [])):
             assert pool.num_free + len(pool) == pool.num_slots, "a slot is lost"
             assert all(pool.is_evictable(key) for key in list(pool.keys()))
         assert not manager.turns._open
@@ -192,7 +192,7 @@ class Tiers:
             assert self.planner.nvme.queued_bytes == 0
         if self.nvme is not None:
             assert not self.nvme._moves
-            assert self.nvme.promoted <= set(manager.host.keys())
+            assert self.nvme.promoted <= set(manager.host.pool.keys())
 
     def _started(self, request: Request, job: WorkerJob) -> int:
         self._num_jobs += 1
@@ -220,14 +220,14 @@ def on_nvme(tiers: Tiers, name: str, number: int, trace_id: TraceId = A) -> list
     """Chunks of a trace that NVMe has and host does not."""
     tiers.serve(name, keys(name, number), trace_id)
     tiers.step(1.0)
-    host = tiers.manager.host
-    tiers.manager._evict([key for key in keys(name, number) if host.is_ready(key)])
+    host = tiers.manager.host.pool
+    tiers.manager.host.evict([key for key in keys(name, number) if host.is_ready(key)])
     return keys(name, number)
 
 
 def promote(tiers: Tiers, request: Request, ahead: Any = ()) -> bool:
     """As policy does it for a turn that waits."""
     assert tiers.nvme is not None
-    wanted = [key for key in request.keys if key not in tiers.manager.host]
-    mine = set(request.keys).__contains__
+    wanted = [key for key in request.keys if key not in tiers.manager.host.pool]
+    mine = dict.fromkeys(request.keys, 0).get
     return tiers.nvme.promote(wanted, request.trace_id, tiers.clock(), mine, ahead)
