@@ -4,8 +4,8 @@
 
 Router and server (emulated, real KV events) live in two network namespaces of one machine; the cable between them is
 pulled, the server goes on computing for others, and the cable is plugged in again. Linux, as root. The router is as
-`impala router` runs it: a partition of seconds it does not notice but by its events, a longer one takes the server for
-down and forgets it. Known again: it is open for requests, and the index says of every block what the server's pool does.
+`impala router` runs it: of a partition of seconds it learns by its events alone, in a longer one it takes the server
+for down and forgets it. Known again: open for requests, and the index says of every block what the server's pool does.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from impala_vllm.replay import tiny_model
 from impala_vllm.sim.timing import DEFAULT, load
 
 HBM_TOKENS = 60_000
-PROMPTS = 40
+PROMPTS = 20
 """Computed before the partition and during it, each; more than fit together."""
 PATIENCE_S = 120.0
 
