@@ -193,9 +193,10 @@ def test_a_plan_that_admits_nobody_is_given_up_with_a_word(model, monkeypatch):
     assert said == ["impala: policy failed and falls back to stock order, serving continues"]
 
 
-def test_what_a_turn_leaves_of_its_traces_kv_is_nobodys(model):
+@pytest.mark.parametrize("supersedes", [True, False])
+def test_what_a_turn_leaves_of_its_traces_kv_is_nobodys_unless_that_is_switched_off(model, supersedes):
     """A trace goes on from before its last answer: that answer is not kept for it."""
-    scheduler = build(model, mode="enforce", num_blocks=100)
+    scheduler = build(model, mode="enforce", num_blocks=100, retention__supersede=supersedes)
     batch = Batch(scheduler, 1, 2, 0, 100)
     batch._history[0], batch._due[0] = [7] * 320, 0.0
     while batch._turns_left[0] == 2:
@@ -210,7 +211,7 @@ def test_what_a_turn_leaves_of_its_traces_kv_is_nobodys(model):
     batch._arrive()
     batch._step()
     assert scheduler.enforcer.turns.runs(trace_id)
-    assert queue.num_claimed(trace_id) == 0
+    assert (queue.num_claimed(trace_id) == 0) == supersedes
     queue.check_invariants()
 
 

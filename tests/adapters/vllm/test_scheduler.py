@@ -30,9 +30,10 @@ def model():
     return str(tiny_model.build("1m"))
 
 
-def build(model, asynchronous=False, mode="observe", num_blocks=64):
+def build(model, asynchronous=False, mode="observe", num_blocks=64, **switches):
     """A scheduler as the engine builds it. The CPU platform has the last word on async: it is set after that."""
-    settings = load(None, {"mode": ("test", mode)})
+    told = {"mode": mode, **{name.replace("__", "."): value for name, value in switches.items()}}
+    settings = load(None, {name: ("test", value) for name, value in told.items()})
     args = EngineArgs(model=model, max_model_len=512, block_size=32, scheduler_cls=choice.Choice.of(settings))
     config = args.create_engine_config()
     config.scheduler_config.async_scheduling = asynchronous

@@ -297,13 +297,13 @@ class TierManager(OffloadingManager):
 
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
-        return nvme.promote([key], None, self._clock(), _place(req_context), ())
+        return nvme.promote([key], None, self._clock(), _position(req_context), ())
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         spared = (turn.trace_id,) if turn.trace_id is not None else ()
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
-        return self.host.make_room(num_chunks, _place(req_context), spared, limit)
+        return self.host.make_room(num_chunks, _position(req_context), spared, limit)
 
     def _left_host(self, keys: Sequence[Key]) -> None:
         if self.nvme is not None:
@@ -317,6 +317,6 @@ class TierManager(OffloadingManager):
         return self._idle.worth_in_host(trace_id) if self._idle is not None else 0.0
 
 
-def _place(req_context: ReqContext) -> Callable[[Key], int | None]:
+def _position(req_context: ReqContext) -> Callable[[Key], int | None]:
     """Where in its request a chunk ends, in tokens; None: it is none of it."""
     return cast("Callable[[Key], int | None]", req_context.get_offload_key_position)
