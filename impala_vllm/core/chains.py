@@ -89,7 +89,8 @@ class Chains:
         if before is not None and behind is not None:
             chain, indices, known = before, (*range(first), *range(behind, len(keys))), range(first, behind)
         else:
-            chain, indices, known = _List(), range(len(keys)), range(0)
+            is_here = not self._home.keys().isdisjoint(keys)
+            chain, indices, known = _List(), range(len(keys) if is_here else 0), range(0)
             self._of[id(chain)] = trace_id
         shared: list[Key] = []
         for index in [i for i in indices if keys[i] in self._home]:
@@ -209,8 +210,9 @@ class Chains:
     def _put_all(self, keys: Sequence[Key], target: _List) -> None:
         """In this order, each once, behind what is there."""
         home = self._home
-        for key in [key for key in keys if key in home]:
-            del home[key][key]
+        if not home.keys().isdisjoint(keys):
+            for key in [key for key in keys if key in home]:
+                del home[key][key]
         target.update(dict.fromkeys(keys))
         home.update(dict.fromkeys(keys, target))
 

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from benchmarks import questions
-from benchmarks.serving import capacity, figures, pool, restart
+from benchmarks.serving import capacity, figures, pool
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import most, steady
@@ -129,26 +128,6 @@ def test_records_of_a_part_have_its_unit_and_those_of_a_level_its_question() -> 
     assert short["stock", "jct_p95_s of short-alone"].unit == "s"
     assert short["stock", "jct_p95_s of short-beside-long / jct_p95_s of short-alone"].unit == "x"
     assert short["impala-enforce", "jct_mean_s of long ratio"].p50 == 0.5
-
-
-def test_a_restart_comes_between_the_turns_of_sessions_that_have_enough_of_them() -> None:
-    experiment = EXPERIMENTS["tiers"]
-    plan = experiment.plan(Source(recording.bundled(), 0, WORDS), experiment)
-    before, then = restart.turns_of(plan, 0, 4), restart.turns_of(plan, 4, 5)
-    assert {len(s.turns) for s in before.sessions} == {4}
-    assert {len(s.turns) for s in then.sessions} == {1}
-    assert {s.session_id for s in then.sessions} <= {s.session_id for s in before.sessions}
-    first = then.sessions[0]
-    assert (
-        first.turns[0].request_id
-        == next(s for s in plan.sessions if s.session_id == first.session_id).turns[4].request_id
-    )
-
-
-def test_a_restart_wants_a_disk() -> None:
-    refused = CliRunner().invoke(restart.main, ["--arms", "impala-host"])
-    assert refused.exit_code == 2
-    assert "impala-host has no disk" in refused.output
 
 
 def test_tiers_tell_shares_only_of_what_there_was() -> None:

@@ -71,8 +71,7 @@ class Demotions:
 
     def _copy(self, what: Demotion, rows: Callable[[int], memoryview], now: float) -> Sequence[Key]:
         """Returns what the store's queue has no room for now."""
-        ready = self._host.ready
-        fresh: Sequence[Key] = self._nvme.missing([key for key in what.keys if key in ready])
+        fresh: Sequence[Key] = self._nvme.missing(filter(self._host.ready.__contains__, what.keys))
         if not fresh or self._store.is_open:
             return ()
         most_bytes = self._store.limits.max_queued_write_bytes

@@ -118,8 +118,8 @@ class NvmeTier:
 
         A turn waits for them: room is made as by `HostTier.make_room`, to which `place` and `spared` go.
         """
-        ready, host = self.pool.ready, self._host.pool
-        wanted = host.missing([key for key in keys if key in ready])
+        host = self._host.pool
+        wanted = host.missing(filter(self.pool.ready.__contains__, keys))
         if not wanted or not self.is_usable:
             return False
         self._host.make_room(len(wanted), place, {*spared, trace_id} if trace_id is not None else spared)
