@@ -1,7 +1,9 @@
 """MARS (https://arxiv.org/abs/2604.26963), re-implemented: levels by feedback and by what is left to prefill.
 
 A turn stands in the level its service has used up the quanta of, or in that of its remaining prefill where that is
-higher; every 30 s of waiting lift it by one. KV of low levels goes first, the heaviest before others.
+higher; every 30 s of waiting lift it by one. KV of low levels goes first, the heaviest before others. Programs are let
+in one after the other while the contexts of those inside fit HBM: the paper's control plane keeps HBM and processors
+from being promised twice, by a rule that it does not give. Sub-agents come in with their parent.
 """
 
 from collections.abc import Iterable
@@ -33,6 +35,8 @@ class Mars(Leveled):
         self._tokens_of: dict[str, int] = {}
         self._since_s: dict[Request, float] = {}
         """Since when it waits."""
+        self.inside: dict[str, None] = {}
+        """Programs that were let in."""
 
     def level(self, request: Request, now: float) -> int:
         left = max(0, request.num_tokens - max(request.num_computed, self._reach_tokens(request)))
@@ -44,7 +48,10 @@ class Mars(Leveled):
         super().arrive(request, now)
         self._stems.arrive(request)
         self._since_s[request] = now
-        self._level_of[request.session.session_id] = -1  # its KV is about to be used
+        name = request.session.session_id
+        self._level_of[name] = -1  # its KV is about to be used
+        if request.session.parent_id is not None:
+            self.inside[name] = None
         self.order.new_round()
 
     def placed(self, request: Request, now: float) -> None:
@@ -59,16 +66,42 @@ class Mars(Leveled):
         program: Program = self.programs.finish(request, now)
         self._level_of[program.name] = feedback(request.service_tokens)
         self._tokens_of[program.name] = program.tokens
+        if program.name not in self.programs:
+            self.inside.pop(program.name, None)
         self.order.new_round()
+
+    def admits(self, request: Request) -> bool:
+        return request.session.session_id in self.inside
+
+    def plan(self, now: float) -> Iterable[Request]:
+        self._let_in()
+        order = list(super().plan(now))
+        self.held = [r for r in order if not self.admits(r)]
+        return [r for r in order if self.admits(r)]
 
     def owner(self, request: Request) -> tuple[str | None, int]:
         return request.session.session_id, self._stems.depth(request)
 
+    def _let_in(self) -> None:
+        shape = self.replica.shape
+        left = shape.num_blocks * shape.block_size - sum(p.tokens for p in self.programs if p.name in self.inside)
+        for program in self.programs:
+            if program.name in self.inside:
+                continue
+            if self.inside and program.tokens > left:
+                return
+            self.inside[program.name] = None
+            left -= program.tokens
+
     def _reach_tokens(self, request: Request) -> int:
         if request.blocks:
             return request.num_computed
-        size = self.replica.shape.block_size
-        return len(self.replica.pool.find(request.keys, (request.num_tokens - 1) // size)) * size
+        size, tiers = self.replica.shape.block_size, self.replica.tiers
+        limit = (request.num_tokens - 1) // size
+        reach = len(self.replica.pool.find(request.keys, limit))
+        if tiers is not None:
+            reach += tiers.num_ready(request.keys[reach:limit])
+        return reach * size
 
     def _cheapest_first(self, names: Iterable[str]) -> list[str]:
         return sorted(names, key=lambda n: (-self._level_of.get(n, 0), -self._tokens_of.get(n, 0)))

@@ -98,6 +98,21 @@ def test_plas_takes_the_seat_of_a_program_with_more_service(monkeypatch):
     assert scene.replica.num_preemptions == 1
 
 
+def test_plas_takes_the_memory_of_a_program_with_more_service_where_that_is_swapped(monkeypatch):
+    monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 40, 80))
+    load = workload(session("long", [30], output=40), session("new", [48], output=1))
+    below = Room(100, 0, TIMING.kv_bytes_per_token * 4, 1e9, None, None)
+    scene = Scene(load, num_blocks=18, policy=Plas, below=below).play(0.0, 20.0)
+    # New finds no room in the step at 21.0; that is over at 22.25, and then it has long's.
+    assert scene.ends()["new", 0] == 22.25 + 1.0 + 48 * 0.5
+    assert scene.replica.num_preemptions == 1
+    assert scene.replica.recomputed_tokens == 0
+    alone = Scene(load, num_blocks=18, policy=Plas).play(0.0, 20.0)
+    assert alone.order() == ["long", "new"]
+    assert alone.replica.num_preemptions == 0
+    assert alone.ends()["new", 0] > alone.ends()["long", 0]
+
+
 @pytest.mark.parametrize("name", ["plas", "atlas", "mars"])
 def test_whoever_loses_its_seat_waits_from_then_on(name):
     load = workload(session("long", [30], output=40), session("new", [8], output=1))
@@ -319,10 +334,27 @@ def test_mars_gives_up_the_heaviest_kv_of_a_level_first():
         session("light", [16, 20], output=1, gap_s=60.0), session("heavy", [24, 28], output=1, gap_s=61.0),
         session("new", [12], output=1),
     )  # fmt: skip
-    scene = Scene(load, num_blocks=11, policy=Mars).play(0.0, 0.0, 40.0)
+    scene = Scene(load, num_blocks=11, policy=Mars)
+    scene.replica.policy.admits = lambda request: True
+    scene.play(0.0, 0.0, 40.0)
     cached = {s.session_id: s.cached_tokens for s in scene.client.served if s.index == 1}
     assert cached["light"] == 16
     assert cached["heavy"] < 24
+
+
+def test_mars_lets_a_program_in_when_the_contexts_of_those_inside_leave_room():
+    load = workload(session("in", [40, 44], output=1, gap_s=20.0), session("out", [30], output=1))
+    scene = Scene(load, num_blocks=16, policy=Mars).play(0.0, 5.0)
+    # 41 and 30 tokens are more than 64: out waits for the end of in.
+    assert scene.order() == ["in", "in", "out"]
+    assert next(s for s in scene.client.served if s.session_id == "out").held_s > 20.0
+    assert Scene(load, num_blocks=32, policy=Mars).play(0.0, 5.0).order() == ["in", "out", "in"]
+
+
+def test_mars_lets_sub_agents_in_with_their_parent():
+    load = family()
+    scene = Scene(load, num_blocks=4, policy=Mars).play()
+    assert all(s.held_s == 0.0 for s in scene.client.served)
 
 
 def test_belady_gives_up_what_is_used_last():
