@@ -11,17 +11,25 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from benchmarks.fleet import peers
+from benchmarks.fleet.peers import StickyLeastLoaded
 from benchmarks.fleet.pool import Pool
 from benchmarks.fleet.sessions import Step
-from impala_vllm.core.types import Namespace, Outcome
-from impala_vllm.fleet.hashing import Prompt
-from impala_vllm.fleet.index import IndexConfig, MaskIndex
-from impala_vllm.fleet.places import Replica, ServerId
-from impala_vllm.fleet.residency import Residency
-from impala_vllm.fleet.router import Router, Ticket, Turn
-from impala_vllm.fleet.scoring import Load, Policy
+from impala_vllm.core.types import Namespace
+from impala_vllm.fleet.places import Replica, ServerId, Tier
+from impala_vllm.sim.routers import ROUTERS, Ask, Machines, Peer
 from impala_vllm.sim.timing import Timing
+
+ARMS: dict[str, Callable[[Machines], Peer]] = {
+    "round_robin": ROUTERS["round-robin"].make,
+    "least_loaded": ROUTERS["least-loaded"].make,
+    "consistent_hash": ROUTERS["consistent-hash"].make,
+    "sticky": StickyLeastLoaded,
+    "cache_aware": ROUTERS["cache-aware"].make,
+    "dynamo_cost": ROUTERS["dynamo"].make,
+    "preble": ROUTERS["preble"].make,
+    "impala": ROUTERS["impala"].make,
+}
+"""By what records call them."""
 
 
 class Result(NamedTuple):
@@ -41,7 +49,7 @@ class Asked(NamedTuple):
     session: int
     number: int
     server: int
-    ticket: Ticket | None
+    ask: Ask
     at_s: float
 
 
@@ -64,15 +72,11 @@ class Fleet:
         self, arm: str, sessions: Sequence[Sequence[Step]], num_servers: int, timing: Timing, lot: Random
     ) -> None:
         block_tokens = sessions[0][0].block_tokens
-        self.arm, self.sessions, self.timing, self.lot = arm, sessions, timing, lot
-        self.replicas = [Replica(ServerId(f"http://s{i}")) for i in range(num_servers)]
-        self._number_of = {replica: number for number, replica in enumerate(self.replicas)}
-        self.engines = [Engine(timing, block_tokens) for _ in self.replicas]
+        self.sessions, self.timing, self.lot = sessions, timing, lot
+        self.engines = [Engine(timing, block_tokens) for _ in range(num_servers)]
         self.running = [0] * num_servers
-        self.index = MaskIndex(IndexConfig(ttl_s=1e9))
-        self.loads = {replica: Load(timing.hbm_tokens) for replica in self.replicas}
-        self.router = Router(self.loads, Residency(self.index, IndexConfig()), Policy(), lot)
-        self.peer = self._peer(num_servers)
+        places = [Replica(ServerId(f"http://s{i}")) for i in range(num_servers)]
+        self.peer = ARMS[arm](Machines(places, timing, timing.hbm_tokens, lot))
         self._queue: list[tuple[float, int, Callable[[float], None]]] = []
         self._numbers = count()
         self.stalls = [0.0] * len(sessions)
@@ -84,7 +88,6 @@ class Fleet:
         for number, start_s in enumerate(starts_s):
             self._at(start_s, lambda now, n=number: self._arrive(n, 0, now))
         self._num_left = len(self.sessions)
-        self._at(1.0, self._tick)
         if restarts_a_minute:
             self._at(60.0, lambda now: self._restart(now, restarts_a_minute))
         while self._num_left:
@@ -102,36 +105,24 @@ class Fleet:
     def _at(self, time_s: float, what: Callable[[float], None]) -> None:
         heapq.heappush(self._queue, (time_s, next(self._numbers), what))
 
-    def _tick(self, now: float) -> None:
-        if self.arm == "impala":
-            self.router.tick(now)
-        self._at(now + 1.0, self._tick)
-
     def _restart(self, now: float, share: float) -> None:
         number = int(share * len(self.engines) + self.lot.random())  # of 8 servers, one in most minutes
         for server in self.lot.sample(range(len(self.engines)), number):
             self.engines[server].pool = Pool(self.timing.hbm_tokens // self.sessions[0][0].block_tokens)
-            self.index.clear(self.replicas[server])
-            if self.arm == "impala":
-                self.router.leave(self.replicas[server])
+            self.peer.restarted(server)
         self._at(now + 60.0, lambda later: self._restart(later, share))
 
     def _arrive(self, session: int, number: int, now: float) -> None:
-        step = self.sessions[session][number]
-        ticket: Ticket | None = None
-        if self.peer is None:
-            turn = Turn(Namespace(), Prompt(step.keys, step.num_tokens, 0), step.block_tokens, step.num_tokens)
-            ticket = self.router.start(turn, self.loads, (), now)
-            assert ticket is not None
-            server = self._number_of[ticket.decision.replica]
-        else:
-            server = self.peer.pick(step, session, self.running, now)
+        steps = self.sessions[session]
+        step, is_last = steps[number], number == len(steps) - 1
+        name = f"{session}.{number}"
+        ask = Ask(
+            name, str(session), is_last, Namespace(), step.keys, step.block_tokens, step.num_tokens, step.num_output
+        )
+        server = self.peer.pick(ask, self.running, now)
         self.running[server] += 1
         engine = self.engines[server]
-        if isinstance(self.peer, peers.DynamoCost):
-            self.peer.prefill_blocks[server] += len(step.keys)
-            self.peer.active_blocks[server] += len(step.keys)
-        engine.queue.append(Asked(session, number, server, ticket, now))
+        engine.queue.append(Asked(session, number, server, ask, now))
         if len(engine.queue) == 1:
             self._prefill(engine, now)
 
@@ -150,12 +141,11 @@ class Fleet:
         asked = engine.queue.popleft()
         step = self.sessions[asked.session][asked.number]
         new, gone = engine.pool.use(step.keys)
-        if self.peer is None or isinstance(self.peer, peers.Informed):
-            peers.stored(self.index, self.replicas[asked.server], new, gone, now)
-        if asked.ticket is not None:
-            self.router.answer(asked.ticket, now)
-        if isinstance(self.peer, peers.DynamoCost):
-            self.peer.prefill_blocks[asked.server] -= len(step.keys)
+        if new:
+            self.peer.stored(asked.server, Tier.HBM, new, now)
+        if gone:
+            self.peer.removed(asked.server, Tier.HBM, gone)
+        self.peer.answered(asked.ask, asked.server, now)
         engine.num_decoding += 1
         context = engine.num_decoding * step.num_tokens
         seconds = step.num_output * self.timing.step_s((), engine.num_decoding, context)
@@ -166,11 +156,8 @@ class Fleet:
     def _end(self, engine: Engine, asked: Asked, now: float) -> None:
         engine.num_decoding -= 1
         self.running[asked.server] -= 1
-        if asked.ticket is not None:
-            self.router.end(asked.ticket, Outcome.STOP, True, now)
+        self.peer.ended(asked.ask, asked.server, now)
         steps = self.sessions[asked.session]
-        if isinstance(self.peer, peers.DynamoCost):
-            self.peer.active_blocks[asked.server] -= len(steps[asked.number].keys)
         self.stalls[asked.session] += now - asked.at_s
         if asked.number + 1 < len(steps):
             gap_s = steps[asked.number + 1].gap_s
@@ -178,15 +165,3 @@ class Fleet:
         else:
             self._num_left -= 1
             self.ended_s = now
-
-    def _peer(self, num_servers: int) -> peers.Peer | None:
-        made: dict[str, Callable[[], peers.Peer]] = {
-            "round_robin": lambda: peers.RoundRobin(num_servers),
-            "least_loaded": peers.LeastLoaded,
-            "consistent_hash": peers.ConsistentHash,
-            "sticky": peers.StickyLeastLoaded,
-            "cache_aware": lambda: peers.CacheAware(num_servers),
-            "dynamo_cost": lambda: peers.DynamoCost(self.index, self.replicas),
-            "preble": lambda: peers.Preble(self.index, self.replicas, self.timing),
-        }
-        return made[self.arm]() if self.arm in made else None

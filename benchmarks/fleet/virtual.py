@@ -20,10 +20,8 @@ import msgspec
 
 from benchmarks import record
 from benchmarks.fleet import sessions
-from benchmarks.fleet.engines import Fleet, Result
+from benchmarks.fleet.engines import ARMS, Fleet, Result
 from impala_vllm.sim.timing import DEFAULT, Timing, load
-
-ARMS = ("round_robin", "least_loaded", "consistent_hash", "sticky", "cache_aware", "dynamo_cost", "preble", "impala")
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from impala_vllm.sim import page, report, timing
 from impala_vllm.sim.chrome_trace import ChromeTrace
 from impala_vllm.sim.policies import KINDS, Kind, pick
 from impala_vllm.sim.question import Asked, Question, ask
+from impala_vllm.sim.routers import DEFAULT as DEFAULT_ROUTER
+from impala_vllm.sim.routers import ROUTERS
 from impala_vllm.sim.simulation import Outcome, run
 from impala_vllm.workload import Format, load
 
@@ -33,6 +35,13 @@ DEFAULT_POLICIES = "stock,impala,unbounded"
     help=f"Comma-separated, of {', '.join(KINDS)}.",
 )
 @click.option("--replicas", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Servers alike.")
+@click.option(
+    "--router",
+    type=click.Choice(list(ROUTERS)),
+    default=DEFAULT_ROUTER,
+    show_default=True,
+    help="What chooses among replicas, whatever the policy.",
+)
 @click.option("--hbm-tokens", type=click.IntRange(min=1), help="KV room of each replica. Default: the timing's.")
 @click.option("--host-tokens", type=click.IntRange(min=0), default=0, help="KV room in host DRAM of each replica.")
 @click.option("--nvme-tokens", type=click.IntRange(min=0), default=0, help="KV room on NVMe of each replica.")
@@ -60,6 +69,7 @@ def simulate(
     form: str,
     names: str,
     replicas: int,
+    router: str,
     hbm_tokens: int | None,
     host_tokens: int,
     nvme_tokens: int,
@@ -91,7 +101,7 @@ def simulate(
         console=console, transient=True, disable=not console.is_terminal,
     ) as progress:  # fmt: skip
         reading = progress.add_task(f"reading {file.name}", total=None)
-        asked = Asked(engine, replicas, host_tokens, nvme_tokens, hbm_tokens, sessions, level, seed)
+        asked = Asked(engine, replicas, host_tokens, nvme_tokens, hbm_tokens, sessions, level, seed, router)
         question = ask(load(file, form), asked)
         progress.remove_task(reading)
         outcomes = {kind.name: _run(question, kind, progress, trace) for kind in kinds}

@@ -4,7 +4,7 @@ As vLLM keeps it: full blocks are found by their key, may exist twice, and stay 
 needs the room.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from impala_vllm.sim.eviction import Order
 
@@ -23,6 +23,8 @@ class Pool:
         self._twins: dict[int, list[int]] = {}
         self.num_evicted = 0
         """Blocks whose KV was given up for others."""
+        self.on_change: Callable[[Sequence[int], Sequence[int]], None] | None = None
+        """Told the keys of blocks that can be found from now on, and of those that are gone; once a block."""
 
     @property
     def num_blank(self) -> int:
@@ -95,6 +97,8 @@ class Pool:
                 self._twins.setdefault(key, []).append(block)
             else:
                 self._found[key] = block
+        if self.on_change is not None:
+            self.on_change(keys, ())
 
     def release(self, blocks: Sequence[int], owner: str | None = None, num_stem: int = 0) -> None:
         """Reference the blocks of a chain, root first, once less. The first `num_stem` are shared with others."""
@@ -122,6 +126,8 @@ class Pool:
 
     def _forget(self, blocks: Sequence[int]) -> None:
         keys, found, twins_of = self._key, self._found, self._twins
+        if self.on_change is not None:
+            self.on_change((), [key for block in blocks if (key := keys[block]) is not None])
         for block in blocks:
             key = keys[block]
             assert key is not None

@@ -11,6 +11,7 @@ from impala_vllm.config import ConfigError
 from impala_vllm.sim import recorded
 from impala_vllm.sim.recognised import Recognised, recognise
 from impala_vllm.sim.recorded import Assumed
+from impala_vllm.sim.routers import DEFAULT, ROUTERS
 from impala_vllm.sim.sessions import Workload, working_set_tokens
 from impala_vllm.sim.simulation import Arrivals, Setup, choose
 from impala_vllm.sim.timing import Timing
@@ -36,6 +37,8 @@ class Asked:
     num_sessions: int | None = None
     load: float | None = None
     seed: int = 0
+    router: str = DEFAULT
+    """One of `ROUTERS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Question:
         timing = self.setup.timing
         return {
             "replicas": self.setup.num_replicas,
+            "router": self.setup.router if self.setup.num_replicas > 1 else None,
             "hbm_tokens": self.setup.hbm_tokens,
             "host_tokens": self.setup.host_tokens,
             "nvme_tokens": self.setup.nvme_tokens,
@@ -142,11 +146,13 @@ def _question(
                 f"--{name}-tokens {tokens} holds no block of {load.block_size:,} tokens; give that many or more, or 0"
             )
     arrivals = Arrivals(num_live=num_live)
-    setup = Setup(asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, arrivals)
+    setup = Setup(
+        asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, arrivals, asked.router,
+        asked.seed,
+    )  # fmt: skip
     said = [
         f"timing {asked.timing.describe()}",
-        f"HBM for {hbm_tokens:,} tokens on each of {asked.num_replicas} replica(s); a session stays on the one it "
-        "began on, the one with fewest sessions then",
+        _machines(setup),
         _below(setup),
         _pace(load, setup),
         f"blocks of {load.block_size:,} tokens",
@@ -168,6 +174,15 @@ def _question(
     num_live = num_live or len(load.roots())
     # Not the log itself: it is many times as large as what is served of it.
     return Question(load, setup, oversubscription, num_live, log.num_requests, log.num_sessions, tuple(said))
+
+
+def _machines(setup: Setup) -> str:
+    if setup.num_replicas == 1:
+        return f"HBM for {setup.hbm_tokens:,} tokens on one replica"
+    return (
+        f"HBM for {setup.hbm_tokens:,} tokens on each of {setup.num_replicas:,} replicas; router {setup.router}, "
+        f"whatever the policy: {ROUTERS[setup.router].about}"
+    )
 
 
 def _below(setup: Setup) -> str:

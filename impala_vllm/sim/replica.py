@@ -374,6 +374,8 @@ class Replica:
         request.num_tokens += count
         if request.first_s is None:
             request.first_s = now
+            if request.on_first is not None:
+                request.on_first()
         if request.output_left == 0:
             self.running.remove(request)
             self._release(request)

@@ -23,6 +23,7 @@ class Request:
         "num_preemptions",
         "num_tokens",
         "on_done",
+        "on_first",
         "prompt_tokens",
         "request_id",
         "service_tokens",
@@ -46,6 +47,8 @@ class Request:
         """Says nothing about whose turn it is."""
         self.arrived_s = arrived_s
         self.on_done = on_done
+        self.on_first: Callable[[], None] | None = None
+        """Called once, when the first token is out."""
         self.keys = self.turn.keys
         self.prompt_tokens = self.turn.prompt_tokens
         self.num_tokens = self.prompt_tokens

@@ -1,16 +1,19 @@
 """One run: a workload, a set-up and a policy give figures. Same arguments, same figures, to the bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from impala_vllm.fleet.places import Replica as Place
+from impala_vllm.fleet.places import ServerId
 from impala_vllm.sim.client import Client, Served
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.measures import Measures, measure
 from impala_vllm.sim.policies import Kind
 from impala_vllm.sim.replica import Replica, Shape, Step
-from impala_vllm.sim.router import Sticky
+from impala_vllm.sim.router import Router
+from impala_vllm.sim.routers import DEFAULT, ROUTERS, Machines
 from impala_vllm.sim.sessions import Session, Workload
 from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Timing
@@ -54,6 +57,10 @@ class Setup:
     nvme_tokens: int = 0
     """Below host."""
     arrivals: Arrivals = Arrivals()
+    router: str = DEFAULT
+    """Where there are several replicas, one of `ROUTERS`."""
+    seed: int = 0
+    """Of a router that draws lots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ def run(
     if on_step is not None:
         for number, replica in enumerate(replicas):
             replica.on_step = partial(on_step, number)
-    send = replicas[0].arrive if len(replicas) == 1 else Sticky(replicas).send
+    send = replicas[0].arrive if len(replicas) == 1 else _router(setup, loop, replicas, num_blocks * size).send
     client = Client(loop, workload, send)
     client.on_served = on_served
     setup.arrivals.play(client, workload)
@@ -113,6 +120,12 @@ def choose(workload: Workload, num_sessions: int | None, seed: int) -> Workload:
     if workload.has_one_clock:
         chosen.sort(key=lambda r: r.arrival_s)
     return workload.only(chosen)
+
+
+def _router(setup: Setup, loop: Loop, replicas: Sequence[Replica], hbm_tokens: int) -> Router:
+    places = [Place(ServerId(f"replica{number}")) for number in range(len(replicas))]
+    machines = Machines(places, setup.timing, hbm_tokens, Random(setup.seed))
+    return Router(loop, replicas, ROUTERS[setup.router].make(machines))
 
 
 def _below(setup: Setup, block_size: int) -> Room | None:

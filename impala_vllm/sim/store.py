@@ -4,7 +4,7 @@ What goes is decided elsewhere: by policy, or by `LruStore` in vLLM's order.
 """
 
 import heapq
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 
 class Store:
@@ -16,6 +16,8 @@ class Store:
         """By ready block."""
         self._filling: set[int] = set()
         self._num_pinned = 0
+        self.on_change: Callable[[Sequence[int], Sequence[int]], None] | None = None
+        """Told which blocks can be read from now on, and which are gone."""
 
     def __len__(self) -> int:
         return len(self._pins) + len(self._filling)
@@ -50,14 +52,20 @@ class Store:
 
     def commit(self, keys: Iterable[int]) -> None:
         """The bytes of reserved blocks are there."""
-        for key in keys:
+        there = list(keys)
+        for key in there:
             self._filling.remove(key)
             self._pins[key] = 0
+        if self.on_change is not None:
+            self.on_change(there, ())
 
     def evict(self, keys: Iterable[int]) -> None:
         """Forget blocks that may go."""
-        for key in keys:
+        gone = list(keys)
+        for key in gone:
             assert self._pins.pop(key) == 0, "a block was evicted that is being read"
+        if self.on_change is not None:
+            self.on_change((), gone)
 
     def pin(self, keys: Iterable[int]) -> None:
         """Ready blocks are being read."""
@@ -135,8 +143,9 @@ class LruStore(Store):
         self._list(listed)
 
     def evict(self, keys: Iterable[int]) -> None:
-        for key in keys:
-            super().evict((key,))
+        listed = list(keys)
+        super().evict(listed)
+        for key in listed:
             del self._used[key]
 
     def _use(self, key: int) -> None:

@@ -6,8 +6,7 @@ import msgspec
 import pytest
 
 from benchmarks.fleet import sessions
-from benchmarks.fleet.engines import Fleet
-from benchmarks.fleet.virtual import ARMS
+from benchmarks.fleet.engines import ARMS, Fleet
 from impala_vllm.sim.timing import DEFAULT, load
 
 TIMING = msgspec.structs.replace(load(DEFAULT), hbm_tokens=30_000)

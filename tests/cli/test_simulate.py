@@ -65,6 +65,18 @@ def test_tiers_move_bytes_and_save_computing(tmp_path, capsys):
     assert found["0"]["recomputed_tokens"] > found["4000000"]["recomputed_tokens"]
 
 
+def test_a_router_is_chosen_by_name_and_makes_a_difference(tmp_path, capsys):
+    found = {}
+    for router in ("sticky", "round-robin"):
+        out = tmp_path / f"{router}.json"
+        argv = (SESSIONS, *SMALL, "--replicas", "2", "--policies", "stock", "--router", router, "--json", out)
+        assert run(*argv) == 0
+        found[router] = json.loads(out.read_text())
+        assert found[router]["config"]["router"] == router
+    hits = {router: figures["policies"]["stock"]["hit_ratio"] for router, figures in found.items()}
+    assert hits["sticky"] > hits["round-robin"]
+
+
 def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
     out, figures = tmp_path / "trace.json", tmp_path / "f.json"
     assert run(SESSIONS, *SMALL, "--policies", "stock,impala", "--chrome-trace", out, "--json", figures) == 0
@@ -85,6 +97,7 @@ def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
         ([SESSIONS, "--load", "inf"], "--load"),
         ([SESSIONS, "--load", "1e-320"], "--load"),
         ([SESSIONS, "--replicas", "0"], "--replicas"),
+        ([SESSIONS, "--replicas", "2", "--router", "dice"], "--router"),
         ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
         ([SESSIONS, "--host-tokens", "-1"], "--host-tokens"),
         ([SESSIONS, "--nvme-tokens", "1000000"], "--host-tokens"),

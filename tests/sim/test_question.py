@@ -41,6 +41,16 @@ def test_several_replicas_share_the_load():
     assert ask(log(), Asked(TIMING, num_replicas=2, hbm_tokens=100, load=2.0)).num_live == 5
 
 
+def test_the_router_is_said_where_there_is_anything_to_choose():
+    found = ask(log(), Asked(TIMING, num_replicas=3, hbm_tokens=100, router="round-robin", seed=5))
+    assert (found.setup.router, found.setup.seed) == ("round-robin", 5)
+    assert found.describe_config(5)["router"] == "round-robin"
+    assert any("router round-robin, whatever the policy: each turn goes to the next" in a for a in found.assumptions)
+    alone = ask(log(), Asked(TIMING, hbm_tokens=100, router="round-robin"))
+    assert alone.describe_config(5)["router"] is None
+    assert not any("router" in line for line in alone.assumptions)
+
+
 def test_a_number_of_sessions_is_a_batch_of_them():
     found = ask(log(), Asked(TIMING, num_sessions=2))
     assert (len(found.workload.roots()), found.setup.arrivals.num_live) == (2, None)
