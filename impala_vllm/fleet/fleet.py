@@ -23,7 +23,7 @@ from impala_vllm.fleet.hashing import Adapter, Hello, Prompts, Scheme, Tokenizer
 from impala_vllm.fleet.index import Index
 from impala_vllm.fleet.places import Replica, ServerId
 from impala_vllm.fleet.registry import layout
-from impala_vllm.fleet.registry.registry import Source
+from impala_vllm.fleet.registry.source import Source
 from impala_vllm.fleet.scoring import Load
 from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
 

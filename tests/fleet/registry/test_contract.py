@@ -8,7 +8,7 @@ import pytest
 from impala_vllm.fleet.index import Depths, Index, IndexConfig, MaskIndex, Stats
 from impala_vllm.fleet.places import BlockKey, Replica, Tier
 from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
-from impala_vllm.fleet.registry.registry import Source
+from impala_vllm.fleet.registry.source import Source
 from tests.contracts.fleet_index import REPLICAS, A, B, C, IndexContract
 
 CONFIG = RegistryConfig(claim_s=1e9, lease_s=600.0, believed_s=1e9, within_s=60.0)

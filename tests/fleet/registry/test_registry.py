@@ -8,7 +8,7 @@ import pytest
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
 from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, SharedIndex
 from impala_vllm.fleet.registry import layout as layouts
-from impala_vllm.fleet.registry.registry import Source
+from impala_vllm.fleet.registry.source import Source
 from impala_vllm.fleet.scoring import Elsewhere, Load
 from tests.fleet.cable import Cable
 from tests.fleet.registry.serving import RedisServer

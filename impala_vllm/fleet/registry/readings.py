@@ -1,0 +1,106 @@
+"""The replicas that other routers tell of, and how far each has been read."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from impala_vllm.fleet.places import Replica
+from impala_vllm.fleet.registry import layout
+from impala_vllm.fleet.registry.layout import Client, Cursor, Lost, Place
+from impala_vllm.fleet.registry.shared import SharedIndex
+from impala_vllm.fleet.registry.source import NOWHERE, Source
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A replica that another router tells of."""
+
+    place: Place
+    cursor: Cursor | None = None
+    owner_s: float = 0.0
+    """When there was an owner last."""
+
+
+class Readings:
+    """One router's."""
+
+    def __init__(
+        self,
+        client: Client,
+        index: SharedIndex,
+        sources: Callable[[], Mapping[Replica, Source]],
+        believed_s: float,
+    ) -> None:
+        """`believed_s`: what was told, after nobody tells it any more."""
+        self._client = client
+        self._index = index
+        self._sources = sources
+        self._believed_s = believed_s
+        self._reads: dict[Replica, _Reading] = {}
+
+    def note(self, replica: Replica, where: Place, source: Source, is_owned: bool, now_s: float) -> None:
+        """A look at its lease: read from now on, no longer, or for as long as what nobody tells is believed."""
+        known = self._reads.get(replica)
+        if source.is_heard or (known is not None and known.place != where):
+            self.stop(replica)
+            known = None
+        if source.is_heard:
+            return
+        if known is None:
+            if not is_owned:
+                return
+            known = self._reads[replica] = _Reading(where)
+        if is_owned:
+            known.owner_s = now_s
+        elif now_s - known.owner_s > self._believed_s:
+            self.stop(replica)
+
+    def stop(self, replica: Replica) -> None:
+        """Nothing that others tell of it is believed."""
+        if self._reads.pop(replica, None) is not None:
+            self._index.unhear(replica)
+
+    def hand_over(self, replica: Replica) -> None:
+        """This router tells of it from now on, beginning with what it has read."""
+        self._reads.pop(replica, None)
+
+    def keep(self, replicas: Collection[Replica]) -> None:
+        """Stop with all others."""
+        for replica in [r for r in self._reads if r not in replicas]:
+            self.stop(replica)
+
+    def rewind(self) -> None:
+        """Redis was lost: all is read anew."""
+        for reading in self._reads.values():
+            reading.cursor = None
+
+    async def read(self, now_s: float) -> None:
+        """What has changed since the last time, or everything."""
+        if not self._reads:
+            return
+        sources = self._sources()
+        for replica in [r for r in self._reads if sources.get(r, NOWHERE).is_heard]:  # since the last claim
+            self.stop(replica)
+        following = [
+            (replica, reading, reading.cursor)
+            for replica, reading in self._reads.items()
+            if reading.cursor is not None and replica in self._index.heard
+        ]
+        behind = self._reads.keys() - {replica for replica, _, _ in following}
+        if following:
+            pipe = self._client.pipeline(transaction=False)
+            for _, reading, cursor in following:
+                pipe.xread({reading.place.changes: cursor.entry}, count=layout.MAX_CHANGES)
+            for (replica, reading, cursor), answer in zip(following, await pipe.execute(), strict=True):
+                try:
+                    reading.cursor, blocks = layout.follow(layout.entries_of(answer), cursor)
+                    self._index.hear(replica, blocks, now_s)
+                except Lost:
+                    behind.add(replica)
+        for replica in behind:
+            reading = self._reads[replica]
+            found = await layout.read(self._client, reading.place)
+            if self._sources().get(replica, NOWHERE).is_heard:  # meanwhile, and it knows better
+                self.stop(replica)
+            elif found is not None:
+                reading.cursor = found[0]
+                self._index.hear_all(replica, found[1], now_s)

@@ -1,0 +1,15 @@
+"""What the fleet knows of a replica whose hashes are believed."""
+
+from typing import NamedTuple
+
+
+class Source(NamedTuple):
+    """Of one replica."""
+
+    namespace: str
+    epoch: str
+    is_heard: bool
+    """Its own events reach this router."""
+
+
+NOWHERE = Source("", "", False)
