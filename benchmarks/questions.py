@@ -81,6 +81,27 @@ QUESTIONS = {
         "parameters say so. vLLM's managers run with our row-copy worker, because its own refuses the CPU; its fs tier "
         "knows no limit. impala-host has no disk.",
     ),
+    "serving/tiers-slow": Question(
+        "KV below HBM on slow links",
+        "The same with links of 4 and 0.7 times the prefill rate: a disk that is slower than the engine, where loading "
+        "everything loses to choosing.",
+    ),
+    "serving/tiers-host": Question(
+        "Host memory alone below HBM",
+        "The same without a disk: vLLM's least recently used host tier against ours.",
+    ),
+    "serving/tiers-uncapped": Question(
+        "KV below HBM without caps, against a pool that never evicts",
+        "Links as fast as the machine copies. impala-host has no disk. A stall of 1 would be as good as HBM for all.",
+    ),
+    "serving/tiers-half-host": Question(
+        "KV below HBM with little host memory, without caps",
+        "The same with host of half of HBM and a disk.",
+    ),
+    "serving/tiers-ablation": Question(
+        "What each policy is worth with tiers",
+        "Links at the ratios of a GPU's, one policy off at a time: a stall ratio above 1 is what it earns.",
+    ),
     "serving/tiers-idle": Question(
         "What tiers cost that have nothing to do",
         "Decoding alone: no request fills a block, so nothing is stored, loaded or found. A ratio of requests_per_s "

@@ -16,8 +16,8 @@ import click
 from rich.console import Console
 
 from benchmarks import record
-from benchmarks.serving import capacity, figures, pool, sustained
-from benchmarks.serving.experiment import Source
+from benchmarks.serving import capacity, figures, links, pool, sustained
+from benchmarks.serving.experiment import Experiment, Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.comparison import order
@@ -48,7 +48,11 @@ from impala_vllm.workload import WorkloadError
 )
 @click.option("--host-share", type=click.FloatRange(min=0.01), help="Host tier as a share of HBM; 1 otherwise.")
 @click.option("--nvme-share", type=click.FloatRange(min=0.01), help="NVMe tier as a share of HBM; 8 otherwise.")
-@click.option("--host-cap", type=click.FloatRange(min=1), help="KV to and from host, in tokens a second each way.")
+@click.option(
+    "--host-cap",
+    type=click.FloatRange(min=1),
+    help="KV to and from host, tokens a second each way; else as EXPERIMENT says.",
+)
 @click.option("--nvme-cap", type=click.FloatRange(min=1), help="The same to and from NVMe.")
 @click.option("--model", type=click.Path(path_type=Path), help="Model directory; the 26 M one is built otherwise.")
 @click.option("--dtype", help="bfloat16 or float32; what is fast here otherwise.")
@@ -86,7 +90,7 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         machine = dataclasses.replace(machine, hbm_blocks=options["hbm_blocks"])
     if options["dtype"]:
         machine = dataclasses.replace(machine, dtype=options["dtype"])
-    machine = dataclasses.replace(machine, room=_room(options))
+    machine = dataclasses.replace(machine, room=_room(experiment, options))
     scale = dataclasses.replace(experiment.scale, **changed)
     if scale.max_context_tokens > machine.max_model_len:
         scale = dataclasses.replace(scale, max_context_tokens=machine.max_model_len)
@@ -103,6 +107,11 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
     times = options["oversubscription"]
     machine = pool.oversubscribed(machine, plan, times) if times else pool.fitted(machine, plan)
     chosen = arms.pick(options["arm_names"] or ",".join(experiment.arms))
+    if experiment.links and not (options["host_cap"] or options["nvme_cap"]):
+        with console.status("how fast does it prefill?"):
+            machine = dataclasses.replace(
+                machine, room=links.sized(machine.room, experiment.links, plan, machine, logs)
+            )
     if experiment.capacity_share and not (options["poisson"] or options["concurrency"]):
         with console.status(f"{chosen[0].name}: how many tasks a second?"):
             rate = capacity.measured(plan, chosen[0], machine, logs)
@@ -148,14 +157,14 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         raise stopped
 
 
-def _room(options: dict[str, Any]) -> arms.Room:
+def _room(experiment: Experiment, options: dict[str, Any]) -> arms.Room:
     given = {
         "host_share": options["host_share"],
         "nvme_share": options["nvme_share"],
         "host_tokens_per_s": options["host_cap"],
         "nvme_tokens_per_s": options["nvme_cap"],
     }
-    return arms.Room(**{name: value for name, value in given.items() if value is not None})
+    return arms.Room(**experiment.room | {name: value for name, value in given.items() if value is not None})
 
 
 def _check(name: str, options: dict[str, Any]) -> None:

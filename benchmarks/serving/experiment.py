@@ -41,3 +41,7 @@ class Experiment:
     fresh_engines: bool = False
     machine: dict[str, Any] = field(default_factory=dict[str, Any])
     """What differs from the defaults of `arms.Machine`."""
+    room: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What differs from the defaults of `arms.Room`."""
+    links: tuple[float, float] | None = None
+    """How many times as fast as the engine prefills KV moves to and from host, and NVMe; None: as fast as it can."""

@@ -1,5 +1,7 @@
 """The experiments, as data: which load on which arms, how often, and which figures are the answer."""
 
+from typing import Any
+
 from benchmarks.serving import plans
 from benchmarks.serving.experiment import Experiment
 from impala_vllm.replay.load import Arrivals, Load
@@ -30,6 +32,18 @@ _SHORT = ("jct_p95_s of short-alone", "jct_p95_s of short-beside-long")
 
 _ROOMY = {"hbm_blocks": 6000, "max_model_len": 32_768}
 """Identity and overhead are asked for here, not eviction: everything fits."""
+
+_GPU_LINKS, _SLOW_LINKS = (12.0, 2.0), (4.0, 0.7)
+"""About an 8 B model on an H200 with PCIe 5 and one NVMe drive; and a machine whose disk is slower than its GPU."""
+
+
+def _tiers(name: str, arms: tuple[str, ...], **more: Any) -> Experiment:
+    """The load of `agents` on arms with tiers."""
+    ratios = (*AGENT_RATIOS, "computed_tokens")
+    return Experiment(
+        name, arms, plans.agent_sessions, AGENT_FIGURES, ratios, scale=Scale(num_turns=10), num_pairs=5, **more
+    )
+
 
 EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
@@ -118,14 +132,22 @@ EXPERIMENTS: dict[str, Experiment] = {
             num_pairs=5,
             machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", "16")},
         ),
-        Experiment(
-            "tiers",
-            ("stock-lru-fs", "impala-tiers"),
-            plans.agent_sessions,
-            AGENT_FIGURES,
-            (*AGENT_RATIOS, "computed_tokens"),
-            scale=Scale(num_turns=10),
-            num_pairs=5,
+        _tiers("tiers", ("stock-lru-fs", "impala-tiers"), links=_GPU_LINKS),
+        _tiers("tiers-slow", ("stock-lru-fs", "impala-tiers"), links=_SLOW_LINKS),
+        _tiers("tiers-host", ("stock-lru", "impala-host"), links=_GPU_LINKS),
+        _tiers("tiers-uncapped", ("unbounded", "impala-host", "impala-tiers")),
+        _tiers("tiers-half-host", ("unbounded", "impala-tiers"), room={"host_share": 0.5}),
+        _tiers(
+            "tiers-ablation",
+            (
+                "impala-tiers",
+                "impala-tiers-no-gate",
+                "impala-tiers-no-choice",
+                "impala-tiers-no-retention",
+                "impala-tiers-no-supersession",
+                "impala-tiers-no-admission",
+            ),
+            links=_GPU_LINKS,
         ),
         Experiment(
             "tiers-idle",

@@ -34,10 +34,12 @@ ARMS = "stock,impala-identity,impala-rank,impala-rank-admission,impala-enforce,u
 FIGURES = {"stall_mean_s": ("s", "lower"), "tasks_per_hour": ("/h", "higher")}
 RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "computed_tokens")
 AGENTS = "agents"
+NAMES = [e.name for e in EXPERIMENTS.values() if e.links is None and not e.room]
+"""Sizes and links of tiers are options here."""
 
 
 @click.command()
-@click.argument("experiment", type=click.Choice(list(EXPERIMENTS)), default=AGENTS)
+@click.argument("experiment", type=click.Choice(NAMES), default=AGENTS)
 @click.option("--traces", type=click.Path(path_type=Path), envvar="IMPALA_TRACES", help="Recorded log to replay.")
 @click.option("--arms", "arm_names", default=ARMS, show_default=True, help="The first is what ratios are to.")
 @click.option("--sessions", type=click.IntRange(min=1), help="The experiment's own number otherwise.")

@@ -148,6 +148,7 @@ ARMS: dict[str, Arm] = {
         _tiered(
             "impala-tiers-no-choice", "that, but what a tier has is always loaded", planner={"choose_loads": False}
         ),
+        _tiered("impala-tiers-no-admission", "that, but everybody is admitted", admission={"enabled": False}),
         _tiered(
             "impala-tiers-no-retention",
             "that, but HBM gives up the KV of the longest silent trace first",

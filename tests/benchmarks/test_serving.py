@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import questions
-from benchmarks.serving import capacity, figures, pool
+from benchmarks.serving import capacity, figures, links, pool
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import most, steady
 from impala_vllm.replay import recording, synthetic
-from impala_vllm.replay.arms import ARMS, Machine
+from impala_vllm.replay.arms import ARMS, Arm, Machine, Room
 from impala_vllm.replay.load import Arrivals, Load, Run, TurnResult
 from impala_vllm.replay.measures import Measures, measure
+from impala_vllm.replay.server import Server
 from impala_vllm.replay.trial import Trial
 from impala_vllm.replay.vocabulary import Vocabulary
+from tests.replay.test_trial import ENGINE
 
 WORDS = Vocabulary(10, 4000, 2, 3)
 AZURE = (
@@ -30,7 +32,7 @@ def test_every_experiment_names_real_arms_and_figures(name: str) -> None:
     assert set(experiment.arms) <= set(ARMS)
     atoms = {atom for name in (*experiment.figures, *experiment.ratios) for atom in name.split(" / ")}
     assert {atom.partition(" of ")[0] for atom in atoms} <= set(Measures.__dataclass_fields__)
-    Machine(Path("m"), dtype="float32", **experiment.machine)
+    Machine(Path("m"), dtype="float32", room=Room(**experiment.room), **experiment.machine)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
@@ -128,6 +130,23 @@ def test_records_of_a_part_have_its_unit_and_those_of_a_level_its_question() -> 
     assert short["stock", "jct_p95_s of short-alone"].unit == "s"
     assert short["stock", "jct_p95_s of short-beside-long / jct_p95_s of short-alone"].unit == "x"
     assert short["impala-enforce", "jct_mean_s of long ratio"].p50 == 0.5
+
+
+def test_links_are_multiples_of_what_stock_prefills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Server] = []
+
+    def fake(arm: Arm, machine: Machine, logs: Path) -> Server:
+        started.append(Server(arm.name, [sys.executable, "-c", ENGINE, "{port}"], logs / f"{arm.name}.log"))
+        return started[-1]
+
+    monkeypatch.setattr(links.arms, "server", fake)
+    plan = synthetic.independent(WORDS, [(100, 4)] * 3)
+    machine = Machine(tmp_path, dtype="float32")
+    assert links.prefill_rate(plan, machine, tmp_path) > 0
+    assert [(server.name, server.alive()) for server in started] == [("stock-prefill", False)]
+    monkeypatch.setattr(links, "prefill_rate", lambda *_: 1249.0)
+    room = links.sized(Room(host_share=0.5), (12.0, 0.7), plan, machine, tmp_path)
+    assert room == Room(host_share=0.5, host_tokens_per_s=15_000.0, nvme_tokens_per_s=870.0)
 
 
 def test_tiers_tell_shares_only_of_what_there_was() -> None:

@@ -60,6 +60,7 @@ def test_an_ablation_is_enforcing_without_some_policies(name: str, off: set[str]
     [
         ("no-gate", {"planner": {"gate_writes": False}}),
         ("no-choice", {"planner": {"choose_loads": False}}),
+        ("no-admission", {"admission": {"enabled": False}}),
         ("no-retention", {"retention": {"enabled": False}}),
         ("no-supersession", {"retention": {"supersede": False}}),
     ],
