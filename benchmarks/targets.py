@@ -23,6 +23,8 @@ class Target:
     """Why it is missed, as far as known."""
     engine: str = "real"
     """What measured figures are of; others are virtual time's."""
+    is_measured: bool = False
+    """Virtual time does not stand in: records of other links and sizes have the same name there."""
 
     def asks(self) -> str:
         """The bound in words."""
@@ -31,7 +33,7 @@ class Target:
     def found(self, records: Sequence[Record]) -> Record | None:
         """The newest record of it, one of a real engine where there is one. `records` are oldest first."""
         name = self.question.partition("/")[2]
-        for kind in ("serving", "micro", "sim"):
+        for kind in ("serving", "micro") if self.is_measured else ("serving", "micro", "sim"):
             for r in reversed(records):
                 if (r.question, r.variant, r.metric) == (f"{kind}/{name}", self.variant, self.metric) and all(
                     r.params.get(k) == v for k, v in self.params.items()
@@ -66,6 +68,23 @@ def _gpu(what: str, question: str, metric: str, at_most: float | None = None, at
     return Target(f"GPU: {what}", f"micro/gpu-{question}", metric, at_most, at_least, variant="courier")
 
 
+def _tiers(
+    what: str,
+    name: str,
+    metric: str,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    to: str | None = None,
+    variant: str = "impala-tiers",
+    note: str = "",
+    **params: Any,
+) -> Target:
+    """Of `python -m benchmarks.serving NAME`, the level of oversubscription included."""
+    told = params | ({"to": to} if to is not None else {})
+    question, metric = f"serving/{name}", metric if to is None else f"{metric} ratio"
+    return Target(f"Tiers, {what}", question, metric, at_most, at_least, variant, told, note, is_measured=True)
+
+
 def _same(what: str, question: str, metric: str) -> Target:
     return Target(what, question, metric, at_least=0.99)
 
@@ -76,6 +95,9 @@ def _fleet(what: str, metric: str, at_most: float | None = None, at_least: float
     return Target(what, "serving/fleet", metric, at_most, at_least, "impala", where, engine="emulated")
 
 
+_LRU, _ALL = "stock-lru-fs", "unbounded"
+_NO_MOVE_DOWN = "Host is written through, so running turns have their room twice (DECISIONS 67)."
+_BY_THE_CHUNK = "Some 5 us a chunk of 32 tokens, spread over the steps of its prefill."
 _NO_ROOM_FOR_ORDER = "Ten turns must decode together at this load: no waiting at all would be 0.62 (DECISIONS 50)."
 _FORGOT = "Taken before DECISIONS 64: each run expected fewer traces back than the one before it."
 _GAPS_UNKNOWN = "Even gaps known in advance sustain 1.1 to 1.4 times stock's (simulated, DECISIONS 57)."
@@ -105,6 +127,33 @@ TARGETS: tuple[Target, ...] = (
         Target(f"Drift, {quarter}: mean stall", "serving/drift", f"stall_mean_s of {quarter} ratio", at_most=1.05)
         for quarter in ("short-gaps", "long-gaps", "single-requests", "fan-outs")
     ),
+    _tiers("links as a GPU's, 4x, to vLLM's LRU and fs: mean stall", "tiers-4x", "stall_mean_s", 0.65, to=_LRU),
+    _tiers("the same: tasks/h", "tiers-4x", "tasks_per_hour", at_least=1.05, to=_LRU),
+    _tiers("the same: p95 stall", "tiers-4x", "stall_p95_s", 1.0, to=_LRU),
+    _tiers("the same, to a pool that never evicts: mean stall", "tiers-4x", "stall_mean_s", 1.5, to=_ALL),
+    _tiers("48 sessions at 8x: mean stall", "tiers-8x", "stall_mean_s", 0.4, to=_LRU, tasks=48),
+    _tiers("the same: tasks/h", "tiers-8x", "tasks_per_hour", at_least=1.25, to=_LRU, tasks=48),
+    _tiers("slow links, 4x: mean stall", "tiers-slow-4x", "stall_mean_s", 0.4, to=_LRU),
+    _tiers("the same: tasks/h", "tiers-slow-4x", "tasks_per_hour", at_least=1.25, to=_LRU),
+    _tiers("host alone, 4x, to vLLM's LRU: mean stall", "tiers-host-4x", "stall_mean_s", 0.45, to="stock-lru",
+           variant="impala-host"),
+    _tiers("host alone uncapped, 4x, to a pool that never evicts: mean stall", "tiers-uncapped-4x", "stall_mean_s", 1.1,
+           to=_ALL, variant="impala-host"),
+    _tiers("the same: tasks/h", "tiers-uncapped-4x", "tasks_per_hour", at_least=0.97, to=_ALL, variant="impala-host"),
+    _tiers("with NVMe: mean stall", "tiers-uncapped-4x", "stall_mean_s", 1.0, to=_ALL),
+    _tiers("the same: tokens computed", "tiers-uncapped-4x", "computed_tokens", 1.03, to=_ALL),
+    _tiers("with half of the host: mean stall", "tiers-half-host-4x", "stall_mean_s", 1.2, to=_ALL),
+    _tiers("resumes that find their KV in HBM or host, 4x: %", "tiers-4x", "resumes that found their KV in HBM or host",
+           at_least=80, note=_NO_MOVE_DOWN),
+    _tiers("after a restart, computed although the slab may hold it: % of the prompts", "restart",
+           "share computed beyond it", 1.0),
+    _tiers("idle, to stock: requests/s", "tiers-idle", "requests_per_s", at_least=0.99, to="stock"),
+    Target("Tiers, KV of one-shots on NVMe: %", "serving/labelling", "KV of one-shots on NVMe", at_most=1.0,
+           variant="impala-tiers"),
+    Target("Tiers, microseconds in the manager for a resume of 118k tokens", "micro/tiers_cost", "time", at_most=5000,
+           variant="a_turn_that_resumes"),
+    Target("Tiers, the same for a first turn of as many", "micro/tiers_cost", "time", at_most=5000,
+           variant="a_first_turn", note=_BY_THE_CHUNK),
     *(_block_io(f"{verb} {kib} KiB", "fio", 0.9) for verb in ("read", "write") for kib in (64, 256)),
     *(_block_io(f"{verb} 64 KiB", "8 threads", 1.3) for verb in ("read", "write")),
     *(

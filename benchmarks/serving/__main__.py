@@ -118,6 +118,8 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
         load = capacity.load_at(experiment.capacity_share, rate, options["seed"])
         experiment = dataclasses.replace(experiment, load=load)
     console.print(f"{name}: {figures.describe(plan, experiment, machine)}", highlight=False)
+    if any(arm.tiers for arm in chosen):
+        console.print(f"tiers: {machine.room.describe()}", highlight=False)
     if name == "sustained":
         sustained.run(plan, chosen, machine, logs, console, None if options["no_record"] else options["seed"])
         return

@@ -36,6 +36,12 @@ def test_a_real_engine_goes_before_a_later_run_in_virtual_time() -> None:
     assert "| virtual time |" in row(made(0.2, "sim/agents-4x"))
 
 
+def test_virtual_time_stands_in_only_where_its_records_are_of_the_same() -> None:
+    target = Target("stall", "serving/agents-4x", "stall_mean_s ratio", at_most=0.26, is_measured=True)
+    assert row(made(0.2, "sim/agents-4x"), target=target).endswith("| not measured |")
+    assert "| 0.2 |" in row(made(0.2), target=target)
+
+
 def test_another_load_is_another_matter() -> None:
     assert row(made(0.2, tasks=8)).endswith("| not measured |")
 
