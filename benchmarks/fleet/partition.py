@@ -25,7 +25,7 @@ from benchmarks import record
 from benchmarks.fleet.elsewhere import Elsewhere, NamespaceError
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
-from impala_vllm.fleet.fleet import parse_address
+from impala_vllm.fleet.addresses import parse_address
 from impala_vllm.fleet.hashing import Tokenizer
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId
 from impala_vllm.fleet.proxy import Gateway, RouterOptions

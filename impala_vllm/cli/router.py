@@ -63,7 +63,7 @@ def router(
 
     import uvicorn
 
-    from impala_vllm.fleet.fleet import AddressError, parse_address, parse_file
+    from impala_vllm.fleet.addresses import AddressError, parse_address, parse_file
     from impala_vllm.fleet.proxy import Gateway, RouterOptions, build
     from impala_vllm.fleet.registry import RegistryError
 
@@ -98,7 +98,7 @@ def router(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its worker threads are ours
     _raise_open_files()
     _pause_less()
-    gateway.fleet.on_loaded = _keep
+    gateway.fleet.families.on_loaded = _keep
     uvicorn.run(
         build(options, gateway),
         host=host,

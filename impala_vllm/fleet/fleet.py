@@ -1,55 +1,32 @@
-"""All servers: added and removed while requests run, grouped by what they serve.
-
-The first server whose handshake holds decides how a model's prompts are hashed; others of the same model must hash
-the same or are routed by load. One event loop; the tokenizer is loaded in a thread.
-"""
+"""All servers: added and removed while requests run, by hand and by a file, and who serves what. One event loop."""
 
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
 import zmq.asyncio
 
+from impala_vllm.fleet.addresses import Address, AddressError, parse_file
+from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.connection import open_socket
-from impala_vllm.fleet.events import Endpoints
-from impala_vllm.fleet.events.feed import EndpointError
-from impala_vllm.fleet.hashing import Adapter, Hello, Prompts, Scheme, Tokenizer, TokenizerError, handshake
+from impala_vllm.fleet.families import Families, Family
+from impala_vllm.fleet.hashing import Adapter
 from impala_vllm.fleet.index import Index
 from impala_vllm.fleet.places import Replica, ServerId
 from impala_vllm.fleet.registry import layout
 from impala_vllm.fleet.registry.source import Source
 from impala_vllm.fleet.scoring import Load
-from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
+from impala_vllm.fleet.server import Hooks, Server, State
 
 logger = logging.getLogger("impala.fleet")
 
 MAX_REMEMBERED = 1000
 MAX_REMEMBERED_CHARS = 512
 """Names of models, asked for by clients, for which answers are kept."""
-
-
-class AddressError(ValueError):
-    """Not a server's address; one line."""
-
-
-@dataclass(slots=True)
-class Family:
-    """Servers of one model that hash alike."""
-
-    hello: Hello
-    scheme: Scheme
-    members: set[ServerId] = field(default_factory=set[ServerId])
-    """Servers that were believed; they may have gone since."""
-    chats: str | None = None
-    """How its chats are rendered here."""
-    prompts: Prompts | None = None
-    """None while the tokenizer loads, and where it cannot be."""
 
 
 class Serving(NamedTuple):
@@ -75,16 +52,13 @@ class Fleet:
         self.loads: dict[Replica, Load] = {}
         self.servers: dict[ServerId, Server] = {}
         self.on_lost: Callable[[Replica], None] = index.clear
-        self.on_loaded: Callable[[], None] = lambda: None
-        """A tokenizer has been loaded."""
+        self.families = Families(self.servers, tokenizer)
         self.is_told: Callable[[Replica], bool] = lambda _: False
         """By another router, through a registry."""
-        self._tokenizer = tokenizer
         self._headers = {"authorization": f"Bearer {server_key}"} if server_key else {}
         self._config = config or AskingConfig()
-        self._families: dict[str, Family] = {}
         self._tasks: dict[ServerId, asyncio.Task[None]] = {}
-        self._loading: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._serving: dict[str | None, Serving] = {}
         """Answers of `serving`, until something changes."""
         self.listed: set[ServerId] = set()
@@ -103,9 +77,10 @@ class Fleet:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in [*self._tasks.values(), *self._loading]:
+        for task in [*self._tasks.values(), *self._leaving]:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), *self._loading, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), *self._leaving, return_exceptions=True)
+        await self.families.close()
         await asyncio.gather(*(server.close() for server in self.servers.values()))
         await self.session.close()
         self._context.destroy(linger=0)
@@ -119,7 +94,7 @@ class Fleet:
         if known is not None:
             known.stay()
             return known
-        hooks = Hooks(self._greet, self._changed, self._lost)
+        hooks = Hooks(self.families.greet, self._changed, self._lost)
         server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config)
         self.servers[server.id] = server
         self._tasks[server.id] = asyncio.create_task(server.run(), name=f"asks {server.id}")
@@ -191,7 +166,7 @@ class Fleet:
     async def settled(self) -> None:
         """Wait until every server was asked once and tokenizers are loaded, or could not be."""
         await asyncio.gather(*(server.ask() for server in list(self.servers.values())))
-        await asyncio.gather(*self._loading, return_exceptions=True)
+        await self.families.loaded()
 
     async def follow_file(self, path: Path, every_s: float = 2.0) -> None:
         """Keep the fleet as the file says: one address a line. What was added otherwise stays. Never returns.
@@ -219,8 +194,8 @@ class Fleet:
     def _adopt(self, addresses: Sequence[Address]) -> None:
         wanted = {address.url for address in addresses}
         for gone in self.listed - wanted:
-            self._loading.add(task := asyncio.create_task(self._let_go(gone)))
-            task.add_done_callback(self._loading.discard)
+            self._leaving.add(task := asyncio.create_task(self._let_go(gone)))
+            task.add_done_callback(self._leaving.discard)
         for address in addresses:
             self.add(address)
         self.listed = wanted
@@ -239,40 +214,7 @@ class Fleet:
         if not speakers or speakers[0].hello is None:
             return Serving(loads, None, None)
         models = speakers[0].models or {}
-        return Serving(loads, self._families.get(speakers[0].hello.model), models.get(model or ""))
-
-    def _greet(self, server: Server, hello: Hello) -> str | None:
-        scheme = handshake.scheme_of(hello)
-        handshake.group_of(hello)
-        family = self._families.get(hello.model)
-        if family is None:
-            family = self._families[hello.model] = Family(hello, scheme)
-            self._loading.add(task := asyncio.create_task(self._load_tokenizer(family)))
-            task.add_done_callback(self._loading.discard)
-        differences = handshake.differences(family.hello, hello)
-        family.members.discard(server.id)
-        if differences and not family.members & self.servers.keys():  # all others have gone or moved on: a new version
-            del self._families[hello.model]
-            return self._greet(server, hello)
-        if not differences:
-            family.members.add(server.id)
-        server.judge_chats(family.chats, hello)
-        return "; ".join(differences) or None
-
-    async def _load_tokenizer(self, family: Family) -> None:
-        name, start_s = self._tokenizer or family.hello.tokenizer, time.monotonic()
-        try:
-            tokenizer = await asyncio.to_thread(Tokenizer, name, family.hello.revision)
-        except TokenizerError as e:
-            logger.error("prompts of %s cannot be hashed, its traces are routed by load: %s", family.hello.model, e)
-            return
-        family.prompts = Prompts(family.scheme, tokenizer)
-        family.chats = handshake.chats_of(tokenizer.template)
-        for server in self.servers.values():
-            if server.hello is not None and server.hello.model == family.hello.model:
-                server.judge_chats(family.chats)
-        self.on_loaded()
-        logger.info("tokenizer of %s loaded in %.1f s", family.hello.model, time.monotonic() - start_s)
+        return Serving(loads, self.families.get(speakers[0].hello.model), models.get(model or ""))
 
     def _lost(self, replica: Replica) -> None:
         self.on_lost(replica)
@@ -289,30 +231,3 @@ class Fleet:
             load.is_open = server.state is State.UP
             ranks = server.hello.ranks if server.hello is not None else ()
             load.capacity_tokens = next((r.hbm_tokens for r in ranks if r.dp_rank == replica.dp_rank), None)
-
-
-def parse_address(text: str) -> Address:
-    """`URL`, or `URL=EVENTS[,REPLAY]`. Raises AddressError."""
-    url, _, events = text.strip().partition("=")
-    url = url.rstrip("/")
-    if not url.startswith(("http://", "https://")) or not url.partition("//")[2]:
-        raise AddressError(f"{text.strip()}: not a server; write http://HOST:PORT")
-    if not events:
-        return Address(ServerId(url))
-    at, _, replay = events.partition(",")
-    try:
-        return Address(ServerId(url), Endpoints(at, replay or None))
-    except EndpointError as e:
-        raise AddressError(str(e)) from e
-
-
-def parse_file(text: str, where: str) -> list[Address]:
-    """Addresses, one a line; blank lines and those that begin with # are left out. Raises AddressError."""
-    addresses: list[Address] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            try:
-                addresses.append(parse_address(line))
-            except AddressError as e:
-                raise AddressError(f"{where}:{number}: {e}") from e
-    return addresses

@@ -12,11 +12,14 @@ import zmq.asyncio
 from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
-from impala_vllm.fleet import server as servers
-from impala_vllm.fleet.fleet import Fleet, parse_address
+from impala_vllm.fleet import feeds
+from impala_vllm.fleet.addresses import Address, parse_address
+from impala_vllm.fleet.asking import AskingConfig
+from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.hashing import handshake
 from impala_vllm.fleet.index import MaskIndex
 from impala_vllm.fleet.places import Replica
-from impala_vllm.fleet.server import Address, AskingConfig, Hooks, Server, State
+from impala_vllm.fleet.server import Hooks, Server, State
 from impala_vllm.sim.timing import load
 
 A, B = (parse_address(f"http://127.0.0.1:{port}") for port in (1, 2))
@@ -136,35 +139,35 @@ async def asked(tokenizer):
 async def test_feeds_start_and_end_with_what_is_thought_of_a_servers_hashes(asked):
     asked.problem = "other hashes"
     await asked.server.ask()
-    assert not asked.server.followers
-    assert "hashes are not used" in asked.server.event_problem
+    assert not asked.server.feeds.followers
+    assert "hashes are not used" in asked.server.feeds.problem
     asked.problem = None
     await asked.server.ask()
-    assert list(asked.server.followers) == asked.server.replicas
-    assert asked.server.event_problem is None
-    follower = asked.server.followers[asked.server.replicas[0]]
+    assert list(asked.server.feeds.followers) == asked.server.replicas
+    assert asked.server.feeds.problem is None
+    follower = asked.server.feeds.followers[asked.server.replicas[0]]
     await asked.server.ask()
-    assert asked.server.followers[asked.server.replicas[0]] is follower
+    assert asked.server.feeds.followers[asked.server.replicas[0]] is follower
     assert not asked.lost
     asked.problem = "other hashes"
     await asked.server.ask()
-    assert not asked.server.followers
+    assert not asked.server.feeds.followers
     assert asked.lost == asked.server.replicas
 
 
 async def test_a_feed_that_failed_is_started_again(asked, monkeypatch, caplog):
-    class Failing(servers.Feed):
+    class Failing(feeds.Feed):
         async def run(self) -> None:
             raise RuntimeError("poison")
 
     with monkeypatch.context() as patch:
-        patch.setattr(servers, "Feed", Failing)
+        patch.setattr(feeds, "Feed", Failing)
         await asked.server.ask()
-    (failed,) = asked.server._feeds
+    (failed,) = asked.server.feeds._tasks
     await asyncio.wait([failed])
     await asked.server.ask()
     assert "following its events failed" in caplog.text
-    (feed,) = asked.server._feeds
+    (feed,) = asked.server.feeds._tasks
     assert feed is not failed
     assert not feed.done()
 
@@ -177,7 +180,7 @@ async def test_a_router_out_of_descriptors_blames_no_server(asked, monkeypatch):
         async def get(path: str) -> tuple[int, bytes]:
             raise aiohttp.ClientConnectorError(key, OSError(code, "no"))
 
-        monkeypatch.setattr(asked.server, "_get", get)
+        monkeypatch.setattr(asked.server.asking, "get", get)
         await asked.server.ask()
 
     for code in (errno.EMFILE, errno.ENFILE):
@@ -206,12 +209,12 @@ async def test_requests_end_when_their_server_is_silent_and_not_when_it_only_ref
 
     waiting = asyncio.create_task(request())
     await asyncio.sleep(0)
-    monkeypatch.setattr(asked.server, "_get", refused)
+    monkeypatch.setattr(asked.server.asking, "get", refused)
     await asked.server.ask()
     assert asked.server.state is State.DOWN
     done, _ = await asyncio.wait([waiting], timeout=0.01)
     assert not done
-    monkeypatch.setattr(asked.server, "_get", silent)
+    monkeypatch.setattr(asked.server.asking, "get", silent)
     await asked.server.ask()
     await waiting
     assert outcomes == ["given up"]
@@ -220,7 +223,7 @@ async def test_requests_end_when_their_server_is_silent_and_not_when_it_only_ref
 async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sent(tokenizer, model_dir, caplog):
     caplog.set_level(logging.WARNING)
     async with EmulatedServer(tokenizer, TIMING) as one, EmulatedServer(tokenizer, TIMING) as other:
-        one.chats, other.chats = servers.handshake.chats_of(tokenizer.template), "of its own"
+        one.chats, other.chats = handshake.chats_of(tokenizer.template), "of its own"
         async with Fleet(MaskIndex(), tokenizer=str(model_dir), config=SELDOM) as fleet:
             same, odd = (fleet.add(parse_address(server.url)) for server in (one, other))
             await fleet.settled()
@@ -231,6 +234,6 @@ async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sen
                 assert server.publisher is not None
                 await server.publisher.publish(server.publisher.stored([]))
             await until(lambda: fleet.has_events(same.replicas[0]))
-            follower = odd.followers[odd.replicas[0]]
+            follower = odd.feeds.followers[odd.replicas[0]]
             await until(lambda: follower.counts.batches > 0)
             assert not fleet.has_events(odd.replicas[0])

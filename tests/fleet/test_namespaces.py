@@ -14,11 +14,11 @@ import pytest
 from benchmarks.fleet.elsewhere import Elsewhere, NamespaceError
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
-from impala_vllm.fleet.fleet import parse_address
+from impala_vllm.fleet.addresses import parse_address
+from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
-from impala_vllm.fleet.server import AskingConfig
 from impala_vllm.sim.timing import load
 
 TIMING = load("h100-llama-3.1-8b")

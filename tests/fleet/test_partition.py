@@ -8,11 +8,11 @@ import aiohttp
 
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
+from impala_vllm.fleet.addresses import parse_address
+from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.events import Endpoints
-from impala_vllm.fleet.fleet import parse_address
 from impala_vllm.fleet.places import Replica, ServerId
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
-from impala_vllm.fleet.server import AskingConfig
 from impala_vllm.sim.timing import load
 from tests.fleet.cable import Cable
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
 from impala_vllm.core.types import Namespace, Outcome
-from impala_vllm.fleet.fleet import parse_address
+from impala_vllm.fleet.addresses import parse_address
 from impala_vllm.fleet.hashing import Prompts, Scheme
 from impala_vllm.fleet.hashing.scheme import function
 from impala_vllm.fleet.index import IndexConfig, MaskIndex

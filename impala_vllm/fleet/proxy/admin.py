@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from impala_vllm.fleet.fleet import AddressError, parse_address
+from impala_vllm.fleet.addresses import AddressError, parse_address
 from impala_vllm.fleet.places import ServerId
 from impala_vllm.fleet.proxy.gateway import Gateway
 from impala_vllm.fleet.server import Server
@@ -106,7 +106,7 @@ class Admin:
             "url": server.id,
             "state": server.state.value,
             "hashes": server.problem or server.chat_problem or "ok",
-            "events": server.event_problem or "ok",
+            "events": server.feeds.problem or "ok",
             "models": sorted(server.models) if server.models is not None else None,
             "ranks": [
                 {
@@ -117,7 +117,7 @@ class Admin:
                     "losses": follower.counts.losses if follower else 0,
                 }
                 for replica in server.replicas
-                for follower in [server.followers.get(replica)]
+                for follower in [server.feeds.followers.get(replica)]
             ],
         }
 

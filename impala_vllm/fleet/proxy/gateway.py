@@ -7,6 +7,8 @@ from pathlib import Path
 from random import Random
 
 from impala_vllm.config import MetadataConfig
+from impala_vllm.fleet.addresses import Address
+from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.index import IndexConfig, MaskIndex
 from impala_vllm.fleet.proxy.forward import Forward
@@ -16,7 +18,6 @@ from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router
 from impala_vllm.fleet.scoring import Policy
-from impala_vllm.fleet.server import Address, AskingConfig
 
 logger = logging.getLogger("impala.fleet")
 

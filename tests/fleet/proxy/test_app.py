@@ -14,9 +14,11 @@ from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
-from impala_vllm.fleet.fleet import Fleet, parse_address
+from impala_vllm.fleet.addresses import parse_address
+from impala_vllm.fleet.asking import AskingConfig
+from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
-from impala_vllm.fleet.server import AskingConfig, State
+from impala_vllm.fleet.server import State
 from impala_vllm.sim.timing import load
 
 TIMING = load("h100-llama-3.1-8b")

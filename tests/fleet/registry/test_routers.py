@@ -7,11 +7,11 @@ import aiohttp
 
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
+from impala_vllm.fleet.addresses import parse_address
+from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.events import Endpoints
-from impala_vllm.fleet.fleet import parse_address
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
 from impala_vllm.fleet.registry import RegistryConfig
-from impala_vllm.fleet.server import AskingConfig
 from impala_vllm.sim.timing import load
 
 ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=60.0)
