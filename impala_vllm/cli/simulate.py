@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -13,6 +15,8 @@ from impala_vllm.cli import out_file
 from impala_vllm.insight import templates
 from impala_vllm.sim import page, report, timing
 from impala_vllm.sim.chrome_trace import ChromeTrace
+from impala_vllm.sim.client import Served
+from impala_vllm.sim.fewest import fewest as find_fewest
 from impala_vllm.sim.policies import KINDS, Kind, pick
 from impala_vllm.sim.question import Asked, Question, ask
 from impala_vllm.sim.routers import DEFAULT as DEFAULT_ROUTER
@@ -42,6 +46,7 @@ DEFAULT_POLICIES = "stock,impala,unbounded"
     show_default=True,
     help="What chooses among replicas, whatever the policy.",
 )
+@click.option("--fewest", is_flag=True, help="Also find with how few replicas others do what stock does with all.")
 @click.option("--hbm-tokens", type=click.IntRange(min=1), help="KV room of each replica. Default: the timing's.")
 @click.option("--host-tokens", type=click.IntRange(min=0), default=0, help="KV room in host DRAM of each replica.")
 @click.option("--nvme-tokens", type=click.IntRange(min=0), default=0, help="KV room on NVMe of each replica.")
@@ -70,6 +75,7 @@ def simulate(
     names: str,
     replicas: int,
     router: str,
+    fewest: bool,
     hbm_tokens: int | None,
     host_tokens: int,
     nvme_tokens: int,
@@ -85,6 +91,8 @@ def simulate(
     if level is not None and not math.isfinite(level):
         raise click.BadParameter(f"{level} is no load", param_hint="'--load'")
     kinds = pick(names)
+    if fewest and (replicas == 1 or "stock" not in {kind.name for kind in kinds}):
+        raise click.UsageError("--fewest compares with stock on --replicas: give two or more, and stock in --policies")
     engine = timing.load(timing_name)
     if html_out is not None:
         templates.check("--html")
@@ -105,15 +113,16 @@ def simulate(
         question = ask(load(file, form), asked)
         progress.remove_task(reading)
         outcomes = {kind.name: _run(question, kind, progress, trace) for kind in kinds}
-    text = json.dumps(report.document(question, seed, outcomes), indent=2) + "\n"
+        found = _fewest(question, kinds, outcomes, progress) if fewest else {}
+    text = json.dumps(report.document(question, seed, outcomes, found), indent=2) + "\n"
     if json_out is not None:
         _write(json_out, text)
     if html_out is not None:
-        _write(html_out, page.render(file.name, question, seed, outcomes))
+        _write(html_out, page.render(file.name, question, seed, outcomes, found))
     if trace_out is not None and trace is not None:
         _write(trace_out, trace.text())
     if Path("-") not in (json_out, html_out, trace_out):
-        _print(question, outcomes)
+        _print(question, outcomes, found)
 
 
 def _run(question: Question, kind: Kind, progress: Progress, trace: ChromeTrace | None) -> Outcome:
@@ -132,7 +141,22 @@ def _run(question: Question, kind: Kind, progress: Progress, trace: ChromeTrace 
     return outcome
 
 
-def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
+def _fewest(
+    question: Question, kinds: list[Kind], outcomes: dict[str, Outcome], progress: Progress
+) -> dict[str, int | None]:
+    def tried(kind: Kind, num_replicas: int) -> Callable[[Served], None]:
+        task = progress.add_task(f"{kind.name} on {num_replicas}", total=question.workload.num_turns())
+        return lambda _: progress.advance(task)
+
+    stock = outcomes["stock"].measures
+    return {
+        kind.name: find_fewest(question, kind, stock, outcomes[kind.name], partial(tried, kind))
+        for kind in kinds
+        if kind.name != "stock" and not kind.is_bound
+    }
+
+
+def _print(question: Question, outcomes: dict[str, Outcome], fewest: dict[str, int | None]) -> None:
     console = Console()
     about = question.describe_workload()
     recognised = ""
@@ -143,8 +167,8 @@ def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
         )
     console.print(
         f"{about['tasks']:,} tasks, {about['turns']:,} requests, {about['prompt_tokens']:,} prompt tokens; working set "
-        f"{question.oversubscription:.2g}x HBM; at best {about['hit_ratio_bound']:.1%} of prompt tokens are found."
-        + recognised,
+        f"of the {question.num_live:,} live at a time {question.oversubscription:.2g}x HBM; at best "
+        f"{about['hit_ratio_bound']:.1%} of prompt tokens are found." + recognised,
         highlight=False,
     )
     headings = [column.heading for column in report.row(next(iter(outcomes.values())))]
@@ -155,8 +179,10 @@ def _print(question: Question, outcomes: dict[str, Outcome]) -> None:
         table.add_row(name, *(column.cell for column in report.row(outcome)))
     console.print(table)
     answer = report.saved(outcomes, question.setup.num_replicas)
-    if answer is not None:
-        console.print(answer, highlight=False)
+    held = report.holds(outcomes)
+    for line in (answer, *report.spared(question.setup.num_replicas, fewest), held):
+        if line is not None:
+            console.print(line, highlight=False)
     console.print("Assumed:", highlight=False)
     for line in question.assumptions:
         console.print(f"- {line}", highlight=False)

@@ -27,8 +27,10 @@ class Row(NamedTuple):
     cells: tuple[str, ...]
 
 
-def render(log: str, question: Question, seed: int, outcomes: Mapping[str, Outcome]) -> str:
-    """The page as text. `log`: its name; at least one outcome."""
+def render(
+    log: str, question: Question, seed: int, outcomes: Mapping[str, Outcome], fewest: Mapping[str, int | None]
+) -> str:
+    """The page as text. `log`: its name; at least one outcome; `fewest` as in `report.document`."""
     from impala_vllm.sim import plots
 
     engines = report.replicas(question.setup.num_replicas)
@@ -39,7 +41,7 @@ def render(log: str, question: Question, seed: int, outcomes: Mapping[str, Outco
         "version": __version__,
         "seed": seed,
         "tiles": tiles(outcomes),
-        "answer": answer(question, outcomes),
+        "answer": answer(question, outcomes, fewest),
         "workload": question.describe_workload(),
         "question": question,
         "columns": report.row(next(iter(outcomes.values()))),
@@ -65,7 +67,7 @@ def tiles(outcomes: Mapping[str, Outcome]) -> list[Tile]:
     ]
 
 
-def answer(question: Question, outcomes: Mapping[str, Outcome]) -> list[str]:
+def answer(question: Question, outcomes: Mapping[str, Outcome], fewest: Mapping[str, int | None]) -> list[str]:
     """The question answered in sentences, best known first."""
     said: list[str] = []
     count = question.setup.num_replicas
@@ -79,12 +81,14 @@ def answer(question: Question, outcomes: Mapping[str, Outcome]) -> list[str]:
             f"{'es' if count == 1 else ''} {report.figure(a.tasks_per_hour)} and {report.figure(b.tasks_per_hour)} "
             "tasks an hour."
         )
-        work = count * impala.busy_s / stock.busy_s
+        busy = [f"{report.utilisation(found, count):.0%}" for found in (stock, impala)]
         said.append(
-            f"Engines compute for {report.figure(stock.busy_s / 3600)} hours with stock and for "
-            f"{report.figure(impala.busy_s / 3600)} with impala: the work of {report.replicas(count)} would be that of "
-            f"{report.figure(work)}. How many you could do without depends on how full they are."
+            f"Engines compute for {report.figure(stock.busy_s / 3600)} hours with stock, {busy[0]} of the time, and "
+            f"for {report.figure(impala.busy_s / 3600)} with impala, {busy[1]}."
         )
+    said += report.spared(count, fewest)
+    if not fewest and count > 1 and "stock" in outcomes and len(outcomes) > 1:
+        said.append("How many replicas could be done without is what --fewest finds.")
     rivals = {n: o for n, o in outcomes.items() if n != "impala" and not KINDS[n].is_bound}
     if "impala" in outcomes and len(rivals) > 1:
         best = min(rivals, key=lambda n: rivals[n].measures.stall_mean_s)
@@ -93,6 +97,9 @@ def answer(question: Question, outcomes: Mapping[str, Outcome]) -> list[str]:
             f"Of the other policies tasks wait least under {best}, {report.figure(theirs)} s: impala "
             f"{report.change(ours, theirs)}."
         )
+    held = report.holds(outcomes)
+    if held is not None:
+        said.append(held)
     if "unbounded" in outcomes:
         least = outcomes["unbounded"].measures.stall_mean_s
         said.append(f"With memory for everything, which no server has, stock vLLM would have tasks wait "

@@ -3,16 +3,17 @@
 Load is oversubscription: the working set of the sessions that are live over the HBM of all replicas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from impala_vllm.config import ConfigError
 from impala_vllm.sim import recorded
+from impala_vllm.sim.assumptions import assumptions
 from impala_vllm.sim.recognised import Recognised, recognise
 from impala_vllm.sim.recorded import Assumed
-from impala_vllm.sim.routers import DEFAULT, ROUTERS
-from impala_vllm.sim.sessions import Workload, working_set_tokens
+from impala_vllm.sim.routers import DEFAULT
+from impala_vllm.sim.sessions import Session, Workload, working_set_tokens
 from impala_vllm.sim.simulation import Arrivals, Setup, choose
 from impala_vllm.sim.timing import Timing
 from impala_vllm.workload import Turn
@@ -48,8 +49,9 @@ class Question:
     workload: Workload
     setup: Setup
     oversubscription: float
-    """Of the sessions that are live at a time, as far as that is known."""
+    """Of the tasks that are live at a time; where they start as recorded, of those that overlap on idle servers."""
     num_live: int
+    """Tasks."""
     num_unnamed: int
     """Requests of the log that name no session."""
     num_recognised: int
@@ -107,7 +109,9 @@ def ask(turns: Sequence[Turn], asked: Asked) -> Question:
     least = load.longest_tokens() + 2 * load.block_size
     working_set = load.working_set_tokens()
     hbm_tokens = max(round(working_set / asked.load / asked.num_replicas), least)
-    return _question(load, log, assumed, asked, hbm_tokens, None, working_set, 0)
+    setup = _setup(asked, hbm_tokens, None)
+    said = assumptions(load, setup, log, assumed, len(everything.roots()), 0)
+    return _question(load, setup, log, load.roots(), said)
 
 
 def _on_given_room(everything: Workload, log: Recognised, assumed: Assumed, asked: Asked, hbm_tokens: int) -> Question:
@@ -126,89 +130,58 @@ def _on_given_room(everything: Workload, log: Recognised, assumed: Assumed, aske
     if level is None and asked.num_sessions is None and not load.has_one_clock:
         level = DEFAULT_LOAD
     num_live = None if level is None else _num_live(load, level * hbm_tokens * asked.num_replicas)
-    working_set = _working_set(load, num_live or len(load.roots()))
-    return _question(load, log, assumed, asked, hbm_tokens, num_live, working_set, num_cut)
+    setup = _setup(asked, hbm_tokens, num_live)
+    said = assumptions(load, setup, log, assumed, len(fitting.roots()), num_cut)
+    roots = load.roots()
+    live = roots[:num_live] if num_live is not None else most_live(load, asked.timing) if load.has_one_clock else roots
+    return _question(load, setup, log, live, said)
 
 
-def _question(
-    load: Workload,
-    log: Recognised,
-    assumed: Assumed,
-    asked: Asked,
-    hbm_tokens: int,
-    num_live: int | None,
-    working_set: int,
-    num_cut: int,
-) -> Question:
-    for name, tokens in (("host", asked.host_tokens), ("nvme", asked.nvme_tokens)):
+def _setup(asked: Asked, hbm_tokens: int, num_live: int | None) -> Setup:
+    return Setup(
+        asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, Arrivals(num_live=num_live),
+        asked.router, asked.seed,
+    )  # fmt: skip
+
+
+def _question(load: Workload, setup: Setup, log: Recognised, live: Sequence[Session], said: Iterable[str]) -> Question:
+    for name, tokens in (("host", setup.host_tokens), ("nvme", setup.nvme_tokens)):
         if 0 < tokens < load.block_size:
             raise ConfigError(
                 f"--{name}-tokens {tokens} holds no block of {load.block_size:,} tokens; give that many or more, or 0"
             )
-    arrivals = Arrivals(num_live=num_live)
-    setup = Setup(
-        asked.timing, hbm_tokens, asked.num_replicas, asked.host_tokens, asked.nvme_tokens, arrivals, asked.router,
-        asked.seed,
-    )  # fmt: skip
-    said = [
-        f"timing {asked.timing.describe()}",
-        _machines(setup),
-        _below(setup),
-        _pace(load, setup),
-        f"blocks of {load.block_size:,} tokens",
-        "tool times as recorded, whoever serves; outputs of the recorded length, part of the next prompt where the "
-        "log shows it",
-    ]
-    if num_cut:
-        said.append(f"sessions end before the turn that outgrows HBM: {num_cut:,} turns of the log left out")
-    if log.num_requests:
-        said.append(
-            f"{log.num_requests:,} requests of the log name no session: recognised as those of {log.num_sessions:,} "
-            "sessions by the code that the engine runs, from prefixes they share and when they came"
-        )
-    if assumed.num_outputs:
-        said.append(f"{assumed.num_outputs:,} turns without an output length: {assumed.output_tokens} tokens each")
-    if assumed.num_ends:
-        said.append(f"{assumed.num_ends:,} turns without an end: all the time until the next one is the tool's")
-    oversubscription = working_set / (hbm_tokens * asked.num_replicas)
-    num_live = num_live or len(load.roots())
+    oversubscription = _working_set(load, live) / (setup.hbm_tokens * setup.num_replicas)
     # Not the log itself: it is many times as large as what is served of it.
-    return Question(load, setup, oversubscription, num_live, log.num_requests, log.num_sessions, tuple(said))
+    return Question(load, setup, oversubscription, len(live), log.num_requests, log.num_sessions, tuple(said))
 
 
-def _machines(setup: Setup) -> str:
-    if setup.num_replicas == 1:
-        return f"HBM for {setup.hbm_tokens:,} tokens on one replica"
-    return (
-        f"HBM for {setup.hbm_tokens:,} tokens on each of {setup.num_replicas:,} replicas; router {setup.router}, "
-        f"whatever the policy: {ROUTERS[setup.router].about}"
-    )
+def most_live(load: Workload, timing: Timing) -> list[Session]:
+    """The tasks that overlap where most do, as they started and on servers that are idle: busy ones have more."""
+    events: list[tuple[float, int, int]] = []
+    roots = load.roots()
+    for number, root in enumerate(roots):
+        events += [(root.arrival_s, 1, number), (root.arrival_s + _least_s(root, timing), 0, number)]
+    live: dict[int, None] = {}
+    most: list[int] = []
+    for _, is_start, number in sorted(events):
+        if is_start:
+            live[number] = None
+            if len(live) > len(most):
+                most = list(live)
+        else:
+            live.pop(number, None)
+    return [roots[number] for number in most]
 
 
-def _below(setup: Setup) -> str:
-    if not setup.host_tokens:
-        return "nothing below HBM"
-    timing = setup.timing
-    rates = f"{_rate(timing.host_bytes_per_s)} each way"
-    if not setup.nvme_tokens:
-        return f"host DRAM for {setup.host_tokens:,} tokens, {rates}"
-    return (
-        f"host DRAM for {setup.host_tokens:,} tokens, {rates}; NVMe for {setup.nvme_tokens:,}, "
-        f"{_rate(timing.nvme_read_bytes_per_s)} reads and {_rate(timing.nvme_write_bytes_per_s)} writes"
-    )
-
-
-def _rate(bytes_per_s: float | None) -> str:
-    return "no time" if bytes_per_s is None else f"{bytes_per_s / 1e9:.3g} GB/s"
-
-
-def _pace(load: Workload, setup: Setup) -> str:
-    arrivals = setup.arrivals
-    if arrivals.num_live is not None and arrivals.num_live < len(load.roots()):
-        return f"{arrivals.num_live} tasks at a time, the next starts when one has ended"
-    if load.has_one_clock and arrivals.num_live is None:
-        return "tasks start as recorded"
-    return f"all tasks start within {arrivals.spread_s:g} s"
+def _least_s(root: Session, timing: Timing) -> float:
+    """A task's own tools, and its turns on an idle server."""
+    total_s, before = 0.0, 0
+    for turn in root.turns:
+        new = max(1, turn.prompt_tokens - before)
+        total_s += turn.gap_s + timing.prefill_s(new, turn.prompt_tokens - new)
+        total_s += turn.output_tokens * timing.step_s((), 1, turn.num_tokens)
+        before = turn.num_tokens
+    return total_s
 
 
 def _num_live(load: Workload, tokens: float) -> int:
@@ -217,13 +190,12 @@ def _num_live(load: Workload, tokens: float) -> int:
     low, high = 1, len(roots)
     while low < high:
         middle = (low + high) // 2
-        if _working_set(load, middle) >= tokens:
+        if _working_set(load, roots[:middle]) >= tokens:
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _working_set(load: Workload, num_tasks: int) -> int:
-    sessions = [s for root in load.roots()[:num_tasks] for s in load.family(root)]
-    return working_set_tokens(sessions, load.block_size)
+def _working_set(load: Workload, roots: Iterable[Session]) -> int:
+    return working_set_tokens((s for root in roots for s in load.family(root)), load.block_size)

@@ -7,6 +7,9 @@ from typing import Any
 from impala_vllm.sim.question import Question
 from impala_vllm.sim.simulation import Outcome
 
+PATIENCE_S = 600.0
+"""OpenAI clients wait so long unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -17,13 +20,20 @@ class Column:
     cell: str
 
 
-def document(question: Question, seed: int, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """What `--json` writes."""
+def document(
+    question: Question, seed: int, outcomes: Mapping[str, Outcome], fewest: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """What `--json` writes. `fewest`: replicas with which a policy does what stock does with all; may be empty."""
     return {
         "workload": question.describe_workload(),
         "config": question.describe_config(seed),
         "policies": {
-            name: {**asdict(found.measures), "engine_busy_s": found.busy_s, "preemptions": found.num_preemptions}
+            name: {
+                **asdict(found.measures),
+                "engine_busy_s": found.busy_s,
+                "preemptions": found.num_preemptions,
+                **({"fewest_replicas": fewest[name]} if name in fewest else {}),
+            }
             for name, found in outcomes.items()
         },
     }
@@ -56,6 +66,33 @@ def saved(outcomes: Mapping[str, Outcome], num_replicas: int) -> str | None:
     )
 
 
+def utilisation(outcome: Outcome, num_replicas: int) -> float:
+    """Share of the time that engines computed, while anything was left to serve."""
+    return outcome.busy_s / (outcome.measures.makespan_s * num_replicas)
+
+
+def holds(outcomes: Mapping[str, Outcome]) -> str | None:
+    """Who keeps turns back for longer than clients wait, in a sentence. None: nobody."""
+    longest = {n: o.measures.max_hold_s for n, o in outcomes.items() if o.measures.max_hold_s > PATIENCE_S}
+    if not longest:
+        return None
+    names = ", ".join(f"{name} {figure(hold_s)} s" for name, hold_s in longest.items())
+    return f"Clients that give up after {PATIENCE_S:g} s would have done so. Longest holds of a turn: {names}."
+
+
+def spared(num_replicas: int, fewest: Mapping[str, int | None]) -> list[str]:
+    """Who does with fewer what stock does with all, a sentence each."""
+    said: list[str] = []
+    for name, count in fewest.items():
+        what = f"lets tasks wait no longer than stock on {replicas(num_replicas)}, and ends as many an hour"
+        if count is None:
+            said.append(f"{name} does not do as well as stock on {replicas(num_replicas)}.")
+        else:
+            left = num_replicas - count
+            said.append(f"On {replicas(count)} {name} {what}: {left or 'none'} could be done without.")
+    return said
+
+
 def replicas(count: int) -> str:
     """So many, in words."""
     return f"{count:,} replica" + ("s" if count > 1 else "")
@@ -63,7 +100,9 @@ def replicas(count: int) -> str:
 
 def change(value: float, base: float) -> str:
     """By how much a figure differs from that of another policy."""
-    share = f"{value / base - 1:+.0%}" if base else "+0%"
+    if not base:
+        return "more" if value else "the same"
+    share = f"{value / base - 1:+.0%}"
     return "the same" if share in ("+0%", "-0%") else share
 
 

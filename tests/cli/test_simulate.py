@@ -77,6 +77,15 @@ def test_a_router_is_chosen_by_name_and_makes_a_difference(tmp_path, capsys):
     assert hits["sticky"] > hits["round-robin"]
 
 
+def test_how_few_replicas_would_do_is_in_the_table_and_in_the_json(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert run(SESSIONS, *SMALL, "--replicas", "2", "--policies", "stock,impala", "--fewest", "--json", out) == 0
+    found = json.loads(out.read_text())["policies"]
+    assert "fewest_replicas" not in found["stock"]
+    assert found["impala"]["fewest_replicas"] in (1, 2, None)
+    assert "stock on 2 replicas" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
     out, figures = tmp_path / "trace.json", tmp_path / "f.json"
     assert run(SESSIONS, *SMALL, "--policies", "stock,impala", "--chrome-trace", out, "--json", figures) == 0
@@ -98,6 +107,8 @@ def test_a_trace_holds_every_turn_of_every_policy(tmp_path, capsys):
         ([SESSIONS, "--load", "1e-320"], "--load"),
         ([SESSIONS, "--replicas", "0"], "--replicas"),
         ([SESSIONS, "--replicas", "2", "--router", "dice"], "--router"),
+        ([SESSIONS, "--fewest"], "--fewest"),
+        ([SESSIONS, "--replicas", "2", "--policies", "impala", "--fewest"], "--fewest"),
         ([SESSIONS, "--hbm-tokens", "1"], "--hbm-tokens"),
         ([SESSIONS, "--host-tokens", "-1"], "--host-tokens"),
         ([SESSIONS, "--nvme-tokens", "1000000"], "--host-tokens"),

@@ -53,7 +53,7 @@ def read(text: str) -> tuple[Tags, str]:
 
 
 def test_the_page_is_whole_escaped_and_self_contained(found):
-    text = page.render("a<b>.jsonl", found[0], 0, found[1])
+    text = page.render("a<b>.jsonl", found[0], 0, found[1], {})
     tags, _ = read(text)
     assert tags.open == []
     assert tags.num_drawings == 3
@@ -64,7 +64,7 @@ def test_the_page_is_whole_escaped_and_self_contained(found):
 
 def test_the_question_is_answered_in_words_with_its_assumptions(found):
     question, outcomes = found
-    _, words = read(page.render("log.jsonl", question, 7, outcomes))
+    _, words = read(page.render("log.jsonl", question, 7, outcomes, {"impala": 1, "continuum": None}))
     assert "What would impala save on 2 replicas with log.jsonl?" in words
     assert "Simulated, not measured." in words
     assert "With stock vLLM a task waits" in words
@@ -72,6 +72,8 @@ def test_the_question_is_answered_in_words_with_its_assumptions(found):
     assert "Of the other policies tasks wait least under" in words
     assert all(" ".join(line.split()) in words for line in question.assumptions)
     assert "seed 7" in words
+    assert "On 1 replica impala lets tasks wait no longer than stock on 2 replicas" in words
+    assert "continuum does not do as well as stock on 2 replicas." in words
 
 
 def test_figures_stand_out_only_where_stock_and_impala_were_run(found):
@@ -79,9 +81,9 @@ def test_figures_stand_out_only_where_stock_and_impala_were_run(found):
     assert len(page.tiles(outcomes)) == 4
     alone = {"impala": outcomes["impala"]}
     assert page.tiles(alone) == []
-    _, words = read(page.render("log.jsonl", question, 0, alone))
+    _, words = read(page.render("log.jsonl", question, 0, alone, {}))
     assert "What would it cost on 2 replicas with log.jsonl?" in words
-    assert "stock" not in " ".join(page.answer(question, alone))
+    assert "stock" not in " ".join(page.answer(question, alone, {}))
 
 
 def test_bounds_come_last_and_are_called_so(found):
@@ -94,5 +96,5 @@ def test_a_log_without_names_says_what_was_recognised(found):
     turns = [replace(t, trace_id=None) for t in sorted(log(2), key=lambda t: t.arrival_s)]
     question = ask(turns, Asked(TIMING, hbm_tokens=100))
     outcome = run(question.workload, question.setup, KINDS["stock"])
-    _, words = read(page.render("log.jsonl", question, 0, {"stock": outcome}))
+    _, words = read(page.render("log.jsonl", question, 0, {"stock": outcome}, {}))
     assert "names no session of 4 of its requests; the code that runs in the engine took them for 2 sessions" in words

@@ -70,6 +70,41 @@ def test_sessions_that_share_a_clock_start_as_recorded():
     assert any("as recorded" in line for line in found.assumptions)
 
 
+def test_of_tasks_that_start_as_recorded_those_are_live_that_overlap():
+    # Two at first, one of them until 48 s (two turns, a gap of 10 s); ten hours later three.
+    late = 36_000.0
+    turns = [
+        turn(f"s{n}{t}", start_s + 10.0 * t, range(100 * i + 1, 100 * i + 11 + 10 * t), finish_s=start_s + 10.0 * t,
+             recording="log")
+        for i, (n, start_s) in enumerate(zip("abcde", (0.0, 1.0, late, late + 1.0, late + 2.0), strict=True))
+        for t in range(2)
+    ]  # fmt: skip
+    found = ask(sorted(turns, key=lambda t: t.arrival_s), Asked(TIMING, hbm_tokens=100))
+    assert found.num_live == 3
+    assert found.oversubscription == pytest.approx(3 * 81 / 100, rel=0.1)
+
+
+def test_a_sample_of_the_log_and_what_that_thins_out_is_said():
+    turns = [turn(f"s{n}0", 5.0 * i, [i + 1], recording="log") for i, n in enumerate("abc")]
+    said = ask(turns, Asked(TIMING, num_sessions=2)).assumptions
+    assert "2 of the log's 3 tasks, picked by the seed, fewer at a time than in the recording" in said
+    assert not any("picked by the seed" in line for line in ask(turns, Asked(TIMING)).assumptions)
+
+
+def test_models_that_are_served_as_one_are_said():
+    turns = [turn(f"s{n}0", 5.0 * i, [i + 1], model=f"model-{n}") for i, n in enumerate("ab")]
+    assert any("2 models (model-a, model-b)" in line for line in ask(turns, Asked(TIMING)).assumptions)
+    assert not any("models" in line for line in ask(turns[:1], Asked(TIMING)).assumptions)
+
+
+def test_merged_blocks_and_switched_on_tiers_are_said():
+    long = [turn("a0", 0.0, range(1, 1025))]
+    said = ask(long, Asked(TIMING, hbm_tokens=10_000, host_tokens=400)).assumptions
+    assert any("4 of the log's taken as one" in line for line in said)
+    assert any("offloading connector, which is off unless asked for" in line for line in said)
+    assert any("nothing below HBM, for any policy" in line for line in ask(long, Asked(TIMING, load=1.0)).assumptions)
+
+
 def test_a_session_ends_before_the_turn_that_outgrows_hbm():
     found = ask(log(), Asked(TIMING, hbm_tokens=60, num_sessions=6))
     assert found.workload.num_turns() == 6
