@@ -7,9 +7,12 @@ here chooses victims (`core.chains` does) or moves bytes. One writer.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import filterfalse
+from typing import TypeVar
 
 Key = bytes
 """What names a chunk of KV: vLLM's offload key, a block hash and a KV cache group."""
+
+K = TypeVar("K", bound=Key)
 
 
 class State(Enum):
@@ -106,7 +109,7 @@ class SlotPool:
         """Ready and unpinned."""
         return bool(self.evictable((key,)))
 
-    def missing(self, keys: Iterable[Key]) -> list[Key]:
+    def missing(self, keys: Iterable[K]) -> list[K]:
         """Those of `keys` that are not held, in their order."""
         absent = list(filterfalse(self.ready.__contains__, keys))
         return absent if self._filling.keys().isdisjoint(absent) else [k for k in absent if k not in self._filling]

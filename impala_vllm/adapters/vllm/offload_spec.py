@@ -178,7 +178,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
             read_bytes_per_s=self._ours.get("nvme_read_bytes_per_s"),
             write_bytes_per_s=self._ours.get("nvme_write_bytes_per_s"),
         )
-        memory = memoryview(region.base_tensor.view(torch.uint8).view(-1).numpy())
+        memory = region.base_tensor.view(torch.uint8).view(-1).numpy().data
         row_bytes = len(memory) // self.num_chunks
         recovered, slab.recovered = slab.recovered, {}
         # Past this the disk hangs; what has not begun there is then given back, its room in host with it.

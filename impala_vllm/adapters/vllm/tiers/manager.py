@@ -269,11 +269,12 @@ class TierManager(OffloadingManager):
         """Which of its request's chunks it is, the root being 0; -1: none of them."""
         return (req_context.get_offload_key_position(OffloadKey(key)) or 0) // self.tokens_per_chunk - 1
 
-    def _root_first(self, keys: list[OffloadKey], req_context: ReqContext) -> Sequence[Key]:
+    def _root_first(self, keys: Sequence[Key], req_context: ReqContext) -> Sequence[Key]:
         """A model's several KV cache groups, of which policy knows nothing, come one behind the other."""
         if self._idle is not None:
             return keys
-        return sorted(keys, key=lambda key: req_context.get_offload_key_position(key) or 0)
+        end = _position(req_context)
+        return sorted(keys, key=lambda key: end(key) or 0)
 
     def _before(self, turn: Turn, keys: Sequence[Key], req_context: ReqContext) -> list[Key | None]:
         """What lies before each of these chunks of the turn's, which come root first."""
