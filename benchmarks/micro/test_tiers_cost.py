@@ -130,6 +130,15 @@ class Server:
         manager.complete_load(set(held), request.context)
         self.compute(request, num_held)
 
+    def go_on(self, request: Request, num_held: int) -> None:
+        """A turn that finds its chunks in HBM: the connector offers all of them anew; a few are new."""
+        self.arrive(request)
+        output = self.manager.prepare_store(request.keys, request.context)
+        assert output is not None
+        assert len(output.keys_to_store) == len(request.keys) - num_held
+        self.manager.complete_store(set(output.keys_to_store), request.context)
+        self.finish(request)
+
 
 @pytest.fixture(scope="module")
 def server() -> Server:
@@ -153,6 +162,17 @@ def test_a_turn_that_resumes(benchmark: Any, server: Server) -> None:
         return turns[-1], len(turns[-2].keys)
 
     rounds(benchmark, server, server.resume, setup)
+
+
+def test_a_turn_that_goes_on_in_hbm(benchmark: Any, server: Server) -> None:
+    turns = [Request(NUM_TRACES + next(_numbers), NUM_CHUNKS)]
+    server.compute(turns[0])
+
+    def setup() -> tuple[Request, int]:
+        turns.append(turns[-1].next_turn(NUM_OUTPUT))
+        return turns[-1], len(turns[-2].keys)
+
+    rounds(benchmark, server, server.go_on, setup)
 
 
 def test_a_first_turn(benchmark: Any, server: Server) -> None:
