@@ -58,7 +58,7 @@ class Figure:
 CODING = Agents(60, (6, 14), 6000, 1500, 200, 3.0, 0.8, 1.0)
 BATCH = Agents(64, (10, 20), 4000, 2000, 300, 4.0, 0.8, None)
 LIGHT_CALLS = Agents(64, (10, 20), 4000, 2000, 300, 1.0, 0.5, None)
-TAILED = Agents(250, (1, 60), 2000, 600, 200, 1.0, 0.6, 1.0, is_heavy=True)
+TAILED = Agents(400, (1, 60), 2000, 600, 200, 1.0, 0.6, 1.0, is_heavy=True)
 ANSWERING = Agents(80, (4, 8), 3000, 300, 60, 0.3, 1.0, 6.0)
 SLOW_CALLS = Agents(48, (5, 9), 8000, 600, 150, 6.0, 0.3, 1.0)
 IN_TURN = Workflow(10, 8, 8192, 512, 32)
@@ -66,8 +66,10 @@ IN_TURN = Workflow(10, 8, 8192, 512, 32)
 FIGURES = (
     Figure("continuum", "1.12-3.66x shorter jobs than vLLM", 1.12, 3.66, CODING, 220_000, faster),
     Figure("continuum-dynamic", "1.12-3.66x shorter jobs than vLLM", 1.12, 3.66, CODING, 220_000, faster),
-    Figure("plas", "4-15x more programs at equal latency than vLLM", 4.0, 15.0, TAILED, 100_000, None),
-    Figure("atlas", "4-15x more programs at equal latency than vLLM", 4.0, 15.0, TAILED, 100_000, None),
+    Figure("plas", "4-15x more programs at equal latency than vLLM", 4.0, 15.0, TAILED, 100_000, None, 8.0,
+           base_has_host=True),
+    Figure("atlas", "4-15x more programs at equal latency than vLLM", 4.0, 15.0, TAILED, 100_000, None, 8.0,
+           base_has_host=True),
     Figure("infercept", "1.6-2x over a server that discards", 1.6, 2.0, ANSWERING, 100_000, faster, forgets=True),
     Figure("thunderagent", "1.5-3.6x the throughput of vLLM", 1.5, 3.6, LIGHT_CALLS, 250_000, more),
     Figure("thunderagent-proxy", "1.12-1.16x in a vendor's port of it", 1.12, 1.16, LIGHT_CALLS, 250_000, more),

@@ -98,21 +98,6 @@ def test_plas_takes_the_seat_of_a_program_with_more_service(monkeypatch):
     assert scene.replica.num_preemptions == 1
 
 
-def test_plas_takes_the_memory_of_a_program_with_more_service_where_that_is_swapped(monkeypatch):
-    monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 40, 80))
-    load = workload(session("long", [30], output=40), session("new", [48], output=1))
-    below = Room(100, 0, TIMING.kv_bytes_per_token * 4, 1e9, None, None)
-    scene = Scene(load, num_blocks=18, policy=Plas, below=below).play(0.0, 20.0)
-    # New finds no room in the step at 21.0; that is over at 22.25, and then it has long's.
-    assert scene.ends()["new", 0] == 22.25 + 1.0 + 48 * 0.5
-    assert scene.replica.num_preemptions == 1
-    assert scene.replica.recomputed_tokens == 0
-    alone = Scene(load, num_blocks=18, policy=Plas).play(0.0, 20.0)
-    assert alone.order() == ["long", "new"]
-    assert alone.replica.num_preemptions == 0
-    assert alone.ends()["new", 0] > alone.ends()["long", 0]
-
-
 @pytest.mark.parametrize("name", ["plas", "atlas", "mars"])
 def test_whoever_loses_its_seat_waits_from_then_on(name):
     load = workload(session("long", [30], output=40), session("new", [8], output=1))
