@@ -11,9 +11,10 @@ from impala_vllm.sim.client import Client, Served
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.measures import Measures, measure
 from impala_vllm.sim.policies import Kind
-from impala_vllm.sim.replica import Replica, Shape, Step
+from impala_vllm.sim.replica import Replica, Step
 from impala_vllm.sim.router import Router
 from impala_vllm.sim.routers import DEFAULT, ROUTERS, Machines
+from impala_vllm.sim.scheduler import Shape
 from impala_vllm.sim.sessions import Session, Workload
 from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Timing

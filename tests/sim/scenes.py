@@ -7,7 +7,8 @@ from impala_vllm.core.types import Outcome
 from impala_vllm.sim.client import Client
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
-from impala_vllm.sim.replica import Replica, Shape
+from impala_vllm.sim.replica import Replica
+from impala_vllm.sim.scheduler import Shape
 from impala_vllm.sim.sessions import Session, Turn, Workload
 from impala_vllm.sim.tiers import Room
 from impala_vllm.sim.timing import Source, Timing

@@ -11,9 +11,9 @@ from impala_vllm.sim.client import Client
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policies import KINDS
 from impala_vllm.sim.replica import Replica as Engine
-from impala_vllm.sim.replica import Shape
 from impala_vllm.sim.router import Router
 from impala_vllm.sim.routers import ROUTERS, Ask, Machines, Peer
+from impala_vllm.sim.scheduler import Shape
 from impala_vllm.sim.simulation import Setup, run
 from impala_vllm.sim.tiers import Room
 from tests.sim.scenes import BLOCK, TIMING, session, workload
