@@ -6,6 +6,7 @@ Recorded coding sessions, or without --traces synthetic agents: chats, sent with
 without. Routers are processes, servers and clients are this one; figures compare arms and say nothing absolute. A token
 of a server stands for --scale of the recording's, in its timing too, and all times are shorter by --speed. Arms are
 interleaved, every second repetition backwards; routers that are not installed are left out, with a line that says so.
+All defaults, nine arms and five repetitions take about an hour and a quarter on two cores that do nothing else.
 """
 
 import argparse
@@ -68,15 +69,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=main.__doc__)
     parser.add_argument("--traces", type=Path, help="recorded sessions; synthetic agents otherwise")
     parser.add_argument("--servers", type=int, default=16)
-    parser.add_argument("--sessions", type=int, default=96)
+    parser.add_argument("--sessions", type=int, default=160)
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--concurrency", type=int, help="closed loop: so many live at a time; all, otherwise")
     parser.add_argument("--spread-s", type=float, default=60.0, help="sessions start within so many seconds")
+    parser.add_argument("--max-gap-s", type=float, default=30.0, help="longer recorded gaps are cut")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--arms", help=f"comma-separated; {', '.join((*DIRECT, *routers.ARMS))} otherwise")
-    parser.add_argument("--scale", type=int, default=16, help="recorded tokens to a token that is sent")
+    parser.add_argument("--scale", type=int, default=32, help="recorded tokens to a token that is sent")
     parser.add_argument("--hbm-tokens", type=int, help="of the tokens that are sent; the timing's otherwise")
-    parser.add_argument("--speed", type=float, default=4.0, help="how much faster than life")
+    parser.add_argument("--speed", type=float, default=3.0, help="how much faster than life")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     if args.traces is None:
@@ -99,7 +101,7 @@ class _Runs:
         self._hbm_tokens: int = args.hbm_tokens or self._timing.hbm_tokens // args.scale
         self._words = chats.Words(self._tokenizer)
         coarser = args.scale * BLOCK_TOKENS // RECORDED_BLOCK_TOKENS
-        self._pool = sessions.recorded(args.traces, args.turns, coarser) if args.traces else None
+        self._pool = sessions.recorded(args.traces, args.turns, coarser, args.max_gap_s) if args.traces else None
 
     async def one(self, name: str, seed: int) -> Outcome:
         """One arm, once. Raises ServerError where its router does not come up."""
@@ -139,7 +141,7 @@ class _Runs:
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("servers", "sessions", "turns", "concurrency", "spread_s", "scale", "hbm_tokens", "speed")
+    names = ("servers", "sessions", "turns", "concurrency", "spread_s", "max_gap_s", "scale", "hbm_tokens", "speed")
     traces = args.traces.name if args.traces else "agents"
     return {"traces": traces, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}}
 

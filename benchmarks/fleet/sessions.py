@@ -27,8 +27,8 @@ class Step(NamedTuple):
     """After the turn before."""
 
 
-def recorded(path: Path, num_turns: int, coarser: int = 1) -> list[list[Step]]:
-    """The first turns of each recorded trace, in order, with the gaps between them.
+def recorded(path: Path, num_turns: int, coarser: int = 1, max_gap_s: float = MAX_GAP_S) -> list[list[Step]]:
+    """The first turns of each recorded trace, in order, with the gaps between them, longer ones cut short.
 
     `coarser`: so many blocks are taken as one. A chained key says all that its predecessors say.
     """
@@ -44,7 +44,7 @@ def recorded(path: Path, num_turns: int, coarser: int = 1) -> list[list[Step]]:
             if turn.input_tokens > MAX_TOKENS:
                 break
             keys = [key_of((block + 1) * _SPREAD) for block in turn.blocks[coarser - 1 :: coarser]]
-            gap_s = min(MAX_GAP_S, max(0.0, turn.arrival_s - end_s))
+            gap_s = min(max_gap_s, max(0.0, turn.arrival_s - end_s))
             num_output = min(turn.output_tokens or 100, 1000)
             steps.append(Step(keys, turn.input_tokens, turn.block_size * coarser, num_output, gap_s))
             end_s = turn.finish_s if turn.finish_s is not None else turn.arrival_s
