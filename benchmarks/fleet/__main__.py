@@ -6,7 +6,7 @@ Recorded coding sessions, or without --traces synthetic agents: chats, sent with
 without. Routers are processes, servers and clients are this one; figures compare arms and say nothing absolute. A token
 of a server stands for --scale of the recording's, in its timing too, and all times are shorter by --speed. Arms are
 interleaved, every second repetition backwards; routers that are not installed are left out, with a line that says so.
-All defaults, nine arms and five repetitions take about an hour and a quarter on two cores that do nothing else.
+All defaults, nine arms and five repetitions take about an hour on two cores that do nothing else.
 """
 
 import argparse
@@ -46,6 +46,8 @@ def main() -> None:
     for name, reason in left_out.items():
         print(f"{name}: left out: {reason}", file=sys.stderr)
     found: dict[str, list[Outcome]] = {name: [] for name in names if name not in left_out}
+    if not found:
+        sys.exit("no arm is left")
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
         run = _Runs(args, Path(folder))
@@ -61,7 +63,7 @@ def main() -> None:
                 print(json.dumps({"arm": name, "repetition": repetition, **outcome._asdict()}), flush=True)
     for line in summary(found):
         print(line, file=sys.stderr)
-    if args.record:
+    if args.record and any(found.values()):
         print(record.append(records(found, _params(args), record.origin())))
 
 
@@ -78,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", help=f"comma-separated; {', '.join((*DIRECT, *routers.ARMS))} otherwise")
     parser.add_argument("--scale", type=int, default=32, help="recorded tokens to a token that is sent")
     parser.add_argument("--hbm-tokens", type=int, help="of the tokens that are sent; the timing's otherwise")
-    parser.add_argument("--speed", type=float, default=3.0, help="how much faster than life")
+    parser.add_argument("--speed", type=float, default=4.0, help="how much faster than life")
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     if args.traces is None:
