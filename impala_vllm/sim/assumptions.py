@@ -9,6 +9,9 @@ from impala_vllm.sim.sessions import Workload
 from impala_vllm.sim.simulation import Setup
 from impala_vllm.workload import Turn
 
+FEW = 20
+"""Tasks below which one in twenty is none of them."""
+
 
 def assumptions(
     load: Workload, setup: Setup, log: Recognised, assumed: Assumed, num_tasks: int, num_cut: int
@@ -22,15 +25,21 @@ def assumptions(
     if num_chosen < num_tasks:
         thinner = ", fewer at a time than in the recording" if _starts_as_recorded(load, setup) else ""
         yield f"{num_chosen:,} of the log's {num_tasks:,} tasks, picked by the seed{thinner}"
+    if num_chosen < FEW:
+        yield f"only {num_chosen} tasks: with others, such as those of another seed, figures may be others"
     yield _blocks(load, log.turns)
     yield (
         "tool times as recorded, whoever serves; outputs of the recorded length, part of the next prompt where the log "
         "shows it"
     )
-    yield "caches are empty at first; nothing takes time but steps and transfers: no tokenising, no network, no client"
+    yield "caches are empty at first; nothing takes time but steps and transfers: no planning, tokenising, network"
     models = sorted({turn.model for turn in log.turns if turn.model})
     if len(models) > 1:
         yield f"the log names {len(models)} models ({_some(models)}): served as if by one, without a common prefix"
+    most = setup.timing.max_context_tokens
+    num_long = sum(turn.num_tokens > most for turn in load.turns()) if most is not None else 0
+    if num_long:
+        yield f"{num_long:,} turns are longer than the {most:,} tokens that this model takes: served all the same"
     if num_cut:
         yield f"sessions end before the turn that outgrows HBM: {num_cut:,} turns of the log left out"
     if log.num_requests:

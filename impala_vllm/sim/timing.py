@@ -52,6 +52,8 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nvme_write_bytes_per_s: float | None = None
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 128
+    max_context_tokens: int | None = None
+    """What the model takes; None: not said."""
 
     def prefill_s(self, num_tokens: int, before: int) -> float:
         """A chunk of a prompt with `before` tokens in front of it."""
@@ -99,7 +101,8 @@ def _parse(text: str, where: str) -> Timing:
         if isinstance(value, int | float) and not 0 <= value < float("inf"):
             raise ConfigError(f"{where}: {field} must be 0 or more, not {value!r}")
     links = ("host_bytes_per_s", "nvme_read_bytes_per_s", "nvme_write_bytes_per_s")
-    for field in (*links, "fixed_s", "prefill_s_per_token", "hbm_tokens", "max_num_batched_tokens", "max_num_seqs"):
+    counts = ("hbm_tokens", "max_num_batched_tokens", "max_num_seqs", "max_context_tokens")
+    for field in (*links, *counts, "fixed_s", "prefill_s_per_token"):
         if getattr(timing, field) == 0:
             raise ConfigError(f"{where}: {field} must be above 0")
     return timing

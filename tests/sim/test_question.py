@@ -1,6 +1,7 @@
 """What is asked becomes a workload and a set-up, and every assumption is said."""
 
 import pytest
+from msgspec import structs
 
 from impala_vllm.config import ConfigError
 from impala_vllm.sim.question import Asked, ask
@@ -95,6 +96,18 @@ def test_models_that_are_served_as_one_are_said():
     turns = [turn(f"s{n}0", 5.0 * i, [i + 1], model=f"model-{n}") for i, n in enumerate("ab")]
     assert any("2 models (model-a, model-b)" in line for line in ask(turns, Asked(TIMING)).assumptions)
     assert not any("models" in line for line in ask(turns[:1], Asked(TIMING)).assumptions)
+
+
+def test_turns_that_the_model_would_not_take_are_said():
+    short = structs.replace(TIMING, max_context_tokens=50)
+    assert any("6 turns are longer than the 50 tokens" in line for line in ask(log(), Asked(short)).assumptions)
+    assert not any("turns are longer" in line for line in ask(log(), Asked(TIMING)).assumptions)
+
+
+def test_few_tasks_are_said_to_be_few():
+    assert any("only 6 tasks" in line for line in ask(log(), Asked(TIMING)).assumptions)
+    turns = [turn(f"t{i}x0", 0.0, [1000 + i]) for i in range(20)]
+    assert not any("only" in line for line in ask(turns, Asked(TIMING)).assumptions)
 
 
 def test_merged_blocks_and_switched_on_tiers_are_said():
