@@ -17,7 +17,7 @@ class BlockIo:
     """What block I/O a directory offers. None: unknown, because the native module is absent."""
 
     io_uring: bool | None = None
-    """The kernel lets this process make an io_uring."""
+    """The kernel lets this process make an io_uring and does what it is asked for, proven by a read."""
     direct_io: bool | None = None
     """The file system takes O_DIRECT, proven by a write and a read."""
     direct_alignment_bytes: int | None = None

@@ -10,7 +10,7 @@
 #include <system_error>
 
 #include "fd.hpp"
-#include "ring.hpp"
+#include "uring_file.hpp"
 
 namespace impala {
 namespace {
@@ -18,15 +18,27 @@ namespace {
 // From the smallest disk sector to the largest page and file system block in use.
 constexpr std::size_t kSmallestAlignment = 512;
 constexpr std::size_t kLargestAlignment = 64 * 1024;
+// Between looks for a byte that is there already.
+constexpr double kPatience_s = 1;
 
 struct Free {
     void operator()(char* p) const { std::free(p); }
 };
 
-bool can_make_io_uring() {
+// Have a byte of a pipe read as a slab's blocks are: a container's rules may let an io_uring be made and registered and
+// refuse every op on it.
+bool can_use_io_uring() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
+    const Fd out(ends[0]), in(ends[1]);
+    char byte = 0;
+    if (write(in.get(), &byte, 1) != 1) return false;
     try {
-        Ring(1);
-        return true;
+        UringFile file(out.get(), 1, 1, std::nullopt);
+        const Transfer transfer{0, {false, 0, &byte, 1}};
+        file.submit({transfer});
+        while (file.wait(kPatience_s) != Wait::done) continue;
+        return file.take().front().error == 0;
     } catch (const std::system_error&) {
         return false;
     }
@@ -64,7 +76,7 @@ BlockIo probe_block_io(const std::string& directory) {
     unlink(path.c_str());
 
     BlockIo answer;
-    answer.io_uring = can_make_io_uring();
+    answer.io_uring = can_use_io_uring();
     if (direct) answer.direct_alignment_bytes = direct_alignment(direct.get());
     return answer;
 }

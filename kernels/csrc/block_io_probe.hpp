@@ -8,7 +8,8 @@
 namespace impala {
 
 struct BlockIo {
-    // This build can make an io_uring and the kernel lets this process (containers often forbid it).
+    // This build can make an io_uring, the kernel lets this process, and an op on it is done: containers often forbid
+    // the making, some only the ops.
     bool io_uring = false;
     // Smallest alignment of address, offset and length that an O_DIRECT write and read back accept;
     // empty where the file system refuses O_DIRECT.

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "block_io_probe.hpp"
 #include "checksum.hpp"
 #include "uring_file.hpp"
 
@@ -326,6 +327,10 @@ int main(int argc, char** argv) {
         std::printf("no io_uring: %s\n", e.what());
         return 77;
     }
+    if (!probe_block_io(argv[1]).io_uring) {
+        std::puts("no io_uring: a ring can be made, what it is asked for is refused");
+        return 77;
+    }
     const Fd file = open_direct(argv[1]);
     const std::size_t before = num_open_files();
     for (const unsigned depth : {1U, 3U, 64U, 1000U}) more_transfers_than_the_ring_holds_come_back(file.get(), depth);
@@ -340,6 +345,7 @@ int main(int argc, char** argv) {
     a_signal_ends_a_wait();
     memory_is_still_once_its_transfer_is_done(file.get());
     an_impossible_depth_or_file_is_refused(file.get());
+    CHECK(probe_block_io(argv[1]).io_uring);
     CHECK(num_open_files() == before);
     std::puts("ok");
 }

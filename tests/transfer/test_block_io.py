@@ -77,11 +77,12 @@ def test_where_a_ring_can_be_made_but_moves_nothing_threads_do_the_work(
 
 UNDER_A_FILTER = """
 import ctypes, os, struct, sys
+from impala_vllm import native
 from impala_vllm.transfer.alignment import aligned_buffer, use_direct
 from impala_vllm.transfer.block_io import Op, open_block_io
 
-# Load the system call's number; 426, io_uring_enter, is EPERM; all others are allowed.
-steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 426), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
+# Load the system call's number; one is EPERM; all others are allowed.
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[2])), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
 rules = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
 program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(rules))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -94,18 +95,22 @@ io = open_block_io(fd)
 io.submit([Op(1, False, 0, aligned_buffer(4096))])
 print(type(io).__name__, [c.error for c in io.poll(60.0)])
 io.close()
+print("probed", native.probe_block_io(os.path.dirname(sys.argv[1])).io_uring)
 """
 
 
-def test_under_a_filter_that_lets_rings_be_made_and_refuses_every_op_threads_do_the_work(fd: int, tmp_path: Path):
+@pytest.mark.parametrize("refused", [425, 426, 427], ids=["io_uring_setup", "io_uring_enter", "io_uring_register"])
+def test_under_a_filter_that_refuses_a_call_of_io_uring_threads_do_the_work_and_the_probe_says_so(
+    fd: int, tmp_path: Path, refused: int
+):
     if not use_direct(fd) or not native.probe_block_io(tmp_path).io_uring:
         pytest.skip("no io_uring here")
-    child = [sys.executable, "-c", UNDER_A_FILTER, str(tmp_path / "data")]
+    child = [sys.executable, "-c", UNDER_A_FILTER, str(tmp_path / "data"), str(refused)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(child, capture_output=True, text=True, env=env, timeout=120)
     if done.returncode == 77:
         pytest.skip("the kernel takes no seccomp filter of ours")
-    assert done.stdout == "ThreadPoolIo [None]\n", done.stdout + done.stderr[-2000:]
+    assert done.stdout == "ThreadPoolIo [None]\nprobed False\n", done.stdout + done.stderr[-2000:]
 
 
 def test_the_proof_leaves_nothing_in_flight_and_no_completion_behind(fd: int, tmp_path: Path):
