@@ -39,18 +39,26 @@ def model():
 @pytest.fixture(scope="session")
 def adapter(model, tmp_path_factory):
     """A LoRA adapter with random weights, large enough to change outputs."""
+    return random_adapter(model, tmp_path_factory.mktemp("adapter"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_adapter(model, tmp_path_factory):
+    return random_adapter(model, tmp_path_factory.mktemp("other-adapter"), seed=2)
+
+
+def random_adapter(model, folder, seed):
     import torch
     from safetensors.torch import save_file
 
     config = json.loads((Path(model) / "config.json").read_text())
     heads = config["num_attention_heads"] * config["head_dim"]
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     weights = {}
     for layer in range(config["num_hidden_layers"]):
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         weights[f"{name}.lora_A.weight"] = torch.randn(8, config["hidden_size"])
         weights[f"{name}.lora_B.weight"] = torch.randn(heads, 8)
-    folder = tmp_path_factory.mktemp("adapter")
     save_file(weights, str(folder / "adapter_model.safetensors"))
     described = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(described))
@@ -66,13 +74,20 @@ def command(model, *flags):
 
 
 @pytest.fixture(scope="session")
-def servers(model, adapter, tmp_path_factory):
+def adapters(adapter, other_adapter):
+    """The flags that serve both, one at a time in a batch."""
+    served = [f"extra={adapter}", f"other={other_adapter}"]
+    return ["--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules", *served]
+
+
+@pytest.fixture(scope="session")
+def servers(model, adapters, tmp_path_factory):
     """The same server twice, stock and observed, started together."""
     folder = tmp_path_factory.mktemp("servers")
     config = folder / "impala.yaml"
     config.write_text(f"identity:\n  max_traces: {MAX_TRACES}\n")
-    features = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"extra={adapter}"]
-    features += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
+    features = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"]
+    features += adapters
     ours = ["--scheduler", "impala", "--impala-mode", "observe", "--impala-config", str(config)]
     stock = Server("stock", command(model, *features), folder / "stock.log", ENVIRONMENT)
     observed = Server("observed", command(model, *features, *ours), folder / "observed.log", ENVIRONMENT)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 
 import pytest
 
@@ -16,9 +17,9 @@ HELD, EVICTED = "impala_held_turns{", "impala_kv_blocks_evicted_total{"
 
 
 @pytest.fixture(scope="module")
-def enforced(model, tmp_path_factory):
+def enforced(model, adapters, tmp_path_factory):
     ours = ["--scheduler", "impala"]
-    serve = command(model, *ours, "--num-gpu-blocks-override", str(NUM_BLOCKS))
+    serve = command(model, *ours, *adapters, "--num-gpu-blocks-override", str(NUM_BLOCKS))
     with Server("enforced", serve, tmp_path_factory.mktemp("enforced") / "log", ENVIRONMENT) as server:
         server.wait_ready(READY_S)
         yield Client(server.url)
@@ -42,6 +43,10 @@ def sampled_twice(client, prompt, salt):
 
 
 WAYS = (whole, streamed, sampled_twice)
+
+
+def adapted(client, prompt, salt, model):
+    return [client.complete(prompt, max_tokens=6, cache_salt=salt, model=model)["choices"][0]["token_ids"]]
 
 
 def live(client, agent, salt, way=whole):
@@ -120,4 +125,17 @@ def test_a_turn_sent_again_and_again_while_it_waits_has_one_answer(stock, enforc
         answers = [attempt.result() for attempt in first], [attempt.result() for attempt in again]
     expected = [whole(stock, prompt, salt) for prompt in prompts]
     assert answers == (expected, [answer for answer in expected for _ in range(2)])
+    assert_left_well(enforced)
+
+
+def test_agents_of_more_adapters_than_fit_a_batch_all_get_their_answers(stock, enforced, salt):
+    def alive(client, agent):
+        model = ("tiny", "extra", "other")[agent % 3]
+        return live(client, agent, salt, functools.partial(adapted, model=model))
+
+    evicted = enforced.metric(EVICTED)
+    with concurrent.futures.ThreadPoolExecutor(NUM_AGENTS) as pool:
+        answers = list(pool.map(functools.partial(alive, enforced), range(NUM_AGENTS)))
+    assert answers == [alive(stock, agent) for agent in range(NUM_AGENTS)]
+    assert enforced.metric(EVICTED) > evicted, "the pool was never short: this test would show nothing"
     assert_left_well(enforced)
