@@ -21,6 +21,9 @@ from impala_vllm.workload import Turn
 LEAST_LOAD = 0.01
 """Below it HBM is many times as large as all there is to keep, up to numbers that are none."""
 
+NEARLY = 0.99
+"""Of a load is as good as it."""
+
 DEFAULT_LOAD = 4.0
 """Where neither a load nor a number of sessions is given, and the log does not say how sessions overlap."""
 
@@ -111,7 +114,7 @@ def ask(turns: Sequence[Turn], asked: Asked) -> Question:
     hbm_tokens = max(round(working_set / asked.load / asked.num_replicas), least)
     setup = _setup(asked, hbm_tokens, None)
     said = assumptions(load, setup, log, assumed, len(everything.roots()), 0)
-    return _question(load, setup, log, load.roots(), said)
+    return _question(load, setup, log, load.roots(), said, asked)
 
 
 def _on_given_room(everything: Workload, log: Recognised, assumed: Assumed, asked: Asked, hbm_tokens: int) -> Question:
@@ -134,7 +137,7 @@ def _on_given_room(everything: Workload, log: Recognised, assumed: Assumed, aske
     said = assumptions(load, setup, log, assumed, len(fitting.roots()), num_cut)
     roots = load.roots()
     live = roots[:num_live] if num_live is not None else most_live(load, asked.timing) if load.has_one_clock else roots
-    return _question(load, setup, log, live, said)
+    return _question(load, setup, log, live, said, asked)
 
 
 def _setup(asked: Asked, hbm_tokens: int, num_live: int | None) -> Setup:
@@ -144,15 +147,21 @@ def _setup(asked: Asked, hbm_tokens: int, num_live: int | None) -> Setup:
     )  # fmt: skip
 
 
-def _question(load: Workload, setup: Setup, log: Recognised, live: Sequence[Session], said: Iterable[str]) -> Question:
+def _question(
+    load: Workload, setup: Setup, log: Recognised, live: Sequence[Session], said: Iterable[str], asked: Asked
+) -> Question:
     for name, tokens in (("host", setup.host_tokens), ("nvme", setup.nvme_tokens)):
         if 0 < tokens < load.block_size:
             raise ConfigError(
                 f"--{name}-tokens {tokens} holds no block of {load.block_size:,} tokens; give that many or more, or 0"
             )
     oversubscription = _working_set(load, live) / (setup.hbm_tokens * setup.num_replicas)
+    lines = list(said)
+    if asked.load is not None and oversubscription < NEARLY * asked.load:
+        why = "HBM holds the longest turn at least" if asked.hbm_tokens is None else "there are no more tasks"
+        lines.insert(0, f"the load is {oversubscription:.2g}, not the {asked.load:g} that was asked for: {why}")
     # Not the log itself: it is many times as large as what is served of it.
-    return Question(load, setup, oversubscription, len(live), log.num_requests, log.num_sessions, tuple(said))
+    return Question(load, setup, oversubscription, len(live), log.num_requests, log.num_sessions, tuple(lines))
 
 
 def most_live(load: Workload, timing: Timing) -> list[Session]:

@@ -29,6 +29,14 @@ def test_hbm_always_holds_the_longest_turn():
     found = ask(log(), Asked(TIMING, load=100.0))
     assert found.setup.hbm_tokens == 84 + 2 * 4
     assert found.oversubscription < 100
+    assert found.assumptions[0].endswith("not the 100 that was asked for: HBM holds the longest turn at least")
+
+
+def test_a_load_of_more_than_all_tasks_is_said_to_be_less():
+    found = ask(log(), Asked(TIMING, hbm_tokens=200, load=9.0))
+    assert found.num_live == 6
+    assert found.assumptions[0] == "the load is 2.5, not the 9 that was asked for: there are no more tasks"
+    assert not any("asked for:" in line for line in ask(log(), Asked(TIMING, hbm_tokens=100, load=2.0)).assumptions)
 
 
 def test_with_hbm_given_a_load_sets_how_many_are_live():
