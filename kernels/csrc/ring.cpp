@@ -11,9 +11,23 @@
 #include <cerrno>
 #include <system_error>
 
+// Of Linux 5.19; the oldest header that we build with does not have them.
+#ifndef IORING_SETUP_COOP_TASKRUN
+#define IORING_SETUP_COOP_TASKRUN (1U << 8)
+#endif
+#ifndef IORING_SETUP_TASKRUN_FLAG
+#define IORING_SETUP_TASKRUN_FLAG (1U << 9)
+#endif
+#ifndef IORING_SQ_TASKRUN
+#define IORING_SQ_TASKRUN (1U << 2)
+#endif
+
 namespace impala {
 namespace {
 
+// The kernel does not interrupt a thread to tell it of an event: it leaves a mark, and the event comes with the thread's
+// next system call.
+constexpr unsigned kCalm = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 // The kernel's limit for one registered buffer.
 constexpr std::size_t kPieceBytes = std::size_t{1} << 30;
 
@@ -24,7 +38,12 @@ unsigned load(const unsigned* from) { return __atomic_load_n(from, __ATOMIC_ACQU
 void store(unsigned* to, unsigned value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
 
 Fd set_up(unsigned depth, io_uring_params& params) {
+    params.flags = kCalm;
     Fd fd(static_cast<int>(syscall(__NR_io_uring_setup, depth, &params)));
+    if (!fd && errno == EINVAL) {  // before 5.19, or a depth that no kernel has
+        params = io_uring_params{};
+        fd = Fd(static_cast<int>(syscall(__NR_io_uring_setup, depth, &params)));
+    }
     if (!fd) fail(errno, "io_uring_setup");
     // The last came with 5.6, as did the plain read and write entries.
     constexpr unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_RW_CUR_POS;
@@ -45,6 +64,7 @@ Ring::Ring(unsigned depth) {
     entries_.map(fd_.get(), IORING_OFF_SQES, params.sq_entries * sizeof(io_uring_sqe));
     submit_head_ = rings_.at<unsigned>(submit.head);
     submit_tail_ = rings_.at<unsigned>(submit.tail);
+    submit_flags_ = rings_.at<unsigned>(submit.flags);
     submit_mask_ = params.sq_entries - 1;
     event_head_ = rings_.at<unsigned>(events.head);
     event_tail_ = rings_.at<unsigned>(events.tail);
@@ -113,6 +133,9 @@ Refusal Ring::start() {
 
 std::optional<Event> Ring::next() {
     const unsigned head = *event_head_;  // only we write it
+    if (head == load(event_tail_) && (load(submit_flags_) & IORING_SQ_TASKRUN)) {
+        syscall(__NR_io_uring_enter, fd_.get(), 0, 0, IORING_ENTER_GETEVENTS, nullptr, 0);
+    }
     if (head == load(event_tail_)) return std::nullopt;
     const io_uring_cqe& event = event_[head & event_mask_];
     const Event taken{event.user_data, event.res};

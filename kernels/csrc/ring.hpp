@@ -79,7 +79,7 @@ class Ring {
 
     Fd fd_;
     Mapping rings_, entries_;
-    unsigned *submit_head_, *submit_tail_, submit_mask_, *event_head_, *event_tail_, event_mask_;
+    unsigned *submit_head_, *submit_tail_, *submit_flags_, submit_mask_, *event_head_, *event_tail_, event_mask_;
     unsigned prepared_tail_ = 0;
     io_uring_sqe* entry_;
     io_uring_cqe* event_;
