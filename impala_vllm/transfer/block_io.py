@@ -65,7 +65,8 @@ class BlockIo(Protocol):
         ...
 
     def poll(self, timeout_s: float = 0.0) -> list[Completion]:
-        """Completions since the last call; waits for the first one up to `timeout_s`, or until `wake` is called.
+        """Completions that were not polled yet, a few where there are many; waits for the first one up to `timeout_s`,
+        or until `wake` is called.
 
         Raises ValueError on a closed engine.
         """

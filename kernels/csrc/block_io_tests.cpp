@@ -140,6 +140,35 @@ void more_transfers_than_the_ring_holds_come_back(int fd, unsigned depth) {
     CHECK(sent == received);
 }
 
+void what_is_done_can_be_taken_in_parts(int fd) {
+    UringFile file(fd, 8, kBlock, std::nullopt);
+    const Memory into(6 * kBlock);
+    std::vector<Transfer> reads;
+    for (std::size_t i = 0; i < 6; ++i) {
+        reads.push_back({static_cast<std::int64_t>(i), {false, i * kBlock, into.data() + i * kBlock, kBlock}});
+    }
+    file.submit(reads);
+    std::map<std::int64_t, Done> found;
+    while (found.size() < 6) {
+        CHECK(file.wait(kLong_s) == Wait::done);
+        const auto some = file.take(2);
+        CHECK(!some.empty() && some.size() <= 2);
+        for (const Done& done : some) CHECK(done.error == 0 && found.emplace(done.transfer.token, done).second);
+    }
+    CHECK(file.wait(0) == Wait::timed_out && file.take(2).empty());
+}
+
+// Events that wait for a system call must not wait for one that sleeps.
+void whoever_only_looks_sees_what_is_done(int fd) {
+    UringFile file(fd, 4, kBlock, std::nullopt);
+    const Memory into(kBlock);
+    for (std::int64_t i = 0; i < 100; ++i) {
+        file.submit({a_read(i, 0, into)});
+        while (file.wait(0) != Wait::done) continue;
+        CHECK(file.take().size() == 1);
+    }
+}
+
 void spans_in_and_around_a_registered_region_come_back(int fd) {
     const Memory region(64 * kBlock, 1), outside(kBlock, 2);
     UringFile file(fd, 8, kBlock, std::nullopt);
@@ -334,6 +363,8 @@ int main(int argc, char** argv) {
     const Fd file = open_direct(argv[1]);
     const std::size_t before = num_open_files();
     for (const unsigned depth : {1U, 3U, 64U, 1000U}) more_transfers_than_the_ring_holds_come_back(file.get(), depth);
+    what_is_done_can_be_taken_in_parts(file.get());
+    whoever_only_looks_sees_what_is_done(file.get());
     spans_in_and_around_a_registered_region_come_back(file.get());
     garbage_is_refused_and_starts_nothing(file.get());
     a_short_read_is_an_error(file.get());

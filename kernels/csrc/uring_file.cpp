@@ -91,11 +91,13 @@ Wait UringFile::wait(double timeout_s) {
     }
 }
 
-std::vector<Done> UringFile::take() {
-    for (Done& done : done_) {
+std::vector<Done> UringFile::take(std::size_t most) {
+    std::vector<Done> taken;
+    for (; taken.size() < most && !done_.empty(); done_.pop_front()) taken.push_back(std::move(done_.front()));
+    for (Done& done : taken) {
         if (done.error == 0) done.checksum = checksum(done.transfer.span.address, done.transfer.span.length);
     }
-    return std::exchange(done_, {});
+    return taken;
 }
 
 void UringFile::cancel(std::int64_t token) {

@@ -61,8 +61,9 @@ class UringFile {
     // too. Deadlines are kept here: a transfer that is late is called back, and done once the kernel has let go of it.
     Wait wait(double timeout_s);
 
-    // What is done and was not taken yet. Takes the checksums, so it costs a pass over the memory.
-    std::vector<Done> take();
+    // What is done and was not taken yet, the first ones of it where that is more than `most`. Takes the checksums, so it
+    // costs a pass over the memory.
+    std::vector<Done> take(std::size_t most = SIZE_MAX);
 
     // Call the transfer back. It is done with ECANCELED if it had not begun, else with what became of it; an unknown
     // token is no error, it may just have been done.
@@ -110,7 +111,7 @@ class UringFile {
     // Queues of numbers; those of transfers that are done meanwhile are skipped.
     std::deque<std::uint64_t> waiting_, by_age_, to_cancel_;
     unsigned num_with_kernel_ = 0, num_cancels_ = 0;
-    std::vector<Done> done_;
+    std::deque<Done> done_;
 };
 
 }  // namespace impala
