@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.fleet.clients import Waited
 from benchmarks.fleet.emulated import Served
 from benchmarks.record import Origin, Record
+from impala_vllm.replay.comparison import ratio
 
 OURS = "impala"
 NO_RIVAL = frozenset({OURS, "sticky"})
@@ -92,8 +93,10 @@ def records(found: Mapping[str, Sequence[Outcome]], params: dict[str, Any], orig
     for metric in _COMPARED:
         if (compared := ratios(found, metric)) is not None:
             rival, values = compared
+            r = ratio([1.0] * len(values), values)
+            told = {"to": rival, "interval": f"{r.low:.4f}-{r.high:.4f} ({r.coverage:.0%})"}
             better = _KINDS[metric][1]
-            made.append(origin.record(QUESTION, OURS, {**params, "to": rival}, f"{metric} ratio", "x", better, values))
+            made.append(origin.record(QUESTION, OURS, params | told, f"{metric} ratio", "x", better, values))
     return made
 
 

@@ -1,4 +1,7 @@
-"""A router parted from its servers: what it can hear no longer, and what it knows once the network is back."""
+"""A router parted from its servers: what it can hear no longer, and what it knows once the network is back.
+
+By a cable of our own, which any machine has; `test_namespaces` pulls a real one where that is allowed.
+"""
 
 import asyncio
 import json

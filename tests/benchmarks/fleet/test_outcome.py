@@ -37,3 +37,4 @@ def test_without_rivals_or_without_us_there_is_nothing_to_compare():
 def test_records_say_whom_the_ratio_is_to():
     found = [r for r in records(FOUND, {"servers": 16}, ORIGIN) if r.metric == "tasks_per_hour ratio"]
     assert [(r.variant, r.params["to"], r.p50, r.n) for r in found] == [("impala", "two", 1.25, 3)]
+    assert found[0].params["interval"] == "1.1364-1.2500 (75%)"
