@@ -2,9 +2,9 @@
 
 Fixed: 2 s, as in the authors' preview code. Dynamic: the time that maximises P(resume by then) x (eta x queueing +
 reload) - time, with P from observed gaps of the tool (of all tools below `MIN_SAMPLES`) and eta the negative
-correlation of turns done and turns left. Reload is the recompute, or the load of what lies below HBM where that is
-sooner; of a copy only as much counts as those whose time to live was over have found of theirs. Turns of pinned
-programs go first, then programs in order of arrival.
+correlation of turns done and turns left. Reload is the recompute, or the load of what host has where that is sooner; of
+a copy only as much counts as those whose time to live was over have found of theirs. Turns of pinned programs go first,
+then programs in order of arrival.
 """
 
 from bisect import bisect_left, insort

@@ -30,8 +30,8 @@ class InferCept(Policy):
         self.programs = Programs()
         self.pins = Pins(replica)
         self.swapped = HostPins(replica)
-        self._below: dict[str, tuple[float, Reload]] = {}
-        """How what lies below HBM would be loaded, and when that was looked up: every `replan_s`, not every step."""
+        self._copies: dict[str, tuple[float, Reload]] = {}
+        """How what host has would be loaded, and when that was looked up: every `replan_s`, not every step."""
 
     def arrive(self, request: Request, now: float) -> None:
         self.programs.arrive(request, now)
@@ -41,7 +41,7 @@ class InferCept(Policy):
         self.programs.placed(request, now)
         self.pins.unpin(name)
         self.swapped.unpin(name)
-        self._below.pop(name, None)
+        self._copies.pop(name, None)
 
     def finish(self, request: Request, now: float) -> None:
         program = self.programs.finish(request, now)
@@ -77,10 +77,10 @@ class InferCept(Policy):
         return _waste(computed(self.replica, program.tokens), program, other_tokens)
 
     def swap(self, program: Program, other_tokens: int, now: float) -> float:
-        """The same of loading what lies below HBM of it and computing the rest."""
-        seen = self._below.get(program.name)
+        """The same of loading what host has of it and computing the rest."""
+        seen = self._copies.get(program.name)
         if seen is None or now - seen[0] >= self.replan_s:
-            seen = self._below[program.name] = now, loaded(self.replica, program.keys, program.tokens)
+            seen = self._copies[program.name] = now, loaded(self.replica, program.keys, program.tokens)
         return _waste(seen[1], program, other_tokens)
 
 

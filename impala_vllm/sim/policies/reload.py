@@ -1,4 +1,4 @@
-"""What brings a silent program's KV back once HBM has lost it: computing it, or loading what lies below HBM of it."""
+"""What brings a silent program's KV back once HBM has lost it: computing it, or loading what host has of it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,19 +26,15 @@ def computed(replica: "Replica", num_tokens: int) -> Reload:
 
 
 def loaded(replica: "Replica", keys: Sequence[int], num_tokens: int) -> Reload:
-    """What host and NVMe have, or are being sent, of a context's beginning is loaded, the rest computed. O(blocks)."""
+    """What host has, or is being sent, of a context's beginning is loaded, the rest computed. O(blocks).
+
+    What NVMe alone has counts as lost: it is read into host in the place of what others will want, so that what is
+    there now says little about a later turn (counted, both that ask here had tasks wait longer; DECISIONS 66).
+    """
     tiers = replica.tiers
     if tiers is None:
         return computed(replica, num_tokens)
-    num_below = num_read = 0
-    for key in keys:
-        if key not in tiers.host:
-            if key not in tiers.nvme:
-                break
-            num_read += 1
-        num_below += 1
-    load_s = tiers.loads.due_s(num_below * tiers.room.block_bytes) if num_below else 0.0
-    if num_read:
-        load_s += tiers.reads.due_s(num_read * tiers.room.block_bytes)
-    before = num_below * replica.shape.block_size
+    num_blocks = next((i for i, key in enumerate(keys) if key not in tiers.host), len(keys))
+    load_s = tiers.loads.due_s(num_blocks * tiers.room.block_bytes) if num_blocks else 0.0
+    before = num_blocks * replica.shape.block_size
     return Reload(load_s, replica.timing.prefill_s(num_tokens - before, before))
