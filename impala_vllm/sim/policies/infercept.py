@@ -19,11 +19,13 @@ from impala_vllm.sim.request import Request
 if TYPE_CHECKING:
     from impala_vllm.sim.replica import Replica
 
+REPLAN_S = 0.5
+
 
 class InferCept(Policy):
     """Waste of memory over time, in token-seconds."""
 
-    replan_s = 0.5
+    replan_s = REPLAN_S
 
     def __init__(self, replica: "Replica") -> None:
         super().__init__(replica)
@@ -31,7 +33,7 @@ class InferCept(Policy):
         self.pins = Pins(replica)
         self.swapped = HostPins(replica)
         self._copies: dict[str, tuple[float, Reload]] = {}
-        """How what host has would be loaded, and when that was looked up: every `replan_s`, not every step."""
+        """How what host has would be loaded, and when that was looked up: every `REPLAN_S`, not every step."""
 
     def arrive(self, request: Request, now: float) -> None:
         self.programs.arrive(request, now)
@@ -79,7 +81,7 @@ class InferCept(Policy):
     def swap(self, program: Program, other_tokens: int, now: float) -> float:
         """The same of loading what host has of it and computing the rest."""
         seen = self._copies.get(program.name)
-        if seen is None or now - seen[0] >= self.replan_s:
+        if seen is None or now - seen[0] >= REPLAN_S:
             seen = self._copies[program.name] = now, loaded(self.replica, program.keys, program.tokens)
         return _waste(seen[1], program, other_tokens)
 
