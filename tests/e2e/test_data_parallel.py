@@ -9,18 +9,21 @@ import pytest
 from impala_vllm.replay.server import Server
 from tests.e2e.client import Client, until
 from tests.e2e.conftest import ENVIRONMENT, READY_S, command
-from tests.e2e.test_enforce import NUM_AGENTS, NUM_BLOCKS, live
+from tests.e2e.test_enforce import NUM_AGENTS, live
 from tests.e2e.test_tiers import gib
 
 NUM_RANKS = 2
+NUM_BLOCKS = 40
+"""Of each rank, for two or three of its five agents."""
 
 
 @pytest.fixture(scope="module")
 def ranks(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    flags = ["--scheduler", "impala", "--data-parallel-size", str(NUM_RANKS), "--num-gpu-blocks-override"]
+    flags = ["--scheduler", "impala", "--data-parallel-size", str(NUM_RANKS)]
+    flags += ["--num-gpu-blocks-override", str(NUM_BLOCKS), "--max-model-len", "1024"]
     tiers = ["--impala-host-gib", gib(200), "--impala-nvme-path", str(folder / "slab"), "--impala-nvme-gib", gib(800)]
-    with Server("ranks", command(model, *flags, str(NUM_BLOCKS), *tiers), folder / "log", ENVIRONMENT) as server:
+    with Server("ranks", command(model, *flags, *tiers), folder / "log", ENVIRONMENT) as server:
         server.wait_ready(READY_S)
         yield Client(server.url), folder
 
