@@ -129,8 +129,9 @@ def test_a_turn_sent_again_and_again_while_it_waits_has_one_answer(stock, enforc
 
 
 def test_agents_of_more_adapters_than_fit_a_batch_all_get_their_answers(stock, enforced, salt):
+    # None of them without an adapter: on a CPU stock vLLM answers those differently beside adapters than alone.
     def alive(client, agent):
-        model = ("tiny", "extra", "other")[agent % 3]
+        model = ("extra", "other")[agent % 2]
         return live(client, agent, salt, functools.partial(adapted, model=model))
 
     evicted = enforced.metric(EVICTED)
