@@ -107,8 +107,16 @@ def test_sticky_begins_where_fewest_sessions_are_until_they_end():
     peer = ROUTERS["sticky"].make(machines())
     idle = [0, 0]
     assert [peer.pick(ask(n), idle, 0.0) for n in "abc"] == [0, 1, 0]
-    assert peer.pick(ask("b", is_last=True), idle, 1.0) == 1
-    assert [peer.pick(ask(n), idle, 2.0) for n in "ade"] == [0, 1, 1]
+    last = ask("b", is_last=True)
+    assert peer.pick(last, idle, 1.0) == 1
+    assert peer.pick(ask("d"), idle, 1.0) == 1
+    peer.ended(last, 1, 2.0)
+    assert [peer.pick(ask(n), idle, 2.0) for n in "aef"] == [0, 1, 0]
+
+
+def test_sticky_spreads_sessions_of_one_turn():
+    peer = ROUTERS["sticky"].make(machines(4))
+    assert [peer.pick(ask(n, is_last=True), [0] * 4, 0.0) for n in "abcdefgh"] == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_routers_that_know_nothing_go_by_turn_load_or_name():

@@ -50,7 +50,9 @@ class Sticky(Peer):
         if home is None:
             home = self._home[ask.session] = min(range(len(running)), key=self._num_at.__getitem__)
             self._num_at[home] += 1
-        if ask.is_last:  # it will not ask for a place again
-            self._num_at[home] -= 1
-            del self._home[ask.session]
         return home
+
+    def ended(self, ask: Ask, number: int, now: float) -> None:
+        if ask.is_last:  # it will not ask for a place again
+            self._num_at[number] -= 1
+            del self._home[ask.session]
