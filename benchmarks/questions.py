@@ -204,8 +204,9 @@ QUESTIONS = {
         "token stands for `scale` of the recording's, in the timing too, and times are shorter by `speed`. sticky, "
         "sticky_least_loaded and programs are told which session a turn belongs to; impala is told nothing. Spread is "
         "the busiest server's prefill over the mean. Ratios are impala's to the best of the other routers, repetition "
-        "by repetition; sticky, which no router can be, is none of them. One machine runs all of it: figures compare "
-        "arms and say nothing absolute.",
+        "by repetition; sticky, which no router can be, is none of them, nor is an arm that did not serve every turn: "
+        "of it only failures and servers used are told. One machine runs all of it: figures compare arms and say "
+        "nothing absolute.",
     ),
     "serving/partition": Question(
         "How soon is a server known again, once the network is back?",

@@ -106,7 +106,7 @@ class _Runs:
         self._pool = sessions.recorded(args.traces, args.turns, coarser, args.max_gap_s) if args.traces else None
 
     async def one(self, name: str, seed: int) -> Outcome:
-        """One arm, once. Raises ServerError where its router does not come up."""
+        """One arm, once. Raises ServerError where its router does not come up, or does not last."""
         args, lot = self._args, Random(seed)
         asked = self._sessions(lot)
         async with AsyncExitStack() as stack:

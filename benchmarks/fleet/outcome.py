@@ -31,14 +31,19 @@ class Outcome(NamedTuple):
     def of(cls, waited: Waited, served: Sequence[Served]) -> "Outcome":
         """From both ends."""
         busy = [one.prefill_s for one in served]
+        num_tokens = sum(one.prompt_tokens for one in served)
         return cls(
             statistics.mean(waited.stalls_s),
             3600 * len(waited.stalls_s) / waited.makespan_s,
-            sum(one.cached_tokens for one in served) / sum(one.prompt_tokens for one in served),
-            max(busy) / statistics.mean(busy),
+            sum(one.cached_tokens for one in served) / num_tokens if num_tokens else 0.0,
+            max(busy) / statistics.mean(busy) if any(busy) else 0.0,
             sum(one.requests > 0 for one in served),
             waited.num_failures,
         )
+
+    def is_whole(self) -> bool:
+        """Every turn was served: one that fails is over at once, so times and rates of others say nothing."""
+        return self.failures == 0 and self.servers_used > 0
 
 
 _KINDS = {
@@ -50,19 +55,21 @@ _KINDS = {
     "failures": ("requests", "lower"),
 }
 _COMPARED = ("stall_mean_s", "tasks_per_hour")
+_ALWAYS = frozenset({"servers_used", "failures"})
+"""What may be said of an arm that did not serve every turn."""
 
 
 def best_rival(found: Mapping[str, Sequence[Outcome]], metric: str) -> str | None:
-    """The arm that is best at a metric in the median; None where there is nobody to compare with."""
-    rivals = [name for name, outcomes in found.items() if outcomes and name not in NO_RIVAL]
+    """The arm that is best at a metric in the median, of those that served every turn; None where there is none."""
+    rivals = [name for name, outcomes in found.items() if _is_whole(outcomes) and name not in NO_RIVAL]
     choose = min if _KINDS[metric][1] == "lower" else max
     return choose(rivals, key=lambda name: _median(found[name], metric), default=None)
 
 
 def ratios(found: Mapping[str, Sequence[Outcome]], metric: str) -> tuple[str, list[float]] | None:
-    """Ours over the best rival's, repetition by repetition, and who that is."""
+    """Ours over the best rival's, repetition by repetition, and who that is; None where we did not serve every turn."""
     rival = best_rival(found, metric)
-    if rival is None or not found.get(OURS):
+    if rival is None or not _is_whole(found.get(OURS, ())):
         return None
     pairs = zip(found[OURS], found[rival], strict=True)
     return rival, [getattr(ours, metric) / getattr(theirs, metric) for ours, theirs in pairs]
@@ -71,7 +78,11 @@ def ratios(found: Mapping[str, Sequence[Outcome]], metric: str) -> tuple[str, li
 def summary(found: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """One JSON line an arm, and one a comparison."""
     lines = [
-        json.dumps({"arm": arm, "medians_of": len(outcomes)} | {name: _median(outcomes, name) for name in _KINDS})
+        json.dumps(
+            {"arm": arm, "medians_of": len(outcomes)}
+            | ({} if _is_whole(outcomes) else {"compared": "no: it did not serve every turn"})
+            | {name: _median(outcomes, name) for name in _KINDS}
+        )
         for arm, outcomes in found.items()
         if outcomes
     ]
@@ -83,12 +94,13 @@ def summary(found: Mapping[str, Sequence[Outcome]]) -> list[str]:
 
 
 def records(found: Mapping[str, Sequence[Outcome]], params: dict[str, Any], origin: Origin) -> list[Record]:
-    """Of every arm and metric."""
+    """Of every arm and metric; of an arm that did not serve every turn, only how many failed and who was asked."""
     made = [
         origin.record(QUESTION, arm, params, metric, unit, better, [float(getattr(o, metric)) for o in outcomes])
         for arm, outcomes in found.items()
         if outcomes
         for metric, (unit, better) in _KINDS.items()
+        if metric in _ALWAYS or _is_whole(outcomes)
     ]
     for metric in _COMPARED:
         if (compared := ratios(found, metric)) is not None:
@@ -98,6 +110,10 @@ def records(found: Mapping[str, Sequence[Outcome]], params: dict[str, Any], orig
             better = _KINDS[metric][1]
             made.append(origin.record(QUESTION, OURS, params | told, f"{metric} ratio", "x", better, values))
     return made
+
+
+def _is_whole(outcomes: Sequence[Outcome]) -> bool:
+    return bool(outcomes) and all(outcome.is_whole() for outcome in outcomes)
 
 
 def _median(outcomes: Sequence[Outcome], metric: str) -> float:

@@ -52,7 +52,7 @@ class Arm(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def running(name: str, arm: Arm, site: Site, folder: Path) -> AsyncIterator[str]:
-    """Its address, once it serves. Raises ServerError."""
+    """Its address, once it serves. Raises ServerError, in the end too where it has died meanwhile."""
     env = {"PYTHONPATH": os.pathsep.join(part or str(Path.cwd()) for part in sys.path)} if arm.package is None else {}
     process = Server(name, arm.command(site), folder / f"{name}.log", env)
     process.start()
@@ -62,6 +62,7 @@ async def running(name: str, arm: Arm, site: Site, folder: Path) -> AsyncIterato
             await _hashes(process)
         await asyncio.sleep(SETTLES_S)
         yield process.url
+        process.check_alive()
     finally:
         await asyncio.to_thread(process.stop)
 

@@ -1,5 +1,7 @@
 """Whom we are compared with, and in what."""
 
+from benchmarks.fleet.clients import Waited
+from benchmarks.fleet.emulated import Served
 from benchmarks.fleet.outcome import Outcome, best_rival, ratios, records, summary
 from benchmarks.record import Origin
 
@@ -38,3 +40,30 @@ def test_records_say_whom_the_ratio_is_to():
     found = [r for r in records(FOUND, {"servers": 16}, ORIGIN) if r.metric == "tasks_per_hour ratio"]
     assert [(r.variant, r.params["to"], r.p50, r.n) for r in found] == [("impala", "two", 1.25, 3)]
     assert found[0].params["interval"] == "1.1364-1.2500 (75%)"
+
+
+FAILS = Outcome(0.001, 1e6, 0.5, 1.1, 16, failures=1)
+"""It refuses at once, as nobody can serve."""
+IDLE = Outcome(0.001, 1e6, 0.0, 0.0, servers_used=0, failures=0)
+
+
+def test_an_arm_that_did_not_serve_every_turn_is_no_rival():
+    for odd in (FAILS, IDLE):
+        found = FOUND | {"three": [made(6.0, 400.0), odd, made(6.0, 400.0)]}
+        assert best_rival(found, "stall_mean_s") == "one"
+        assert ratios(found, "tasks_per_hour") == ratios(FOUND, "tasks_per_hour")
+        assert ratios(FOUND | {"impala": [odd] * 3}, "stall_mean_s") is None
+
+
+def test_of_an_arm_that_did_not_serve_every_turn_only_counts_are_told():
+    found = FOUND | {"three": [FAILS] * 3}
+    made = {r.metric: r.p50 for r in records(found, {}, ORIGIN) if r.variant == "three"}
+    assert made == {"servers_used": 16, "failures": 1}
+    assert [line for line in summary(found) if "did not serve every turn" in line] == [summary(found)[4]]
+
+
+def test_a_run_that_reached_no_server_has_an_outcome():
+    waited = Waited(makespan_s=2.0, stalls_s=[0.0, 0.0], num_failures=6)
+    outcome = Outcome.of(waited, [Served(), Served()])
+    assert (outcome.failures, outcome.servers_used, outcome.hit_ratio, outcome.spread) == (6, 0, 0.0, 0.0)
+    assert not outcome.is_whole()

@@ -1,12 +1,27 @@
 """How other routers are started: with what an operator would tell them of these servers."""
 
+import os
+import signal
+import sys
+
+import aiohttp
 import pytest
 
 from benchmarks.fleet import routers
 from benchmarks.fleet.emulated import EmulatedServer
+from impala_vllm.replay.server import ServerError
 from impala_vllm.sim.timing import load
 
 TIMING = load("h100-llama-3.1-8b")
+TELLS_ITS_PID = """
+import http.server, os, sys
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(os.getpid()).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
+"""
 
 
 @pytest.fixture
@@ -44,3 +59,20 @@ async def test_every_server_and_its_events_are_told(site):
         for server in (one, two):
             assert f"{server.url}={server.publisher.endpoint}" in events
             assert f"{server.url}={server.publisher.replay_endpoint}" in events
+
+
+async def test_a_router_that_dies_meanwhile_is_not_measured(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(routers, "SETTLES_S", 0.0)
+    arm = routers.Arm(lambda _: [sys.executable, "-c", TELLS_ITS_PID, "{port}"], "a package")
+
+    async def measured(dies: bool) -> None:
+        async with routers.running("it", arm, site, tmp_path) as url, aiohttp.ClientSession() as client:
+            async with client.get(url) as response:
+                pid = int(await response.text())
+            if dies:
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    await measured(dies=False)
+    with pytest.raises(ServerError, match="died during the run"):
+        await measured(dies=True)
