@@ -66,8 +66,8 @@ class HostTier:
     def evict(self, keys: Sequence[Key]) -> None:
         """Give up ready chunks that nobody reads."""
         self.pool.evict(keys)
-        for trace_id in self.chains.drop(keys):
-            self._turns.lost(trace_id)
+        if keys:
+            self._turns.went(self.chains.drop(keys))
         self.num_evicted += len(keys)
         self._on_evict(keys)
         self._note(keys, removed=True)

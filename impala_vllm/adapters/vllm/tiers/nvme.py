@@ -242,8 +242,8 @@ class NvmeTier:
         slots = self.pool.evict(keys)
         if slots:
             self.store.forget(slots)
-        for trace_id in self.chains.drop(keys):
-            self._turns.lost(trace_id)
+        if keys:
+            self._turns.went(self.chains.drop(keys))
 
     def _worth(self, trace_id: TraceId) -> float:
         return self._idle.worth_in_nvme(trace_id) if self._idle is not None else 0.0

@@ -163,7 +163,7 @@ class TierPolicy:
             self.manager.loads.took(meta.transfer_stats.load.time / self._num_workers)
 
     def below(self, trace_id: TraceId) -> Below:
-        """What tiers below HBM hold of the trace's newest turn. O(chunks that came), or all they hold if some went."""
+        """What tiers below HBM hold of the trace's newest turn. O(chunks that came), or all they hold if any went."""
         turns = self.manager.turns
         keys = turns.keys_of(trace_id)
         if not keys:

@@ -1,6 +1,6 @@
 """What the tiers remember of open turns, and of each trace the chunks of its newest one."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from impala_vllm.core.allocator import Key, Pin
@@ -73,7 +73,7 @@ class Turns:
     undecided: set[TraceId] = field(default_factory=set[TraceId])
     """Those in a first turn of which it is not known whether it belongs on NVMe: in host they go last."""
     below: dict[TraceId, Below] = field(default_factory=dict[TraceId, Below])
-    """What tiers had of a trace's newest turn when last asked, until they have less of it or it is another one."""
+    """What tiers had of a trace's newest turn when last asked, until a tier gave up any chunk or it is another turn."""
     _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
     _keys: dict[TraceId, Sequence[Key]] = field(default_factory=dict[TraceId, Sequence[Key]])
 
@@ -125,6 +125,12 @@ class Turns:
         """A tier may have less of the trace than it had."""
         self.below.pop(trace_id, None)
         self.changed(trace_id)
+
+    def went(self, owners: Iterable[TraceId]) -> None:
+        """A tier gave up chunks, and these are whose they were: others may have counted on the same ones."""
+        self.below.clear()
+        for trace_id in owners:
+            self.changed(trace_id)
 
     def keys_of(self, trace_id: TraceId) -> Sequence[Key]:
         """Chunks of the trace's newest turn, root first."""

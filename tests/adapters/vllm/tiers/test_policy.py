@@ -112,6 +112,23 @@ def test_what_tiers_hold_of_a_trace_is_known_as_chunks_come_and_go() -> None:
     assert in_host() == 0
 
 
+@pytest.mark.parametrize("owner", [None, TraceId("other")])
+def test_what_went_is_counted_no_more_though_it_was_not_the_traces_own(owner: TraceId | None) -> None:
+    policy, request = build(), Request(8)
+    turn, chunks = told(policy, request), request.chunks()
+    host = policy.manager.host
+    if owner is not None:
+        host.chains.use(owner, chunks[:2])
+    host.pool.reserve(chunks)
+    host.fill(chunks[:2], owner)
+    if owner is None:
+        host.chains.use(TraceId("t"), chunks, 2)  # a shared stem
+    host.fill(chunks[2:], turn.trace_id)
+    assert policy.below(turn.trace_id).host_tokens == 4 * CHUNK_TOKENS
+    host.evict(chunks[:1])
+    assert policy.below(turn.trace_id).host_tokens == 0
+
+
 def test_without_policy_everything_is_written_but_where_there_are_adapters() -> None:
     assert build().manager.writes_unasked
     assert not build(lora_config="some").manager.writes_unasked
