@@ -157,7 +157,7 @@ class Coordinator:
             is_well = self._probe.land(completion)
             if is_well is not None:
                 self.breaker.end_probe(is_well, now)
-                if is_well:
+                if is_well and not self.breaker.is_dead:
                     logger.info("%s: the disk works again", self._slab.path)
             return
         flight = self.flights.land(completion, now)

@@ -385,6 +385,23 @@ def test_a_disk_that_works_again_is_found_by_a_probe(make):
     assert len(rig.results[2].done_keys) == 2
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_disk_works_again_only_where_it_is_used_again(make, dies: bool, caplog: pytest.LogCaptureFixture):
+    rig = make(max_consecutive_errors=1)
+    rig.disk.fails = lambda op: True
+    rig.submit(1, True, [5])
+    rig.finish(1)
+    rig.disk.fails = lambda op: False
+    rig.disk.started.clear()
+    rig.until(lambda: bool(rig.disk.started))
+    if dies:
+        rig.coordinator.breaker.kill()  # the probe is at the disk
+    with caplog.at_level("INFO"):
+        rig.run_until(rig.clock.now + 10.0)
+    assert rig.coordinator.breaker.is_open == dies
+    assert ("the disk works again" in caplog.text) != dies
+
+
 def test_a_disk_that_loses_what_is_written_does_not_pass_the_probe(make):
     rig = make(max_consecutive_errors=1)
     rig.disk.fails = lambda op: True
