@@ -35,7 +35,7 @@ def observer_s(before: Mapping[str, float], after: Mapping[str, float]) -> float
 
 
 def tiers(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What impala's tiers counted between two scrapes, by the names they have in its snapshot; empty without tiers."""
+    """What impala counted of KV between two scrapes, its tiers included, by name; empty without impala."""
     first, last = "impala_kv_", "_total"
     return {
         name.removeprefix(first).removesuffix(last): value - before.get(name, 0.0)
