@@ -107,11 +107,11 @@ def _run(name: str, options: dict[str, Any], console: Console, logs: Path) -> No
     times = options["oversubscription"]
     machine = pool.oversubscribed(machine, plan, times) if times else pool.fitted(machine, plan)
     chosen = arms.pick(options["arm_names"] or ",".join(experiment.arms))
-    if experiment.links and not (options["host_cap"] or options["nvme_cap"]):
+    caps = options["host_cap"], options["nvme_cap"]
+    if experiment.links and None in caps:
         with console.status("how fast does it prefill?"):
-            machine = dataclasses.replace(
-                machine, room=links.sized(machine.room, experiment.links, plan, machine, logs)
-            )
+            room = links.sized(machine.room, experiment.links, plan, machine, logs)
+        machine = dataclasses.replace(machine, room=links.with_caps(room, *caps))
     if experiment.capacity_share and not (options["poisson"] or options["concurrency"]):
         with console.status(f"{chosen[0].name}: how many tasks a second?"):
             rate = capacity.measured(plan, chosen[0], machine, logs)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks import record
 from benchmarks.record import Origin, Record
+from benchmarks.serving import links
 from benchmarks.serving.experiment import Experiment
 from impala_vllm.replay import parts
 from impala_vllm.replay.arms import ARMS, Machine
@@ -72,6 +73,10 @@ def records(
     """Every figure of every arm, ratios to the first arm, and identity where an arm recognises."""
     arms = list(dict.fromkeys(t.arm for t in trials))
     by_arm = {arm: [t for t in trials if t.arm == arm] for arm in arms}
+    has_tiers = any(ARMS[arm].tiers for arm in arms)
+    tiers: dict[str, str] = {"tiers": machine.room.describe()} if has_tiers else {}
+    if has_tiers and experiment.links:
+        tiers["links"] = links.describe(experiment.links, options.get("host_cap"), options.get("nvme_cap"))
     params: dict[str, Any] = {
         "log": traces.name,
         "tasks": len(plan.roots()),
@@ -82,7 +87,7 @@ def records(
         "scale": experiment.scale.describe(),
         "load": experiment.load.describe(),
         "engine": machine.describe(),
-        **({"tiers": machine.room.describe()} if any(ARMS[arm].tiers for arm in arms) else {}),
+        **tiers,
         "cold": "fresh engine" if options["fresh_engines"] else "fresh cache salt, engines side by side",
         "sessions cut": plan.num_capped_sessions,
         "turns dropped": plan.num_dropped_turns,

@@ -24,13 +24,24 @@ def sized(room: Room, speeds: tuple[float, float], plan: Plan, machine: Machine,
     return replace(room, host_tokens_per_s=host, nvme_tokens_per_s=nvme)
 
 
+def with_caps(room: Room, host: float | None, nvme: float | None) -> Room:
+    """The room with the caps that somebody gave by hand in the place of its own."""
+    given = {"host_tokens_per_s": host, "nvme_tokens_per_s": nvme}
+    return replace(room, **{name: cap for name, cap in given.items() if cap is not None})
+
+
+def describe(speeds: tuple[float, float], host: float | None, nvme: float | None) -> str:
+    """What `sized` and `with_caps` made of the links, whatever the rate is."""
+    parts = zip(("host", "NVMe"), speeds, (host, nvme), strict=True)
+    return ", ".join(f"{name} {'by hand' if cap is not None else f'{speed:g}x'}" for name, speed, cap in parts)
+
+
 def prefill_rate(plan: Plan, machine: Machine, logs: Path) -> float:
     """Prompt tokens a second of stock, with nothing else to do. Starts a server for it. Raises ServerError."""
     last = [session.turns[-1] for session in plan.roots()[:NUM_PROMPTS]]
 
     async def seconds(url: str) -> list[float]:
-        async with Client(url, "tiny", salt="prefill") as client:
-            return [await _seconds(client, number, turn) for number, turn in enumerate(last)]
+        return [await _seconds(url, number, turn) for number, turn in enumerate(last)]
 
     stock = arms.ARMS["stock"]
     with arms.server(replace(stock, name="stock-prefill"), machine, logs) as engine:
@@ -40,8 +51,11 @@ def prefill_rate(plan: Plan, machine: Machine, logs: Path) -> float:
     return sum(len(turn.prompt) for turn in last[counted]) / sum(took[counted])
 
 
-async def _seconds(client: Client, number: int, turn: PlannedTurn) -> float:
-    answer = await client.send(replace(turn, output=turn.output[:1]), f"prefill-{number:06d}", "prefill")
+async def _seconds(url: str, number: int, turn: PlannedTurn) -> float:
+    request_id = f"prefill-{number:06d}"
+    # A salt of its own: of a system prompt that others had too, nothing would be computed.
+    async with Client(url, "tiny", salt=request_id) as client:
+        answer = await client.send(replace(turn, output=turn.output[:1]), request_id, "prefill")
     if answer.error is not None or answer.ttft_s is None:
         raise ServerError(f"cannot measure how fast it prefills: {answer.error or 'no token came'}")
     return answer.ttft_s

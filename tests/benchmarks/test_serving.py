@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import questions
+from benchmarks.serving import __main__ as serving
 from benchmarks.serving import capacity, figures, links, pool
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import most, steady
 from impala_vllm.replay import recording, synthetic
 from impala_vllm.replay.arms import ARMS, Arm, Machine, Room
+from impala_vllm.replay.client import Client
 from impala_vllm.replay.load import Arrivals, Load, Run, TurnResult
 from impala_vllm.replay.measures import Measures, measure
 from impala_vllm.replay.server import Server
@@ -139,14 +141,70 @@ def test_links_are_multiples_of_what_stock_prefills(monkeypatch: pytest.MonkeyPa
         started.append(Server(arm.name, [sys.executable, "-c", ENGINE, "{port}"], logs / f"{arm.name}.log"))
         return started[-1]
 
+    salts: list[str | None] = []
+
+    class Salted(Client):
+        def __init__(self, base_url: str, model: str, *, salt: str | None = None) -> None:
+            super().__init__(base_url, model, salt=salt)
+            salts.append(salt)
+
     monkeypatch.setattr(links.arms, "server", fake)
+    monkeypatch.setattr(links, "Client", Salted)
     plan = synthetic.independent(WORDS, [(100, 4)] * 3)
     machine = Machine(tmp_path, dtype="float32")
     assert links.prefill_rate(plan, machine, tmp_path) > 0
     assert [(server.name, server.alive()) for server in started] == [("stock-prefill", False)]
+    assert len(set(salts)) == 3  # a prefix that prompts share is computed for each
     monkeypatch.setattr(links, "prefill_rate", lambda *_: 1249.0)
     room = links.sized(Room(host_share=0.5), (12.0, 0.7), plan, machine, tmp_path)
     assert room == Room(host_share=0.5, host_tokens_per_s=15_000.0, nvme_tokens_per_s=870.0)
+    assert links.with_caps(room, 99.0, None) == Room(0.5, host_tokens_per_s=99.0, nvme_tokens_per_s=870.0)
+
+
+class Stopped(Exception):
+    """So far and no further."""
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "nvme"), [((), 12.0, 2.0), (("--host-cap", "99"), 99.0, 2.0), (("--nvme-cap", "9"), 12.0, 9.0)]
+)
+def test_a_link_without_a_cap_by_hand_is_sized(
+    given: tuple[str, ...], host: float, nvme: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rooms: list[Room] = []
+
+    def describe(plan: object, experiment: object, machine: Machine) -> str:
+        rooms.append(machine.room)
+        raise Stopped
+
+    monkeypatch.setattr(serving.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(serving.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(links, "prefill_rate", lambda *_: 1.0)
+    monkeypatch.setattr(serving.figures, "describe", describe)
+    monkeypatch.setattr(serving.tiny_model, "build", lambda _: Path("m"))
+    monkeypatch.setattr(serving.Vocabulary, "of_model", lambda _: WORDS)
+    monkeypatch.setattr(serving.pool, "fitted", lambda machine, _: machine)
+    with pytest.raises(Stopped):
+        serving.main(["tiers", "--no-record", *given], standalone_mode=False)
+    assert [(room.host_tokens_per_s, room.nvme_tokens_per_s) for room in rooms] == [(host, nvme)]
+
+
+@pytest.mark.parametrize(
+    ("name", "caps", "told"),
+    [
+        ("tiers", {}, "host 12x, NVMe 2x"),
+        ("tiers-slow", {}, "host 4x, NVMe 0.7x"),
+        ("tiers", {"host_cap": 99.0}, "host by hand, NVMe 2x"),
+        ("tiers-uncapped", {}, None),
+    ],
+)
+def test_records_tell_how_fast_links_are_to_the_prefill(name: str, caps: dict[str, float], told: str | None) -> None:
+    experiment = EXPERIMENTS[name]
+    plan = experiment.plan(Source(recording.bundled(), 0, WORDS, 2), experiment)
+    trials = [trial("impala-tiers", 0, 1.0)]
+    options = {"seed": 0, "fresh_engines": False, **caps}
+    made = figures.records(experiment, trials, plan, Machine(Path("m"), dtype="float32"), Path("log"), options)
+    assert {r.params.get("links") for r in made} == {told}
 
 
 def test_tiers_tell_shares_only_of_what_there_was() -> None:
