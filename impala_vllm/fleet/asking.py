@@ -26,6 +26,8 @@ class AskingConfig:
     down_every_s: float = 0.5
     """Between two looks at one that is down. With `reach_s` well under 2 s: so soon after the network is back all that
     it holds is to be known again."""
+    down_apart_s: float = 0.005
+    """Between two looks at any of those that are down, in the mean: where hundreds are, each has to wait."""
     reach_s: float = 0.75
     """For a connection to one that is down. A connection asked for just before the network was back stands later."""
     failures: int = 3

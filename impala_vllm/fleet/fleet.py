@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import aiohttp
@@ -16,6 +17,7 @@ from impala_vllm.fleet.connection import open_socket
 from impala_vllm.fleet.families import Families, Family
 from impala_vllm.fleet.hashing import Adapter
 from impala_vllm.fleet.index import Index
+from impala_vllm.fleet.pace import Pace
 from impala_vllm.fleet.places import Replica, ServerId
 from impala_vllm.fleet.registry import layout
 from impala_vllm.fleet.registry.source import Source
@@ -46,8 +48,9 @@ class Fleet:
         tokenizer: str | None = None,
         server_key: str | None = None,
         config: AskingConfig | None = None,
+        lot: Random | None = None,
     ) -> None:
-        """`tokenizer`: a directory or a name, in place of what handshakes say."""
+        """`tokenizer`: a directory or a name, in place of what handshakes say. `lot`: when servers are looked at."""
         self.index = index
         self.loads: dict[Replica, Load] = {}
         self.servers: dict[ServerId, Server] = {}
@@ -57,6 +60,7 @@ class Fleet:
         """By another router, through a registry."""
         self._headers = {"authorization": f"Bearer {server_key}"} if server_key else {}
         self._config = config or AskingConfig()
+        self.pace = Pace(self._config, lot or Random())
         self._tasks: dict[ServerId, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._serving: dict[str | None, Serving] = {}
@@ -95,7 +99,7 @@ class Fleet:
             known.stay()
             return known
         hooks = Hooks(self.families.greet, self._changed, self._lost)
-        server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config)
+        server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config, self.pace)
         self.servers[server.id] = server
         self._tasks[server.id] = asyncio.create_task(server.run(), name=f"asks {server.id}")
         self._changed(server)

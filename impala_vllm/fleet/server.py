@@ -7,7 +7,6 @@ in words, and shown at /v1/impala/servers: such a server is still used, by load 
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from impala_vllm.fleet.feeds import Feeds
 from impala_vllm.fleet.flights import Flights
 from impala_vllm.fleet.hashing import Adapter, Hello, HelloError, handshake
 from impala_vllm.fleet.index import Index
+from impala_vllm.fleet.pace import Pace
 from impala_vllm.fleet.places import Replica
 
 logger = logging.getLogger("impala.fleet")
@@ -61,6 +61,7 @@ class Server:
         headers: Mapping[str, str],
         hooks: Hooks,
         config: AskingConfig,
+        pace: Pace,
     ) -> None:
         self.address = address
         self.id = address.url
@@ -78,6 +79,7 @@ class Server:
         self.model_cards: list[dict[str, Any]] = []
         self._hooks = hooks
         self._config = config
+        self._pace = pace
         self._following: tuple[list[handshake.Rank], bool] | None = None
         """What the feeds were started for: its ranks, and whether its hashes were believed."""
         self._flights = Flights()
@@ -95,8 +97,7 @@ class Server:
                 await self.ask()
             except Exception:  # the next look tries again; a fleet must not lose a server to one odd answer
                 logger.exception("%s: asking it failed", self.id)
-            is_down = self.state is State.DOWN
-            await asyncio.sleep(min(self._config.every_s, self._config.down_every_s if is_down else math.inf))
+            await asyncio.sleep(self._pace.pause_s(self.state is State.DOWN))
 
     async def ask(self) -> None:
         """One look."""
@@ -106,7 +107,7 @@ class Server:
             status, _ = await self.asking.get("/health")
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
             if faults.is_own(e):
-                logger.error("%s could not be asked: %s", self.id, e)
+                self._pace.is_short(e, now_s)
                 return
             status, is_silent = 0, faults.is_silence(e)
         self._is_well = status == 200
@@ -174,6 +175,7 @@ class Server:
         if state is self.state:
             return
         logger.info("%s: %s", self.id, state.value)
+        self._pace.num_down += (state is State.DOWN) - (self.state is State.DOWN)
         self.state = state
         self.asking.hurries = state is State.DOWN
         self._hooks.on_change(self)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import AsyncIterator, Callable
+from random import Random
 
 import aiohttp
 import pytest
@@ -18,6 +19,7 @@ from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.hashing import handshake
 from impala_vllm.fleet.index import MaskIndex
+from impala_vllm.fleet.pace import Pace
 from impala_vllm.fleet.places import Replica
 from impala_vllm.fleet.server import Hooks, Server, State
 from impala_vllm.sim.timing import load
@@ -123,7 +125,8 @@ class Asked:
         self.lost: list[Replica] = []
         hooks = Hooks(lambda *_: self.problem, lambda _: None, self.lost.append)
         config = AskingConfig(details_every_s=0.0, failures=1)
-        self.server = Server(parse_address(url), MaskIndex(), session, context, {}, hooks, config)
+        self.pace = Pace(config, Random(0))
+        self.server = Server(parse_address(url), MaskIndex(), session, context, {}, hooks, config, self.pace)
 
 
 @pytest.fixture
@@ -172,7 +175,7 @@ async def test_a_feed_that_failed_is_started_again(asked, monkeypatch, caplog):
     assert not feed.done()
 
 
-async def test_a_router_out_of_descriptors_blames_no_server(asked, monkeypatch):
+async def test_a_router_out_of_descriptors_blames_no_server_and_says_so_once(asked, monkeypatch, caplog):
     await asked.server.ask()
     key = ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
 
@@ -186,8 +189,26 @@ async def test_a_router_out_of_descriptors_blames_no_server(asked, monkeypatch):
     for code in (errno.EMFILE, errno.ENFILE):
         await fails(code)
         assert asked.server.state is State.UP
+    assert len([r for r in caplog.records if "servers cannot be asked" in r.getMessage()]) == 1
     await fails(errno.ECONNREFUSED)
     assert asked.server.state is State.DOWN
+
+
+async def test_those_that_are_down_are_counted_until_they_are_up_or_gone(asked, monkeypatch):
+    async def refused(path: str) -> tuple[int, bytes]:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(asked.server.asking, "get", refused)
+            for _ in range(3):
+                await asked.server.ask()
+            assert asked.pace.num_down == 1
+        await asked.server.ask()
+        assert asked.pace.num_down == 0
+    asked.server.suspect()
+    asked.server.drain()
+    assert asked.pace.num_down == 0
 
 
 async def test_requests_end_when_their_server_is_silent_and_not_when_it_only_refuses(asked, monkeypatch):
