@@ -281,7 +281,8 @@ class TierManager(OffloadingManager):
         if not keys:
             return []
         first = self._place(req_context, keys[0])
-        if self._place(req_context, keys[-1]) - first == len(keys) - 1:  # none is left out
+        # With policy there is one group, and then none is left out.
+        if self._idle is not None and self._place(req_context, keys[-1]) - first == len(keys) - 1:
             return [turn.at(first - 1), *keys[:-1]]
         return [turn.at(self._place(req_context, key) - 1) for key in keys]
 

@@ -1,10 +1,13 @@
 """Without policy the tiers are plain caches."""
 
+from collections.abc import Sequence
+
 import pytest
 
 pytest.importorskip("vllm")
 
 
+from impala_vllm.transfer.jobs import Item
 from tests.adapters.vllm.tiers.whole import Tiers, keys, names
 
 
@@ -29,6 +32,24 @@ def test_a_plain_cache_of_several_groups_does_the_same() -> None:
     tiers.serve("s", keys("b", 6))
     assert len(tiers.manager.host.pool) == 8
     tiers.check_nothing_moves()
+
+
+def test_chunks_of_several_groups_lie_behind_one_of_the_place_before_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiers = Tiers(8, nvme=8, policy=False)
+    (a0, a2), (b0,) = keys("a", 3, 0)[::2], keys("a", 1, 1)
+    request = tiers.arrive("r", [a0, b0, a2])
+    monkeypatch.setattr(tiers.manager, "_place", lambda _, key: {a0: 0, b0: 0}.get(key, 2))
+    parents: dict[bytes, bytes | None] = {}
+    submit = tiers.disk.submit_write
+
+    def note(job_id: int, items: Sequence[Item]) -> bool:
+        parents.update((item.key, item.parent) for item in items)
+        return submit(job_id, items)
+
+    monkeypatch.setattr(tiers.disk, "submit_write", note)
+    tiers.compute(request, 3)  # places 0, 0 and 2: as many as to the last one, and yet not one behind the other
+    tiers.settle(request)
+    assert parents == {a0: None, b0: None, a2: None}
 
 
 def test_a_plain_cache_writes_everything_through() -> None:
