@@ -55,7 +55,7 @@ def _pair(what: str, level: str, stall: float, tasks_per_hour: float, **params: 
 
 
 def _block_io(load: str, rival: str, at_least: float, disk: str | None = None, note: str = "") -> Target:
-    """Of the engine that the NVMe tier runs; no `disk`: on whatever the machine has."""
+    """Of the engine that the NVMe tier runs, its memory and file registered; no `disk`: on whatever the machine has."""
     what = f"Block I/O, {load}{f', {disk}' if disk else ''}: MB/s, to those of {rival}"
     variant, params = f"{load}: io_uring, registered over {rival}", {"disk": disk}
     return Target(
@@ -99,6 +99,7 @@ _LRU, _ALL = "stock-lru-fs", "unbounded"
 _NO_MOVE_DOWN = "Host is written through, so running turns have their room twice (DECISIONS 67)."
 _BY_THE_CHUNK = "Some 5 us a chunk of 32 tokens, spread over the steps of its prefill."
 _NO_ROOM_FOR_ORDER = "Ten turns must decode together at this load: no waiting at all would be 0.62 (DECISIONS 50)."
+_FIO = "fio, registered"
 _IN_MEMORY = "ext4 on a loop device over memory"
 _DISK_IS_SLOW = "fio reads 1.36 times what 8 threads do: this disk gives no more."
 _GAPS_UNKNOWN = "Even gaps known in advance sustain 1.1 to 1.4 times stock's (simulated, DECISIONS 57)."
@@ -155,11 +156,11 @@ TARGETS: tuple[Target, ...] = (
            variant="a_turn_that_resumes"),
     Target("Tiers, the same for a first turn of as many", "micro/tiers_cost", "time", at_most=5000,
            variant="a_first_turn", note=_BY_THE_CHUNK),
-    *(_block_io(f"{verb} {kib} KiB", "fio", 0.9) for verb in ("read", "write") for kib in (64, 256)),
+    *(_block_io(f"{verb} {kib} KiB", _FIO, 0.9) for verb in ("read", "write") for kib in (64, 256)),
     _block_io("read 64 KiB", "8 threads", 1.3, note=_DISK_IS_SLOW),
     _block_io("write 64 KiB", "8 threads", 1.3),
     *(_block_io(f"{verb} 64 KiB", rival, at_least, _IN_MEMORY)
-      for verb in ("read", "write") for rival, at_least in (("fio", 0.9), ("8 threads", 1.3))),
+      for verb in ("read", "write") for rival, at_least in ((_FIO, 0.9), ("8 threads", 1.3))),
     *(
         _gpu(f"4,096 pages of {kib} KiB, {way}: share of the link", "swap", f"share of link, {way}, {kib} KiB x 4096",
              at_least=0.9)

@@ -124,6 +124,7 @@ def _arms(depth: int) -> dict[str, Callable[[Path, Load], Rate]]:
     }
     if shutil.which("fio"):
         arms["fio"] = run_fio
+        arms["fio, registered"] = lambda path, load: run_fio(path, load, is_registered=True)
         arms[f"fio, {CEILING * depth} at once"] = lambda path, load: run_fio(path, replace(load, depth=CEILING * depth))
     return arms
 

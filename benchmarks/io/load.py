@@ -57,13 +57,17 @@ def run_uring(path: Path, load: Load, is_registered: bool) -> Rate:
     return _drive(UringIo(fd, load.depth), fd, load, is_registered)
 
 
-def run_fio(path: Path, load: Load) -> Rate:
-    """By fio's io_uring engine with its defaults. Raises OSError or CalledProcessError where it does not run."""
+def run_fio(path: Path, load: Load, is_registered: bool = False) -> Rate:
+    """By fio's io_uring engine with its defaults, or with file and buffers registered as ours are.
+
+    Raises OSError or CalledProcessError where it does not run.
+    """
     command = [
         "fio", "--name=load", f"--filename={path}", f"--size={path.stat().st_size}", "--allow_file_create=0",
         "--ioengine=io_uring", "--direct=1", f"--rw={'randwrite' if load.is_write else 'randread'}",
         f"--bs={load.block_bytes}", f"--iodepth={load.depth}", "--norandommap", "--randrepeat=0", "--time_based",
         f"--runtime={load.seconds * 1000:.0f}ms", "--output-format=json",
+        *(("--registerfiles=1", "--fixedbufs=1") if is_registered else ()),
     ]  # fmt: skip
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     job = json.loads(out)["jobs"][0]

@@ -29,16 +29,17 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_write", [False, True])
-@pytest.mark.parametrize("engine", ["threads", "io_uring", "registered", "fio"])
+@pytest.mark.parametrize("engine", ["threads", "io_uring", "registered", "fio", "fio registered"])
 def test_each_engine_moves_bytes_at_a_price(path: Path, engine: str, is_write: bool):
     load = Load(is_write, 16 << 10, 4, 0.1)
-    if engine == "fio" and not shutil.which("fio"):
+    if engine.startswith("fio") and not shutil.which("fio"):
         pytest.skip("no fio")
     run = {
         "threads": lambda: run_threads(path, load, 2),
         "io_uring": lambda: run_uring(path, load, False),
         "registered": lambda: run_uring(path, load, True),
         "fio": lambda: run_fio(path, load),
+        "fio registered": lambda: run_fio(path, load, is_registered=True),
     }[engine]
     try:
         rate = run()
