@@ -11,10 +11,13 @@ from random import Random
 
 from impala_vllm.transfer.alignment import aligned_buffer, use_direct
 from impala_vllm.transfer.block_io import BlockIo, Op
+from impala_vllm.transfer.limits import Limits
 from impala_vllm.transfer.thread_pool_io import ThreadPoolIo
 from impala_vllm.transfer.uring_io import UringIo
 
 NUM_DRAWN = 1 << 16
+AHEAD = Limits().max_in_flight - Limits().depth
+"""So many more than a load's `depth` our engines have, waiting in them as in the NVMe tier's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Load:
     is_write: bool
     block_bytes: int
     depth: int
-    """Ops at once: each that is done is followed by another."""
+    """Ops at the disk at once: each that is done is followed by another."""
     seconds: float
 
 
@@ -91,9 +94,10 @@ def _drive(io: BlockIo, fd: int, load: Load, is_registered: bool = False) -> Rat
     rng = Random()
     # Drawn beforehand: whoever has blocks to move knows where they lie.
     offsets = itertools.cycle([rng.randrange(num_blocks) * load.block_bytes for _ in range(NUM_DRAWN)])
-    region = aligned_buffer(load.depth * load.block_bytes)
+    num_ops = load.depth + AHEAD
+    region = aligned_buffer(num_ops * load.block_bytes)
     region[:] = os.urandom(region.nbytes)
-    buffers = [region[i * load.block_bytes : (i + 1) * load.block_bytes] for i in range(load.depth)]
+    buffers = [region[i * load.block_bytes : (i + 1) * load.block_bytes] for i in range(num_ops)]
     if is_registered:
         assert isinstance(io, UringIo)
         io.register_region(region)
@@ -102,7 +106,7 @@ def _drive(io: BlockIo, fd: int, load: Load, is_registered: bool = False) -> Rat
         return [Op(t, load.is_write, next(offsets), buffers[t]) for t in tokens]
 
     start, start_cpu, num_done = time.perf_counter(), time.process_time(), 0
-    io.submit(ops(list(range(load.depth))))
+    io.submit(ops(list(range(num_ops))))
     while io.num_in_flight:
         done = io.poll(1.0)
         for completion in done:

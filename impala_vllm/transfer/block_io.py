@@ -85,13 +85,13 @@ class BlockIo(Protocol):
 
 
 def open_block_io(
-    fd: int, max_in_flight: int = 16, deadline_s: float | None = None, region: memoryview | None = None
+    fd: int, depth: int = 16, deadline_s: float | None = None, region: memoryview | None = None
 ) -> BlockIo:
     """The best engine at hand for an open file: io_uring where file, kernel and installation allow it, proven by a
     read, else threads.
 
     It moves data past the page cache where the descriptor does (`alignment.use_direct`), and keeps a duplicate of the
-    descriptor. More ops than `max_in_flight` wait inside it. Where the engine can, an op in flight for `deadline_s` is
+    descriptor. More ops than `depth` wait inside it. Where the engine can, an op in flight for `deadline_s` is
     called back, and `region`, in which most buffers lie, is pinned until the engine is closed.
     """
     # The engines import this module for the words it defines.
@@ -101,14 +101,14 @@ def open_block_io(
 
     if is_direct(fd):  # through the page cache io_uring moves data on kernel threads: no better than ours
         try:
-            io = _proven(UringIo(fd, max_in_flight, deadline_s), os.fstat(fd).st_size)
+            io = _proven(UringIo(fd, depth, deadline_s), os.fstat(fd).st_size)
         except (OSError, AttributeError) as error:  # AttributeError: the native module is of an earlier build
             logger.info("no io_uring for the NVMe tier, threads do its I/O: %s", error)
         else:
             if region is not None:
                 _register(io, region)
             return io
-    return ThreadPoolIo(fd, num_threads=min(8, max_in_flight))
+    return ThreadPoolIo(fd, num_threads=min(8, depth))
 
 
 def _proven(io: "UringIo", file_bytes: int) -> "UringIo":

@@ -11,8 +11,11 @@ STAGING_SHARE = 4
 class Limits:
     """What a store may have at the disk, waiting, and per second; when it stops asking."""
 
-    max_in_flight: int = 16
+    depth: int = 16
     """Ops at the disk. Enough to keep an NVMe drive busy with ops of a few hundred KiB."""
+    max_in_flight: int = 20
+    """Ops that the engine has. Those beyond `depth` wait in it, and one of them starts where another is done, before
+    anybody has looked at that one."""
     max_writes_in_flight: int = 4
     """Of these, writes: a read that comes finds the rest free."""
     max_queued_write_bytes: int = MAX_STAGING_BYTES

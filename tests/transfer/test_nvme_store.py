@@ -217,13 +217,14 @@ def test_reads_asked_of_an_open_breaker_come_back_untried(gated):
 
 def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(gated, caplog: pytest.LogCaptureFixture):
     store, gate, _ = gated
+    most = store.limits.max_in_flight
     gate.open_gate()
-    store.submit_write(1, to_write(range(17)))
+    store.submit_write(1, to_write(range(most + 1)))
     finish(store)
     gate._is_open = False
-    store.submit_read(2, to_read(range(16)))  # as many as may be at the disk
-    store.submit_read(3, to_read([16]))
-    store.submit_write(4, to_write(range(20, 25)))
+    store.submit_read(2, to_read(range(most)))  # as many as may be under way
+    store.submit_read(3, to_read([most]))
+    store.submit_write(4, to_write(range(30, 35)))
     assert gate.is_waiting.wait(LONG_S)
     gate.fails_at_poll = True
     gate.wake()
@@ -231,7 +232,7 @@ def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(gated, 
     results = {result.job_id: result for result in store.poll()}
     assert set(results) == {2, 3, 4}
     assert all(result.done_keys == () for result in results.values())
-    assert len(results[2].failed_keys) == 16
+    assert len(results[2].failed_keys) == most
     assert len(results[3].untried_keys) == 1
     assert store.is_open
     assert "switched off" in caplog.text

@@ -182,7 +182,7 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         row_bytes = len(memory) // self.num_chunks
         recovered, slab.recovered = slab.recovered, {}
         # Past this the disk hangs; what has not begun there is then given back, its room in host with it.
-        io = open_block_io(slab.fd, limits.max_in_flight, 2 * limits.stuck_s, memory)
+        io = open_block_io(slab.fd, limits.depth, 2 * limits.stuck_s, memory)
         store = NvmeStore(slab, io, limits)
         logger.info(
             "impala: NVMe tier of %d chunks in %s, %d filled, by %s",

@@ -59,10 +59,8 @@ def _hangs() -> bool:
     return (ORDERS / "hang").exists()
 
 
-def _hanging(
-    fd: int, max_in_flight: int = 16, deadline_s: float | None = None, region: memoryview | None = None
-) -> HangingIo:
-    return HangingIo(_open(fd, max_in_flight, deadline_s, region))
+def _hanging(fd: int, depth: int = 16, deadline_s: float | None = None, region: memoryview | None = None) -> HangingIo:
+    return HangingIo(_open(fd, depth, deadline_s, region))
 
 
 def _step_or_die(self: Coordinator, max_wait_s: float = 60.0) -> None:
