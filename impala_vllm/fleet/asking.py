@@ -30,6 +30,8 @@ class AskingConfig:
     """Between two looks at any of those that are down, in the mean: where hundreds are, each has to wait."""
     reach_s: float = 0.75
     """For a connection to one that is down. A connection asked for just before the network was back stands later."""
+    patient_every: int = 4
+    """Looks at one that is down and speaks TLS, of which one waits for its handshake as long as for any answer."""
     failures: int = 3
     """Looks in vain, in a row, after which a server is down."""
 
@@ -46,6 +48,11 @@ class Asking:
         self._session = session
         self._headers = headers
         self._config = config
+
+    def look(self, is_down: bool, num_failures: int) -> None:
+        """Before each look, after so many in vain."""
+        is_patient = self._id.startswith("https:") and (num_failures + 1) % self._config.patient_every == 0
+        self.hurries = is_down and not is_patient
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises aiohttp.ClientError, TimeoutError or OSError where there is no answer."""

@@ -103,6 +103,7 @@ class Server:
         """One look."""
         now_s = asyncio.get_running_loop().time()
         is_silent = False
+        self.asking.look(self.state is State.DOWN, self._num_failures)
         try:
             status, _ = await self.asking.get("/health")
         except (aiohttp.ClientError, TimeoutError, OSError) as e:

@@ -194,6 +194,23 @@ async def test_a_router_out_of_descriptors_blames_no_server_and_says_so_once(ask
     assert asked.server.state is State.DOWN
 
 
+async def test_a_server_that_speaks_tls_has_time_for_it_at_every_fourth_look(monkeypatch):
+    context = zmq.asyncio.Context()
+    async with aiohttp.ClientSession() as session:
+        server = Asked("https://127.0.0.1:1", session, context).server
+        hurried: list[bool] = []
+
+        async def refused(path: str) -> tuple[int, bytes]:
+            hurried.append(server.asking.hurries)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
+
+        monkeypatch.setattr(server.asking, "get", refused)
+        for _ in range(8):
+            await server.ask()
+        assert hurried == [False, True, True, False, True, True, True, False]
+    context.destroy(linger=0)
+
+
 async def test_those_that_are_down_are_counted_until_they_are_up_or_gone(asked, monkeypatch):
     async def refused(path: str) -> tuple[int, bytes]:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "no")
