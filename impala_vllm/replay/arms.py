@@ -205,6 +205,11 @@ def server(arm: Arm, machine: Machine, log_dir: Path) -> Server:
     return Server(arm.name, line, log_dir / f"{arm.name}.log", env)
 
 
+def disk(arm: Arm, log_dir: Path) -> Path:
+    """The directory of its NVMe tier."""
+    return log_dir / f"{arm.name}-{'nvme' if arm.tiers == 'impala' else 'fs'}"
+
+
 def command(arm: Arm, machine: Machine) -> list[str]:
     """The command line, with `{port}` where the port goes."""
     blocks = machine.unbounded_blocks if arm.unbounded else machine.hbm_blocks
@@ -228,7 +233,7 @@ def _our_tiers(arm: Arm, machine: Machine, log_dir: Path) -> dict[str, Any]:
     if room.host_tokens_per_s is not None:
         tiers["host_bytes_per_s"] = room.host_tokens_per_s * per_token
     if arm.has_nvme:
-        tiers |= {"nvme_path": str(log_dir / f"{arm.name}-nvme"), "nvme_gib": room.nvme_share * hbm_bytes / GIB}
+        tiers |= {"nvme_path": str(disk(arm, log_dir)), "nvme_gib": room.nvme_share * hbm_bytes / GIB}
         if room.nvme_tokens_per_s is not None:
             rate = room.nvme_tokens_per_s * per_token
             tiers |= {"nvme_read_bytes_per_s": rate, "nvme_write_bytes_per_s": rate}
@@ -247,7 +252,7 @@ def _upstream_tiers(arm: Arm, machine: Machine, log_dir: Path) -> dict[str, Any]
     if room.host_tokens_per_s is not None:
         extra["host_bytes_per_s"] = room.host_tokens_per_s * per_token
     if arm.has_nvme:
-        fs: dict[str, Any] = {"type": "fs", "root_dir": str(log_dir / f"{arm.name}-fs")}
+        fs: dict[str, Any] = {"type": "fs", "root_dir": str(disk(arm, log_dir))}
         if room.nvme_tokens_per_s is not None:
             fs |= {
                 "type": "PacedFs",

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +11,7 @@ from rich.console import Console
 from benchmarks.serving import restart
 from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
-from impala_vllm.replay import recording
+from impala_vllm.replay import arms, recording
 from impala_vllm.replay.arms import ARMS, Arm, Machine
 from impala_vllm.replay.plan import Plan, PlannedSession, PlannedTurn
 from impala_vllm.replay.server import Server
@@ -48,6 +49,24 @@ def test_a_server_that_forgets_computes_all_beyond_an_infinite_cache(
     assert figures["share computed beyond it"] == pytest.approx(100 * 2 / 3)
     assert len(started) == 2
     assert not any(server.alive() for server in started)
+
+
+def test_a_disk_of_stocks_has_settled_once_its_files_grow_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disk, now, num_slept = arms.disk(ARMS["stock-lru-fs"], tmp_path), [0.0], [0]
+    (disk / "a").mkdir(parents=True)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        num_slept[0] += 1
+        if num_slept[0] <= 5:
+            (disk / "a" / f"{num_slept[0]}.bin").write_bytes(b"kv")
+
+    monkeypatch.setattr(restart, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(restart.counters, "scrape", lambda _: dict[str, float]())
+    restart._settle(Server("stock-lru-fs", [], tmp_path / "log"), disk)
+    assert num_slept[0] == 6
 
 
 def test_a_restart_comes_between_the_turns_of_sessions_that_have_enough_of_them() -> None:
