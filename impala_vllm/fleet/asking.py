@@ -34,6 +34,9 @@ class AskingConfig:
     """Looks at one that is down and speaks TLS, of which one waits for its handshake as long as for any answer."""
     failures: int = 3
     """Looks in vain, in a row, after which a server is down."""
+    silence_s: float = 20.0
+    """Without a word to any look, after which requests that are under way are given up. Longer than a network is away
+    that their connections outlive."""
 
 
 class Asking:

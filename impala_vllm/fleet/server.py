@@ -82,7 +82,7 @@ class Server:
         self._pace = pace
         self._following: tuple[list[handshake.Rank], bool] | None = None
         """What the feeds were started for: its ranks, and whether its hashes were believed."""
-        self._flights = Flights()
+        self._flights = Flights(config.silence_s)
         self._is_well = False
         """Its last look was answered."""
         self._num_failures = 0
@@ -101,8 +101,8 @@ class Server:
 
     async def ask(self) -> None:
         """One look."""
-        now_s = asyncio.get_running_loop().time()
-        is_silent = False
+        loop = asyncio.get_running_loop()
+        now_s, is_silent = loop.time(), False
         self.asking.look(self.state is State.DOWN, self._num_failures)
         try:
             status, _ = await self.asking.get("/health")
@@ -111,12 +111,15 @@ class Server:
                 self._pace.is_short(e, now_s)
                 return
             status, is_silent = 0, faults.is_silence(e)
+        is_lost = is_silent and self._flights.silent(now_s, loop.time())
+        if not is_silent:
+            self._flights.heard()
         self._is_well = status == 200
         if not self._is_well:
             self._num_failures += 1
             if self._num_failures >= self._config.failures or self.state is State.NEW:
                 self.suspect()
-                if is_silent:  # when a process ends, its connections do too
+                if is_lost:
                     self._flights.give_up()
             return
         self._num_failures = 0
@@ -140,7 +143,7 @@ class Server:
             self._hooks.on_lost(replica)
 
     def flight(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Around a request to it. Raises TimeoutError inside once the server is down and says nothing at all."""
+        """Around a request to it. Raises TimeoutError inside once the server is down and has long said nothing."""
         return self._flights.one()
 
     def drain(self) -> None:

@@ -120,11 +120,13 @@ async def test_what_else_lets_a_listed_server_go_does_not_last(tmp_path):
 class Asked:
     """A server that is asked by hand."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, context: zmq.asyncio.Context) -> None:
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, context: zmq.asyncio.Context, silence_s: float = 0.0
+    ) -> None:
         self.problem: str | None = None
         self.lost: list[Replica] = []
         hooks = Hooks(lambda *_: self.problem, lambda _: None, self.lost.append)
-        config = AskingConfig(details_every_s=0.0, failures=1)
+        config = AskingConfig(details_every_s=0.0, failures=1, silence_s=silence_s)
         self.pace = Pace(config, Random(0))
         self.server = Server(parse_address(url), MaskIndex(), session, context, {}, hooks, config, self.pace)
 
@@ -256,6 +258,24 @@ async def test_requests_end_when_their_server_is_silent_and_not_when_it_only_ref
     await asked.server.ask()
     await waiting
     assert outcomes == ["given up"]
+
+
+async def test_a_network_that_is_away_for_seconds_breaks_no_answer(monkeypatch):
+    context = zmq.asyncio.Context()
+    async with aiohttp.ClientSession() as session:
+        server = Asked("http://127.0.0.1:1", session, context, silence_s=20.0).server
+
+        async def silent(path: str) -> tuple[int, bytes]:
+            raise TimeoutError
+
+        monkeypatch.setattr(server.asking, "get", silent)
+        async with server.flight():
+            server.suspect()
+            for _ in range(10):  # as many as are made of one that is down while a network blips
+                await server.ask()
+            await asyncio.sleep(0)
+        assert server.state is State.DOWN
+    context.destroy(linger=0)
 
 
 async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sent(tokenizer, model_dir, caplog):

@@ -22,7 +22,7 @@ from impala_vllm.fleet.proxy import Gateway, RouterOptions
 from impala_vllm.sim.timing import load
 
 TIMING = load("h100-llama-3.1-8b")
-ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=1.0)
+ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=1.0, silence_s=2.0)
 NAMES = ("old", "begun", "waiting", "late", "far")
 
 

@@ -20,7 +20,7 @@ from impala_vllm.sim.timing import load
 from tests.fleet.cable import Cable
 
 TIMING = load("h100-llama-3.1-8b")
-ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=1.0)
+ASKING = AskingConfig(every_s=0.05, details_every_s=0.1, within_s=1.0, silence_s=2.0)
 
 
 def body(name: str) -> dict:
