@@ -129,7 +129,8 @@ class Server:
         is_back = self.state in (State.NEW, State.DOWN)
         if is_back or now_s >= self._details_at_s:
             self._details_at_s = now_s + self._config.details_every_s
-            await self._ask_details()
+            if not await self._ask_details():
+                self._details_at_s = now_s
         if is_back:
             self._become(State.UP)
 
@@ -184,11 +185,12 @@ class Server:
         self.asking.hurries = state is State.DOWN
         self._hooks.on_change(self)
 
-    async def _ask_details(self) -> None:
+    async def _ask_details(self) -> bool:
+        """False: it gave no answer, and is to be asked again at the next look, which says what is the matter."""
         try:
             status, body = await self.asking.get("/impala/hello")
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return  # the next look at /health says what is the matter
+            return False
         problem, hello = self.problem, None
         if status == 200:
             try:
@@ -211,6 +213,7 @@ class Server:
         if hello is not None:
             await self._follow(hello)
         self._hooks.on_change(self)
+        return status < 500
 
     async def _follow(self, hello: Hello) -> None:
         """Start the feeds that the handshake asks for, where it or what is thought of it is another than before."""

@@ -121,12 +121,17 @@ class Asked:
     """A server that is asked by hand."""
 
     def __init__(
-        self, url: str, session: aiohttp.ClientSession, context: zmq.asyncio.Context, silence_s: float = 0.0
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        context: zmq.asyncio.Context,
+        silence_s: float = 0.0,
+        details_every_s: float = 0.0,
     ) -> None:
         self.problem: str | None = None
         self.lost: list[Replica] = []
         hooks = Hooks(lambda *_: self.problem, lambda _: None, self.lost.append)
-        config = AskingConfig(details_every_s=0.0, failures=1, silence_s=silence_s)
+        config = AskingConfig(details_every_s=details_every_s, failures=1, silence_s=silence_s)
         self.pace = Pace(config, Random(0))
         self.server = Server(parse_address(url), MaskIndex(), session, context, {}, hooks, config, self.pace)
 
@@ -210,6 +215,31 @@ async def test_a_server_that_speaks_tls_has_time_for_it_at_every_fourth_look(mon
         for _ in range(8):
             await server.ask()
         assert hurried == [False, True, True, False, True, True, True, False]
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("answer", [TimeoutError(), (503, b"")])
+async def test_a_server_that_comes_back_without_its_handshake_is_asked_for_it_at_the_next_look(answer, monkeypatch):
+    context = zmq.asyncio.Context()
+    async with aiohttp.ClientSession() as session:
+        server = Asked("http://127.0.0.1:1", session, context, details_every_s=1000.0).server
+        asked: list[str] = []
+
+        async def get(path: str) -> tuple[int, bytes]:
+            asked.append(path)
+            if path != "/impala/hello":
+                return 200, b'{"data": []}'
+            if asked.count(path) > 1:
+                return 404, b""
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(server.asking, "get", get)
+        for _ in range(4):
+            await server.ask()
+            assert server.state is State.UP
+        assert asked.count("/impala/hello") == 2
     context.destroy(linger=0)
 
 
