@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -18,12 +19,24 @@ namespace {
 // From the smallest disk sector to the largest page and file system block in use.
 constexpr std::size_t kSmallestAlignment = 512;
 constexpr std::size_t kLargestAlignment = 64 * 1024;
-// Between looks for a byte that is there already.
-constexpr double kPatience_s = 1;
+// For a byte that is there already: it is called back after the first, and given up after the second.
+constexpr double kDeadline_s = 2, kPatience_s = 3;
 
 struct Free {
     void operator()(char* p) const { std::free(p); }
 };
+
+// Signals do not end it: their handlers run once it is over.
+bool is_done_in_time(UringFile& file) {
+    using Clock = std::chrono::steady_clock;
+    const auto until = Clock::now() + std::chrono::duration<double>(kPatience_s);
+    for (;;) {
+        const double left_s = std::chrono::duration<double>(until - Clock::now()).count();
+        const Wait ended = file.wait(left_s);
+        if (ended == Wait::done) return true;
+        if (ended == Wait::timed_out) return false;
+    }
+}
 
 // Have a byte of a pipe read as a slab's blocks are: a container's rules may let an io_uring be made and registered and
 // refuse every op on it.
@@ -31,14 +44,17 @@ bool can_use_io_uring() {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0) return false;
     const Fd out(ends[0]), in(ends[1]);
-    char byte = 0;
-    if (write(in.get(), &byte, 1) != 1) return false;
+    auto byte = std::make_unique<char>();
+    if (write(in.get(), byte.get(), 1) != 1) return false;
     try {
-        UringFile file(out.get(), 1, 1, std::nullopt);
-        const Transfer transfer{0, {false, 0, &byte, 1}};
-        file.submit({transfer});
-        while (file.wait(kPatience_s) != Wait::done) continue;
-        return file.take().front().error == 0;
+        auto file = std::make_unique<UringFile>(out.get(), 1, 1, kDeadline_s);
+        const Transfer transfer{0, {false, 0, byte.get(), 1}};
+        file->submit({transfer});
+        if (is_done_in_time(*file)) return file->take().front().error == 0;
+        // The kernel may still write there, and to close the file would wait for that.
+        (void)byte.release();
+        (void)file.release();
+        return false;
     } catch (const std::system_error&) {
         return false;
     }

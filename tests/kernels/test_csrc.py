@@ -8,6 +8,24 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "kernels" / "csrc"
 NO_IO_URING = 77
+SILENT_PIPE = """
+#include <signal.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "block_io_probe.hpp"
+
+extern "C" ssize_t __wrap_write(int, const void*, size_t length) { return static_cast<ssize_t>(length); }
+
+int main(int, char** argv) {
+    struct sigaction action {};
+    action.sa_handler = [](int) {};
+    sigaction(SIGALRM, &action, nullptr);
+    const itimerval often{{0, 200000}, {0, 200000}};
+    setitimer(ITIMER_REAL, &often, nullptr);
+    return impala::probe_block_io(argv[1]).io_uring ? 1 : 0;
+}
+"""
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 pytestmark = pytest.mark.skipif(not (COMPILER and shutil.which("cmake")), reason="needs cmake and a C++ compiler")
@@ -26,6 +44,18 @@ def test_without_headers_it_builds_and_says_that_there_is_no_io_uring(tmp_path: 
     assert "built without <linux/io_uring.h>" in done.stdout
     with pytest.raises(pytest.skip.Exception, match=r"built without <linux/io_uring.h>"):
         must_pass(done)  # a skip that says why, not a pass
+
+
+def test_an_io_uring_that_never_answers_is_given_up_though_signals_come(tmp_path: Path):
+    if not Path("/usr/include/linux/io_uring.h").exists():
+        pytest.skip("needs <linux/io_uring.h>")
+    source, program = tmp_path / "silent.cpp", tmp_path / "silent"
+    source.write_text(SILENT_PIPE)
+    sources = [source, *(SOURCE / f"{name}.cpp" for name in ("block_io_probe", "uring_file", "ring", "checksum"))]
+    line = [str(COMPILER), "-std=c++17", f"-I{SOURCE}", *sources, "-Wl,--wrap=write", "-pthread", "-o", program]
+    built = subprocess.run(line, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert subprocess.run([program, tmp_path], timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize(("code", "printed"), [(1, "no io_uring"), (0, ""), (-6, "ok\n")])
