@@ -170,16 +170,25 @@ def most_live(load: Workload, timing: Timing) -> list[Session]:
     roots = load.roots()
     for number, root in enumerate(roots):
         events += [(root.arrival_s, 1, number), (root.arrival_s + _least_s(root, timing), 0, number)]
+    events.sort()
     live: dict[int, None] = {}
-    most: list[int] = []
-    for _, is_start, number in sorted(events):
-        if is_start:
-            live[number] = None
-            if len(live) > len(most):
-                most = list(live)
-        else:
-            live.pop(number, None)
-    return [roots[number] for number in most]
+    most = peak = 0
+    for position, event in enumerate(events, 1):
+        _happen(event, live)
+        if len(live) > most:
+            most, peak = len(live), position
+    live.clear()
+    for event in events[:peak]:
+        _happen(event, live)
+    return [roots[number] for number in live]
+
+
+def _happen(event: tuple[float, int, int], live: dict[int, None]) -> None:
+    _, is_start, number = event
+    if is_start:
+        live[number] = None
+    else:
+        live.pop(number, None)
 
 
 def _least_s(root: Session, timing: Timing) -> float:

@@ -1,11 +1,13 @@
 """What is asked becomes a workload and a set-up, and every assumption is said."""
 
+from dataclasses import replace
+
 import pytest
 from msgspec import structs
 
 from impala_vllm.config import ConfigError
-from impala_vllm.sim.question import Asked, ask
-from tests.sim.scenes import TIMING
+from impala_vllm.sim.question import Asked, ask, most_live
+from tests.sim.scenes import TIMING, session, workload
 from tests.sim.test_recorded import turn
 
 
@@ -148,3 +150,11 @@ def test_descriptions_are_plain_data():
     assert (about["tasks"], about["turns"], about["block_tokens"]) == (6, 12, 4)
     assert 0 < about["hit_ratio_bound"] < 1
     assert found.describe_config(3)["seed"] == 3
+
+
+def test_tasks_that_overlap_are_those_of_the_first_moment_with_most():
+    """Each takes 6.5 s by itself."""
+    starts_s = {"a": 0.0, "b": 5.0, "c": 6.0, "d": 7.0, "e": 8.0, "f": 12.0, "g": 12.6}
+    load = workload(*(replace(session(name, [8]), arrival_s=at_s) for name, at_s in starts_s.items()))
+    assert [s.session_id for s in most_live(load, TIMING)] == ["b", "c", "d", "e"]
+    assert not most_live(workload(), TIMING)
