@@ -68,6 +68,11 @@ def _gpu(what: str, question: str, metric: str, at_most: float | None = None, at
     return Target(f"GPU: {what}", f"micro/gpu-{question}", metric, at_most, at_least, variant="courier")
 
 
+_GPU = "host 12x, NVMe 2x"
+_LINKS = {"tiers": _GPU, "tiers-host": _GPU, "tiers-slow": "host 4x, NVMe 0.7x"}
+"""Rates of the links to the prefill's; other experiments have no caps."""
+
+
 def _tiers(
     what: str,
     name: str,
@@ -79,8 +84,9 @@ def _tiers(
     note: str = "",
     **params: Any,
 ) -> Target:
-    """Of `python -m benchmarks.serving NAME`, the level of oversubscription included."""
-    told = params | ({"to": to} if to is not None else {})
+    """Of `python -m benchmarks.serving NAME`, the level of oversubscription included, with links as it sizes them."""
+    links = _LINKS.get(name.rpartition("-")[0])
+    told = params | ({"to": to} if to is not None else {}) | ({"links": links} if links is not None else {})
     question, metric = f"serving/{name}", metric if to is None else f"{metric} ratio"
     return Target(f"Tiers, {what}", question, metric, at_most, at_least, variant, told, note, is_measured=True)
 
