@@ -6,8 +6,10 @@ Mirrors the text side of vLLM 0.32's `renderers/chat_utils.py` and `hf.py`. Wher
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias, cast
+
+import msgspec
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -22,6 +24,19 @@ _NOT_MIRRORED = (
     "continue_final_message",
     "echo",
 )
+_ARGUMENTS = frozenset(
+    (
+        *("chat_template", "tokenize", "conversation", "messages", "tools", "documents", "continue_final_message"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        "return_assistant_tokens_mask",
+    )
+)
+"""What a call of the renderer takes beside variables: nothing of it is a client's to set."""
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+MAX_PRINTED_BYTES = 32 << 20
+"""Of a client's variables, were each message and tool to print all of them."""
+MAX_NUMBER = 1 << 20
+"""In a client's variables: a template may repeat a text so often."""
 
 
 def takes_parts(template: str) -> bool:
@@ -59,15 +74,46 @@ def tools_of(body: JsonObject) -> list[dict[str, Any]] | None:
         raise ValueError("malformed tools") from e
 
 
-def variables_of(body: JsonObject) -> dict[str, Any]:
-    """What else the template may look at."""
-    own: dict[str, Any] = dict(body.get("chat_template_kwargs") or {})
-    effort = body.get("reasoning_effort")
-    ours: dict[str, Any] = {"add_generation_prompt": body.get("add_generation_prompt", True)}
+def names_in(template: str) -> frozenset[str]:
+    """The variables that a template looks at; none of one that is no template."""
+    import jinja2
+    from jinja2 import meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(_GENERATION.sub("", template))))
+    except jinja2.TemplateError:
+        return frozenset()
+
+
+def variables_of(body: JsonObject, names: Collection[str]) -> dict[str, Any]:
+    """What else a template that looks at `names` is given.
+
+    Raises ValueError for what vLLM refuses, and for what could make a text without bounds of a short request.
+    """
+    own: Any = body.get("chat_template_kwargs")
+    if not isinstance(own, dict | None) or _ARGUMENTS & (own or {}).keys():
+        raise ValueError("not for a client to set")
+    given: dict[str, Any] = dict(cast("JsonObject", own or {}))
+    effort, prompts = body.get("reasoning_effort"), body.get("add_generation_prompt", True)
+    if not isinstance(prompts, bool):
+        raise ValueError("malformed add_generation_prompt")
     if effort is not None:
-        ours["reasoning_effort"] = effort
-        ours["enable_thinking"] = own.get("enable_thinking", effort != "none")
-    return {**own, **ours}
+        given = {"enable_thinking": effort != "none", **given, "reasoning_effort": effort}
+    given = {name: value for name, value in given.items() if name in names}
+    tools = body.get("tools")
+    num_printed = 1 + len(body["messages"]) + (len(cast("list[Any]", tools)) if isinstance(tools, list) else 0)
+    if len(msgspec.json.encode(given)) * num_printed > MAX_PRINTED_BYTES or _has_large_number(given):
+        raise ValueError("too much to print")
+    return {**given, "add_generation_prompt": prompts}
+
+
+def _has_large_number(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_large_number, cast("JsonObject", value).values()))
+    if isinstance(value, list):
+        return any(map(_has_large_number, cast("list[Any]", value)))
+    return isinstance(value, int | float) and not abs(value) <= MAX_NUMBER
 
 
 def _tool(tool: Any) -> dict[str, Any]:

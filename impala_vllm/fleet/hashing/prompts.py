@@ -68,7 +68,8 @@ class Prompts:
         if messages is None:
             return None
         try:
-            text = self._tokenizer.render(messages, chat.tools_of(body), chat.variables_of(body))
+            variables = chat.variables_of(body, self._tokenizer.variables)
+            text = self._tokenizer.render(messages, chat.tools_of(body), variables)
             return self._of_pieces(self._tokenizer.pieces(text), (), (), _salt(body), adapter)
         except (TokenizerError, ValueError, TypeError):
             return None  # the engine will say what is wrong with it

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from impala_vllm.fleet.hashing import chat
+
 _SAMPLE = "Hello  world, naïve 你好\n\n\tdef f(x):  return x ** 2 # 1234567 "
 
 
@@ -33,6 +35,8 @@ class Tokenizer:
             reason = " ".join(str(e).split())[:200]
             raise TokenizerError(f"{name}: cannot load its tokenizer ({reason}); give --tokenizer a directory") from e
         self.template: str = _template(self._whole)
+        self.variables = chat.names_in(self.template)
+        """What the template looks at."""
         self.leading, self.trailing = self._around()
         self._separators = self._find_separators()
 

@@ -86,7 +86,16 @@ def theirs(tokenizer, body, template):
 
 
 @pytest.mark.parametrize("talk", TALKS)
-@pytest.mark.parametrize("more", [{}, {"tools": [TOOL]}, {"reasoning_effort": "low"}], ids=["alone", "tools", "effort"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"tools": [TOOL]},
+        {"reasoning_effort": "low"},
+        {"chat_template_kwargs": {"enable_thinking": False, "conversations": [], "unheard_of": 1}},
+    ],
+    ids=["alone", "tools", "effort", "variables"],
+)
 @pytest.mark.parametrize("which", ["bundled", "by part"])
 def test_the_text_is_the_one_vllm_renders(tokenizer, monkeypatch, talk, more, which):
     template = tokenizer.template if which == "bundled" else NO_DEVELOPER
@@ -96,7 +105,8 @@ def test_the_text_is_the_one_vllm_renders(tokenizer, monkeypatch, talk, more, wh
     before = copy.deepcopy(body)
     messages = chat.messages_of(body, template)
     assert messages is not None
-    assert tokenizer.render(messages, chat.tools_of(body), chat.variables_of(body)) == expected
+    variables = chat.variables_of(body, chat.names_in(template))
+    assert tokenizer.render(messages, chat.tools_of(body), variables) == expected
     assert body == before
 
 
@@ -116,3 +126,46 @@ def test_the_text_is_the_one_vllm_renders(tokenizer, monkeypatch, talk, more, wh
 )
 def test_what_is_not_mirrored_is_left_alone(body):
     assert chat.messages_of(body, "") is None
+
+
+HI = [{"role": "user", "content": "hi"}]
+REFUSED = {
+    "a template": {"chat_template": "{{ 'x' * 10**11 }}"},
+    "tokens": {"tokenize": True},
+    "tools": {"tools": ["x"]},
+    "other messages": {"conversation": []},
+    "a repetition": {"width": 10**11},
+    "a repetition below": {"width": {"a": [10**11]}},
+    "no number": {"width": float("inf")},
+    "no object": ["width", 7],
+}
+
+
+@pytest.mark.parametrize("own", REFUSED.values(), ids=REFUSED)
+def test_what_a_client_must_not_set_is_not_rendered(own):
+    body = {"messages": HI, "chat_template_kwargs": own}
+    with pytest.raises(ValueError, match=r"not for a client|too much"):
+        chat.variables_of(body, {"width", "tools", "messages"})
+
+
+@pytest.mark.parametrize("own", [{"chat_template": "{{ 'x' * 7 }}"}, {"tokenize": True}])
+def test_vllm_refuses_the_same(tokenizer, own):
+    hf = pytest.importorskip("vllm.renderers.hf")
+    with pytest.raises(ValueError, match="unexpected"):
+        hf.resolve_chat_template_kwargs(tokenizer._whole, tokenizer.template, own)
+
+
+def test_what_every_message_could_print_is_bounded():
+    wide = {"chat_template_kwargs": {"bos_token": "x" * 4096}}
+    assert chat.variables_of({"messages": HI, **wide}, {"bos_token"})["bos_token"] == "x" * 4096
+    with pytest.raises(ValueError, match="too much"):
+        chat.variables_of({"messages": HI * 10_000, **wide}, {"bos_token"})
+    assert "bos_token" not in chat.variables_of({"messages": HI * 10_000, **wide}, {"eos_token"})
+
+
+def test_the_variables_of_a_template_are_those_it_looks_at():
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}{{ width }}"
+    )
+    assert chat.names_in(template) == {"messages", "width"}
+    assert chat.names_in("{% no template") == frozenset()

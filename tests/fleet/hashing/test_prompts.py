@@ -118,6 +118,11 @@ def test_responses_are_chats_in_other_words(tokenizer):
     assert prompts.of_response({"input": [{"type": "function_call"}]}) is None
 
 
+@pytest.mark.parametrize("own", [{"chat_template": "{{ 'x' * 10 }}"}, {"tokenize": True}, {"tools": []}, 7])
+def test_a_chat_with_a_renderer_of_its_own_has_no_hashes(tokenizer, own):
+    assert Prompts(SCHEME, tokenizer).of_chat({**talk(0), "chat_template_kwargs": own}) is None
+
+
 def test_pieces_have_the_tokens_of_the_text(tokenizer):
     text = "".join(f"<|im_start|>{words(i, 30)}<tool_call>\n{{}}</tool_call><|im_end|>\n\n" for i in range(20))
     pieces = tokenizer.pieces(text)
