@@ -5,6 +5,7 @@ Everything runs on one thread but `Prompts`, which is asked in workers. Nothing 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from random import Random
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from impala_vllm.fleet.echo import Echo
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.homes import Home, Homes
 from impala_vllm.fleet.index import Depths
+from impala_vllm.fleet.lapses import Lapses
 from impala_vllm.fleet.places import BlockKey, Replica
 from impala_vllm.fleet.residency import Expectation, Residency
 from impala_vllm.fleet.scoring import Decision, Load, Policy, Question, Terms
@@ -32,6 +34,8 @@ class Turn(NamedTuple):
     """Of the prompt; a guess by its bytes where it could not be tokenised."""
     session_id: str | None = None
     parent_session_id: str | None = None
+    shows_first_token: bool = True
+    """Its answer begins with its first token: it is streamed, and nothing is sent before."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class Ticket:
     was_idle: bool
     expected: Expectation | None
     started_s: float
+    has_begun: bool = field(default=False)
+    """Its prefill is over, or taken for over: no queue is longer by it."""
     has_answered: bool = field(default=False)
     has_ended: bool = field(default=False)
 
@@ -73,6 +79,7 @@ class Router:
         self._lot = lot
         self._identity = self._new_identity()
         self._ids = count(1)
+        self._lapses = Lapses()
         self.num_broken_chains = 0
         self._echo = Echo(lambda replica, key: bool(residency.known.holds(replica, key)))
 
@@ -80,6 +87,7 @@ class Router:
         self, turn: Turn, among: Mapping[Replica, Load], without: Collection[Replica], now: float
     ) -> Ticket | None:
         """Send the turn to the best of `among`; None where none is open. `without`: tried in vain already."""
+        self._lapses.look(now)
         request_id = RequestId(f"r{next(self._ids)}")
         keys = turn.prompt.keys if turn.prompt is not None else _NOTHING
         link = self._arrive(
@@ -100,18 +108,21 @@ class Router:
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, keys[0] if len(keys) else None, now))
         elif turn.session_id is not None:
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, None, now))
-        ticket = Ticket(request_id, turn, link, decision, load, prefill_s, load.num_running == 0, expected, now)
+        was_idle = not load.num_running and not load.elsewhere.num_running
+        ticket = Ticket(request_id, turn, link, decision, load, prefill_s, was_idle, expected, now)
+        if not turn.shows_first_token:
+            self._lapses.add(now + _waits_s(load) + prefill_s, partial(_begin, ticket))
         load.start(prefill_s)
         return ticket
 
     def answer(self, ticket: Ticket, now: float) -> None:
-        """Its first byte has come."""
+        """The first byte of an answer has come; of a refusal it is not to be told: `end` is enough."""
         if ticket.has_answered:
             return
         ticket.has_answered = True
-        ticket.load.answer(ticket.prefill_s)
+        _begin(ticket)
         computed = ticket.turn.num_tokens - ticket.decision.cached_tokens
-        if ticket.was_idle and ticket.turn.prompt is not None:
+        if ticket.was_idle and ticket.turn.prompt is not None and ticket.turn.shows_first_token:
             mean_context = ticket.decision.cached_tokens + computed / 2
             self.policy.cost.observe(now - ticket.started_s, computed, mean_context)
 
@@ -120,8 +131,7 @@ class Router:
         if ticket.has_ended:
             return
         ticket.has_ended = True
-        if not ticket.has_answered:
-            ticket.load.answer(ticket.prefill_s)
+        _begin(ticket)
         ticket.load.end()
         if ticket.expected is not None:
             self.residency.settle(ticket.expected, has_events or outcome is Outcome.ERROR)
@@ -148,6 +158,7 @@ class Router:
 
     def tick(self, now: float) -> None:
         """Let go of what is over. Call every second or so."""
+        self._lapses.look(now)
         self._identity.tick(now)
         self.homes.expire(now)
         self.residency.expire(now)
@@ -188,3 +199,14 @@ class Router:
                 home = self.homes.get(trace.trace_id)
                 return home.replica if home is not None else None
         return None
+
+
+def _begin(ticket: Ticket) -> None:
+    if not ticket.has_begun:
+        ticket.has_begun = True
+        ticket.load.answer(ticket.prefill_s)
+
+
+def _waits_s(load: Load) -> float:
+    """Prefill that comes before that of whoever is sent there now."""
+    return load.pending_s + load.elsewhere.pending_s

@@ -9,7 +9,7 @@ from impala_vllm.fleet.index import IndexConfig, MaskIndex
 from impala_vllm.fleet.places import Replica, ServerId, Tier
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router, Turn
-from impala_vllm.fleet.scoring import Load, Policy, Reason
+from impala_vllm.fleet.scoring import Elsewhere, Load, Policy, Reason
 from tests.contracts.fleet_index import chain
 
 REPLICAS = [Replica(ServerId(name)) for name in "abcd"]
@@ -24,8 +24,9 @@ class Site:
         self.router = Router(self.loads, Residency(MaskIndex(), IndexConfig()), Policy(), Random(1))
         self.now = 0.0
 
-    def turn(self, keys, session=None, salt="") -> Turn:
-        return Turn(Namespace(salt=salt), Prompt(keys, 16 * len(keys) + 3, 0), 16, 16 * len(keys) + 3, session)
+    def turn(self, keys, session=None, salt="", shows_first_token=True) -> Turn:
+        prompt = Prompt(keys, 16 * len(keys) + 3, 0)
+        return Turn(Namespace(salt=salt), prompt, 16, prompt.num_tokens, session, None, shows_first_token)
 
     def serve(self, keys, without=(), **more):
         """One turn from arrival to end; its blocks are published."""
@@ -126,6 +127,37 @@ def test_keys_that_are_no_chain_cost_what_was_learned_and_no_request():
         site.serve([*chain(opening, 40), *tail])
     assert site.router.num_broken_chains == 1
     assert site.serve([*chain(2, 40), *tail, *chain(6, 9)]) is not None
+
+
+def test_an_answer_that_comes_whole_says_nothing_of_prefill():
+    site = Site(1)
+    before = site.router.policy.cost.prefill_s(10_000)
+    site.serve(chain(1, 50), shows_first_token=False)
+    assert site.router.policy.cost.prefill_s(10_000) == before
+    site.serve(chain(2, 50))
+    assert site.router.policy.cost.prefill_s(10_000) != before
+
+
+def test_a_server_that_others_keep_busy_says_nothing_of_prefill():
+    site = Site(1)
+    before = site.router.policy.cost.prefill_s(10_000)
+    site.loads[REPLICAS[0]].elsewhere = Elsewhere(num_running=1)
+    site.serve(chain(1, 50))
+    assert site.router.policy.cost.prefill_s(10_000) == before
+
+
+def test_prefill_whose_end_nobody_shows_is_taken_for_over_when_it_should_be():
+    site = Site(1)
+    (load,) = site.loads.values()
+    shown = site.router.start(site.turn(chain(1, 50)), site.loads, (), 0.0)
+    whole = site.router.start(site.turn(chain(2, 50), shows_first_token=False), site.loads, (), 0.0)
+    assert load.pending_s == shown.prefill_s + whole.prefill_s
+    site.router.tick(load.pending_s - 0.001)
+    assert load.pending_s == shown.prefill_s + whole.prefill_s
+    site.router.tick(load.pending_s)
+    assert load.pending_s == shown.prefill_s
+    site.router.end(whole, Outcome.STOP, True, 9.0)
+    assert (load.pending_s, load.num_running) == (shown.prefill_s, 1)
 
 
 def test_a_plan_leaves_no_trace():

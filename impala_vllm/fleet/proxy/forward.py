@@ -102,7 +102,8 @@ class Forward:
                 async for chunk in response.content.iter_any():
                     if not has_begun:
                         has_begun = True
-                        self._router.answer(ticket, asyncio.get_running_loop().time())
+                        if response.status == 200:
+                            self._router.answer(ticket, asyncio.get_running_loop().time())
                         await send(head)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if not has_begun:

@@ -21,6 +21,8 @@ logger = logging.getLogger("impala.fleet")
 MAX_NAME_CHARS = 128
 BYTES_A_TOKEN = 4
 """Of a body that could not be tokenised."""
+_BEGIN_WITH_TOKENS = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Streams of other routes begin with an event before the prompt has been computed."""
 NUM_WORKERS = 4
 MAX_DECODED_HERE = 64 << 10
 MAX_HASHED_HERE = 2 << 10
@@ -62,6 +64,7 @@ class Reader:
                 prompt = _hash(serving, path, fields)
             else:
                 prompt = await loop.run_in_executor(self._workers, _hash, serving, path, fields)
+        is_stream = fields.get("stream") is True
         session = headers.get("x-session-id") or fields.get("session_id")
         turn = Turn(
             Namespace(_short(caller.tenant) or "", _short(fields.get("cache_salt")) or "", _short(model) or ""),
@@ -70,8 +73,9 @@ class Reader:
             prompt.num_tokens if prompt is not None else max(1, len(body) // BYTES_A_TOKEN),
             _short(session if isinstance(session, str) and not caller.wins else caller.session),
             _short(caller.parent),
+            is_stream and path in _BEGIN_WITH_TOKENS,
         )
-        return Read(turn, model, serving, fields.get("stream") is True)
+        return Read(turn, model, serving, is_stream)
 
     def close(self) -> None:
         """End the workers."""

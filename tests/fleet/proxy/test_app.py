@@ -209,6 +209,21 @@ async def test_where_all_are_busy_the_client_is_told_when_to_come_back(tokenizer
         assert int(response.headers["retry-after"]) > 0
 
 
+async def test_only_streams_that_succeed_say_what_prefill_costs(tokenizer, model_dir):
+    async with site(tokenizer, model_dir, num_servers=1) as found:
+        cost = found.gateway.router.policy.cost
+        before = cost.prefill_s(1000)
+        assert (await found.chat(turns(0)))[0] == 200
+        for code in (400, 429):
+            found.servers[0].refuses_with = code
+            assert (await found.chat(turns(1), stream=True))[0] == code
+        assert cost.prefill_s(1000) == before
+        assert all(not load.pending_s for load in found.gateway.fleet.loads.values())
+        found.servers[0].refuses_with = None
+        assert (await found.chat(turns(4), stream=True))[0] == 200
+        assert cost.prefill_s(1000) != before
+
+
 async def test_servers_come_and_go_while_requests_run(tokenizer, model_dir):
     async with site(tokenizer, model_dir, num_servers=2, server={"speed": 20.0}, drain_s=60.0) as found:
         await found.chat(turns(0))
