@@ -15,7 +15,7 @@ send one a user or one an app. It counts only where the configuration says that 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -81,11 +81,13 @@ def add_body(caller: Caller, body: bytes, config: MetadataConfig) -> None:
         fields = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
-    metadata: dict[Any, Any] = fields.metadata if isinstance(fields.metadata, dict) else {}
-    session = _clean(metadata.get("session_id")) or _clean(fields.litellm_session_id) or _claude_user(metadata)
-    if session is None and config.prompt_cache_key_is_session:
-        session = _clean(fields.prompt_cache_key)
-    caller.session = session
+    _add(caller, fields.metadata, fields.litellm_session_id, fields.prompt_cache_key, config)
+
+
+def add_fields(caller: Caller, fields: Mapping[str, Any], config: MetadataConfig) -> None:
+    """`add_body` of a body that has been decoded."""
+    if caller.session is None:
+        _add(caller, *(fields.get(name) for name in ("metadata", "litellm_session_id", "prompt_cache_key")), config)
 
 
 class _Body(msgspec.Struct):
@@ -95,6 +97,14 @@ class _Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+
+
+def _add(caller: Caller, metadata: Any, litellm: Any, cache_key: Any, config: MetadataConfig) -> None:
+    said = cast("dict[Any, Any]", metadata) if isinstance(metadata, dict) else {}
+    session = _clean(said.get("session_id")) or _clean(litellm) or _claude_user(said)
+    if session is None and config.prompt_cache_key_is_session:
+        session = _clean(cache_key)
+    caller.session = session
 
 
 def _claude_code(caller: Caller, session: str, headers: Mapping[str, str]) -> Caller:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from impala_vllm.caller import Caller, add_body, from_headers
+from impala_vllm.caller import Caller, add_body, add_fields, from_headers
 from impala_vllm.config import MetadataConfig
 
 CONFIG = MetadataConfig()
@@ -68,6 +68,9 @@ def test_the_body_speaks_where_headers_are_silent(body, session):
     caller = Caller()
     add_body(caller, json.dumps(body).encode(), CONFIG)
     assert caller.session == session
+    if isinstance(body, dict):
+        add_fields(decoded := Caller(), body, CONFIG)
+        assert decoded == caller
 
 
 def test_prompt_cache_key_is_a_trace_only_where_configured():

@@ -29,6 +29,20 @@ MAX_HASHED_HERE = 2 << 10
 """Bytes of a body up to which the event loop does it: a fifth of a millisecond, and a hop waits for its turn twice."""
 
 
+MAX_DECODED = 32 << 20
+"""Bytes of a body of which more is decoded than its outlines: nothing else runs meanwhile, in whatever thread."""
+
+
+class _Outlines(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+    session_id: Any = None
+    cache_salt: Any = None
+
+
+_outlines = msgspec.json.Decoder(_Outlines)
+
+
 class Read(NamedTuple):
     """A request, understood as far as routing needs."""
 
@@ -50,12 +64,13 @@ class Reader:
     async def read(self, path: str, headers: Mapping[str, str], body: bytes) -> Read:
         """Never raises for what a client sent: what is not understood is routed by load, for the engine to refuse."""
         caller = callers.from_headers(headers, self._metadata)
-        callers.add_body(caller, body, self._metadata)
         loop = asyncio.get_running_loop()
         if len(body) <= MAX_DECODED_HERE:
             fields = _decode(body)
         else:
             fields = await loop.run_in_executor(self._workers, _decode, body)
+        if len(body) <= callers.MAX_BODY_BYTES:  # as the engine does it
+            callers.add_fields(caller, fields, self._metadata)
         model = fields.get("model") if isinstance(fields.get("model"), str) else None
         serving = self._fleet.serving(model)
         prompt: Prompt | None = None
@@ -90,7 +105,10 @@ def _short(name: object) -> str | None:
 
 
 def _decode(body: bytes) -> dict[str, Any]:
+    """What the body says; of one that is too large to be a prompt, which model it is for and such."""
     try:
+        if len(body) > MAX_DECODED:
+            return msgspec.structs.asdict(_outlines.decode(body))
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}

@@ -1,12 +1,14 @@
 """What is kept of a request."""
 
 import json
+import threading
 
 import pytest
 
 from impala_vllm.config import MetadataConfig
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.index import MaskIndex
+from impala_vllm.fleet.proxy import reading
 from impala_vllm.fleet.proxy.reading import MAX_DECODED_HERE, MAX_NAME_CHARS, Reader
 
 
@@ -39,3 +41,27 @@ async def test_short_names_stay_as_they_are(reader):
 async def test_a_large_body_is_read_as_a_small_one(reader):
     body = json.dumps({"stream": True, "prompt": "x" * 2 * MAX_DECODED_HERE}).encode()
     assert (await reader.read("/v1/completions", {}, body)).is_stream
+
+
+async def test_a_large_body_is_decoded_once_and_not_on_the_event_loop(reader, monkeypatch):
+    threads = []
+    decode = reading.msgspec.json.decode
+
+    def watched(body: bytes):
+        threads.append(threading.current_thread())
+        return decode(body)
+
+    monkeypatch.setattr(reading.msgspec.json, "decode", watched)
+    body = json.dumps({"metadata": {"session_id": "t"}, "prompt": "x" * MAX_DECODED_HERE}).encode()
+    assert (await reader.read("/v1/completions", {}, body)).turn.session_id == "t"
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+async def test_of_a_huge_body_only_the_outlines_are_decoded(reader, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_DECODED", 1000)
+    body = json.dumps({"model": "m", "stream": True, "session_id": "t", "prompt": "x" * 1000}).encode()
+    read = await reader.read("/v1/completions", {}, body)
+    assert (read.model, read.is_stream, read.turn.session_id) == ("m", True, "t")
+    assert set(reading._decode(body)) == {"model", "stream", "session_id", "cache_salt"}
+    assert reading._decode(b"7" * 1001) == {}
