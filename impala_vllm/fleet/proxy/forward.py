@@ -16,6 +16,7 @@ from impala_vllm.core.types import Outcome
 from impala_vllm.fleet import faults
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.places import Replica
+from impala_vllm.fleet.proxy.headers import for_client, for_server, with_rank
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Read, Reader
 from impala_vllm.fleet.proxy.watch import Message, Receive, Scope, Send, Watch
@@ -28,10 +29,6 @@ MAX_TRIES = 3
 RETRY_AFTER_S = 2
 _BUSY = frozenset({429, 502, 503, 504})
 """Answers after which another server is tried."""
-_HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
-    b"content-length expect".split()
-)
 
 
 class _Gone(Exception):
@@ -64,6 +61,10 @@ class Forward:
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        forwarded = for_server(scope["headers"])
+        if forwarded is None:
+            await _refuse(send, 400, "a header is not text in UTF-8")
+            return
         read = await self._reader.read(scope["path"], headers, body)
         tried: set[Replica] = set()
         loop = asyncio.get_running_loop()
@@ -78,7 +79,7 @@ class Forward:
             if self._explains:
                 _explain(ticket)
             tried.add(ticket.decision.replica)
-            if await self._try(ticket, read, scope, body, send, tried):
+            if await self._try(ticket, read, scope, forwarded, body, send, tried):
                 return
             self._metrics.retries.inc()
 
@@ -88,14 +89,23 @@ class Forward:
         return len(tried) >= MAX_TRIES or not any(load.is_open for r, load in loads.items() if r not in tried)
 
     async def _try(
-        self, ticket: Ticket, read: Read, scope: Scope, body: bytes, send: Send, tried: set[Replica]
+        self,
+        ticket: Ticket,
+        read: Read,
+        scope: Scope,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        send: Send,
+        tried: set[Replica],
     ) -> bool:
         """Send it there; False: the client has seen nothing and another server may do better."""
         replica = ticket.decision.replica
         outcome = Outcome.ERROR
         has_begun = False
+        if any(other.server == replica.server and other != replica for other in read.serving.loads):
+            headers = with_rank(headers, replica.dp_rank)
         try:
-            async with self._fleet.flight(replica), await self._ask(replica, read, scope, body) as response:
+            async with self._fleet.flight(replica), await self._ask(replica, scope, headers, body) as response:
                 if response.status in _BUSY and not self._is_last(read, tried):
                     return False
                 head = _head(response, ticket, self._explains)
@@ -131,7 +141,9 @@ class Forward:
         finally:
             self._router.end(ticket, outcome, self._fleet.has_events(replica), asyncio.get_running_loop().time())
 
-    async def _ask(self, replica: Replica, read: Read, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
+    async def _ask(
+        self, replica: Replica, scope: Scope, headers: list[tuple[str, str]], body: bytes
+    ) -> aiohttp.ClientResponse:
         """What the server answers, as soon as it begins to.
 
         A connection that breaks before that was closed, most likely, when it had been idle for long: asked once more.
@@ -141,7 +153,7 @@ class Forward:
             scope["method"],
             _url(replica, scope),
             data=body,
-            headers=_upstream_headers(scope, replica, read),
+            headers=headers,
             allow_redirects=False,
         )
         try:
@@ -157,16 +169,8 @@ def _url(replica: Replica, scope: Scope) -> str:
     return replica.server + scope["path"] + (f"?{query}" if query else "")
 
 
-def _upstream_headers(scope: Scope, replica: Replica, read: Read) -> list[tuple[str, str]]:
-    """The client's, its key included; vLLM sends a request to the rank that a header names."""
-    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"] if n.lower() not in _HOP_BY_HOP]
-    if any(other.server == replica.server and other != replica for other in read.serving.loads):
-        headers.append(("X-data-parallel-rank", str(replica.dp_rank)))
-    return headers
-
-
 def _head(response: aiohttp.ClientResponse, ticket: Ticket, explains: bool) -> Message:
-    headers = [(n.lower(), v) for n, v in response.raw_headers if n.lower() not in _HOP_BY_HOP - {b"content-length"}]
+    headers = for_client(response.raw_headers)
     if response.status in (429, 503) and not any(name == b"retry-after" for name, _ in headers):
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     if explains:

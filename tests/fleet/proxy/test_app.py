@@ -351,12 +351,14 @@ async def test_a_server_of_the_file_is_let_go_by_the_file(tokenizer, model_dir, 
 async def test_a_key_of_the_client_reaches_the_server(tokenizer, model_dir):
     async with site(tokenizer, model_dir, num_servers=1) as found:
         body = {"messages": turns(0), "max_tokens": 1}
-        headers = {"authorization": "Bearer k", "x-session-id": "s"}
+        headers = {"authorization": "Bearer k", "x-session-id": "s", "x-name": "né"}
         async with found.client.post(found.url + "/v1/chat/completions", json=body, headers=headers) as response:
             assert response.status == 200
+            assert len(response.headers.getall("date")) == len(response.headers.getall("server")) == 1
         seen = found.servers[0].last_headers
         assert seen["authorization"] == "Bearer k"
         assert seen["x-session-id"] == "s"
+        assert seen["x-name"] == "né"
 
 
 async def test_what_no_tokenizer_takes_is_left_to_the_engine(tokenizer, model_dir):
