@@ -138,6 +138,6 @@ def test_telling_128_changed_blocks(benchmark, index):
 
     def tell(fresh: list[BlockKey]) -> None:
         shared.store(REPLICAS[0], Tier.HBM, fresh, 1.0)
-        shared.take_unsaid()
+        shared.take_unsaid(REPLICAS[:1])
 
     benchmark.pedantic(tell, setup=lambda: (([BlockKey(lot.getrandbits(64)) for _ in range(128)],), {}), rounds=300)

@@ -23,8 +23,9 @@ from impala_vllm.fleet.registry.shared import Held
 BLOCKS_A_WRITE = 2000
 MAX_CHANGES = 4096
 """Entries a stream keeps, about; who falls behind further reads everything again."""
-KEPT_MS = 3_600_000
-"""How long what nobody renews lies there."""
+KEPT_MS = 600_000
+"""How long what nobody renews lies there. Whoever takes a lease writes all of it anew, so it need not be long; with each
+restart an engine leaves a life behind."""
 _HELD = struct.Struct(">QB")
 
 Client = Any
@@ -84,19 +85,20 @@ def place(space: str, replica: Replica, epoch: str) -> Place:
 async def renew(client: Client, where: Place, generation: str) -> None:
     """Keep what lies there for another while."""
     pipe = client.pipeline(transaction=False)
-    for key in (where.head, where.changes, where.blocks(generation)):
-        pipe.pexpire(key, KEPT_MS)
+    pipe.pexpire(where.head, KEPT_MS)
+    _keep(pipe, where, generation)
     await pipe.execute()
 
 
-async def begin(client: Client, where: Place, generation: str, before: str | None) -> None:
-    """Void what was told. Readers start over once `finish` has been called."""
+async def begin(client: Client, where: Place, before: str | None) -> None:
+    """Void what was told, by whomever, and `before`, half told by us. Readers start over once `finish` was called."""
     pipe = client.pipeline(transaction=True)
+    pipe.get(where.head)
     pipe.delete(where.head)
-    if before is not None:
-        pipe.unlink(where.blocks(before))
-    pipe.unlink(where.blocks(generation))
-    await pipe.execute()
+    head, _ = await pipe.execute()
+    void = {generation for generation in (head and head.decode(), before) if generation}
+    if void:
+        await client.unlink(*map(where.blocks, void))
 
 
 async def fill(client: Client, where: Place, generation: str, blocks: Sequence[Held]) -> None:
@@ -104,6 +106,7 @@ async def fill(client: Client, where: Place, generation: str, blocks: Sequence[H
     pipe = client.pipeline(transaction=False)
     for part in _parts(blocks):
         pipe.hset(where.blocks(generation), mapping={_field(held.key): bytes((held.tiers,)) for held in part})
+    _keep(pipe, where, generation)
     await pipe.execute()
 
 
@@ -112,6 +115,7 @@ async def finish(client: Client, where: Place, generation: str) -> None:
     pipe = client.pipeline(transaction=True)
     pipe.xadd(where.changes, {"g": generation, "n": 0, "b": b""}, maxlen=MAX_CHANGES, approximate=True)
     pipe.set(where.head, generation, px=KEPT_MS)
+    _keep(pipe, where, generation)
     await pipe.execute()
 
 
@@ -129,6 +133,7 @@ async def tell(client: Client, where: Place, generation: str, number: int, block
         entry = {"g": generation, "n": number, "b": packed}
         pipe.xadd(where.changes, entry, maxlen=MAX_CHANGES, approximate=True)
         number += 1
+    _keep(pipe, where, generation)
     await pipe.execute()
     return number
 
@@ -164,6 +169,12 @@ def follow(entries: "Entries", cursor: Cursor) -> tuple[Cursor, list[Held]]:
         cursor = Cursor(generation, entry, number)
         blocks += told
     return cursor, blocks
+
+
+def _keep(pipe: Client, where: Place, generation: str) -> None:
+    """With every write: who dies right after it renews nothing any more."""
+    for key in (where.changes, where.blocks(generation)):
+        pipe.pexpire(key, KEPT_MS)
 
 
 def _field(key: BlockKey) -> bytes:

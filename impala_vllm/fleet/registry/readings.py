@@ -1,13 +1,22 @@
-"""The replicas that other routers tell of, and how far each has been read."""
+"""The replicas that other routers tell of, and how far each has been read.
 
-from collections.abc import Callable, Collection, Mapping
+A call of `read` takes in so much and no more, and gives way to others of the event loop on the way: leases wait for it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from impala_vllm.fleet.places import Replica
 from impala_vllm.fleet.registry import layout
 from impala_vllm.fleet.registry.layout import Client, Cursor, Lost, Place
-from impala_vllm.fleet.registry.shared import SharedIndex
+from impala_vllm.fleet.registry.shared import Held, SharedIndex
 from impala_vllm.fleet.registry.source import NOWHERE, Source
+
+BLOCKS_A_BEAT = 50_000
+"""Of replicas that are read whole: a second or so (docs/scale.md). The one that goes beyond it is read to its end."""
+BLOCKS_AT_ONCE = 2000
+"""Taken over before others of the event loop get their turn."""
 
 
 @dataclass(slots=True)
@@ -93,14 +102,27 @@ class Readings:
             for (replica, reading, cursor), answer in zip(following, await pipe.execute(), strict=True):
                 try:
                     reading.cursor, blocks = layout.follow(layout.entries_of(answer), cursor)
-                    self._index.hear(replica, blocks, now_s)
                 except Lost:
+                    reading.cursor = None
                     behind.add(replica)
+                else:
+                    await self._hear(replica, blocks, now_s)
+        num_left = BLOCKS_A_BEAT
         for replica in behind:
+            if num_left <= 0:
+                break
             reading = self._reads[replica]
             found = await layout.read(self._client, reading.place)
             if self._sources().get(replica, NOWHERE).is_heard:  # meanwhile, and it knows better
                 self.stop(replica)
             elif found is not None:
-                reading.cursor = found[0]
-                self._index.hear_all(replica, found[1], now_s)
+                reading.cursor, blocks = found
+                num_left -= len(blocks)
+                self._index.begin_hearing(replica)
+                await self._hear(replica, blocks, now_s)
+
+    async def _hear(self, replica: Replica, blocks: Sequence[Held], now_s: float) -> None:
+        """In order. A word from its own events ends it on the way: the index takes no more from others then."""
+        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+            self._index.hear(replica, blocks[start : start + BLOCKS_AT_ONCE], now_s)
+            await asyncio.sleep(0)

@@ -119,18 +119,19 @@ class Registry:
                 pipe.set(places[replica].owner, self._id, nx=True, get=True, px=lease_ms)
             else:
                 pipe.get(places[replica].owner)
-        info, *owners = await pipe.execute()
+            pipe.get(places[replica].head)
+        info, *found = await pipe.execute()
         if self._run_id not in (None, info["run_id"]):
             self._run_id = None
             raise Lost("Redis is another one than before")
         self._run_id = info["run_id"]
         mine = self._id.encode()
         renewals = self._client.pipeline(transaction=False)
-        for (replica, source), owner in zip(sources.items(), owners, strict=True):
+        for (replica, source), owner, head in zip(sources.items(), found[::2], found[1::2], strict=True):
             where = places[replica]
             if source.is_heard and owner in (None, mine):
-                # A lease that ran out may have been another's meanwhile.
-                if owner is None or replica not in self._telling:
+                # A lease that ran out may have been another's meanwhile, and then another's word stands there.
+                if not self._telling.stands(replica, head):
                     self._readings.hand_over(replica)
                     self._telling.begin(replica, where)
                 renewals.pexpire(where.owner, lease_ms)

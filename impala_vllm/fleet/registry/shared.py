@@ -4,7 +4,7 @@ What goes between routers is the state of a block, not its changes: a byte with 
 twice, or late, does no harm.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from impala_vllm.fleet.index import Depths, Index, MaskIndex, Stats
@@ -84,10 +84,11 @@ class SharedIndex(Index):
             self._unsaid[replica] = set()
         return renewed
 
-    def take_unsaid(self) -> dict[Replica, list[Held]]:
-        """Changed blocks as they are now. O(changed)."""
+    def take_unsaid(self, replicas: Collection[Replica]) -> dict[Replica, list[Held]]:
+        """Of these, the changed blocks as they are now; those of others wait. O(changed)."""
         found: dict[Replica, list[Held]] = {}
-        for replica, keys in self._unsaid.items():
+        for replica in replicas:
+            keys = self._unsaid.get(replica)
             if keys and replica not in self._renewed:
                 found[replica] = [Held(key, self.local.tiers(replica, key)) for key in keys]
                 self._unsaid[replica] = set()
@@ -120,11 +121,10 @@ class SharedIndex(Index):
                 self.local.remove(replica, tier, gone[tier])
         self.local.touch(same, now)
 
-    def hear_all(self, replica: Replica, blocks: Iterable[Held], now: float) -> None:
-        """As `hear`; what is not among them is gone."""
+    def begin_hearing(self, replica: Replica) -> None:
+        """Others tell of it, from the beginning: nothing that was told before is believed. `hear` follows, in parts."""
         self.local.clear(replica)
         self.heard.add(replica)
-        self.hear(replica, blocks, now)
 
     def unhear(self, replica: Replica) -> None:
         """What others said of it is no longer believed."""

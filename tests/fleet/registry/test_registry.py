@@ -8,6 +8,7 @@ import pytest
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
 from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, SharedIndex
 from impala_vllm.fleet.registry import layout as layouts
+from impala_vllm.fleet.registry import readings, telling
 from impala_vllm.fleet.registry.source import Source
 from impala_vllm.fleet.scoring import Elsewhere, Load
 from tests.fleet.cable import Cable
@@ -113,6 +114,102 @@ async def test_a_lease_that_ran_out_is_anothers(site):
     assert (dies.registry.num_told, lives.registry.num_told) == (0, 1)
 
 
+@pytest.fixture
+def begun(monkeypatch) -> list[str]:
+    """Places, one for each time that telling of one began."""
+    places: list[str] = []
+    begin = layouts.begin
+
+    async def noted(client, where, before):
+        places.append(where.base)
+        await begin(client, where, before)
+
+    monkeypatch.setattr(layouts, "begin", noted)
+    return places
+
+
+async def test_a_lease_shorter_than_one_telling_does_not_begin_it_again(site, monkeypatch, begun):
+    """A millisecond: it has run out before each look at it, and nobody else has taken it."""
+    monkeypatch.setattr(telling, "BLOCKS_A_BEAT", 100)
+    site.config = replace(CONFIG, claim_s=0.0, lease_s=0.001)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 5001)), 0.0)
+    await site.meet(hears, rounds=80)
+    assert len(begun) == 1
+    await hears.registry._client.set(layouts.place("space", A, "life").owner, "somebody")  # readers look for one
+    await site.meet(reads)
+    assert reads.index.stats()[:2] == (5000, 5000)
+
+
+async def test_a_long_telling_is_spread_over_beats_that_renew_its_lease(site, monkeypatch, begun):
+    """And two routers that hear do not take it from one another."""
+    monkeypatch.setattr(telling, "BLOCKS_A_BEAT", 100)
+    site.config = replace(CONFIG, claim_s=1.0)
+    first, second, reads = site.router(a=True), site.router(a=True), site.router(a=False)
+    client, owner = first.registry._client, layouts.place("space", A, "life").owner
+    for side in (first, second):
+        side.index.store(A, Tier.HBM, blocks(*range(1, 2001)), 0.0)
+    num_beats = 0
+    while not await client.exists(layouts.place("space", A, "life").head):
+        await client.pexpire(owner, 60_000)
+        site.now_s += 1.0
+        await site.meet(first, second, rounds=1)
+        assert await client.pttl(owner) > 500_000
+        first.index.remove(A, Tier.HBM, blocks(num_beats := num_beats + 1))
+        assert num_beats < 100
+    assert num_beats > 10
+    await site.meet(first, reads)
+    assert reads.index.stats().num_blocks == 2000 - num_beats
+    assert len(begun) == 1
+
+
+async def test_what_another_told_meanwhile_is_told_anew_by_who_has_the_lease(site, begun):
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet()
+    client, where = hears.registry._client, layouts.place("space", A, "life")
+    await layouts.begin(client, where, None)  # by a router whose lease ran out before it had begun
+    await layouts.finish(client, where, "stray")
+    site.now_s += 200.0
+    await site.meet()
+    assert reads.keys() == {1, 2}
+    assert len(begun) == 3  # ours, the stray one, ours again
+    assert len([key async for key in client.scan_iter("*:blocks:*")]) == 1
+
+
+async def test_nothing_is_left_for_ever_by_a_router_that_dies(site, monkeypatch):
+    """Whenever that is: while it tells, right after that, with its first change."""
+    monkeypatch.setattr(telling, "BLOCKS_A_BEAT", 100)
+    dies = site.router(a=True)
+    client, num_keys = dies.registry._client, 0
+
+    async def all_end() -> int:
+        await site.meet(dies, rounds=1)
+        keys = [key async for key in client.scan_iter("*")]
+        assert all([await client.pttl(key) > 0 for key in keys])
+        return len(keys)
+
+    assert await all_end() == 4  # owner, head, changes, and how busy servers are
+    dies.index.store(A, Tier.HBM, blocks(7), 0.0)
+    assert await all_end() == 5
+    dies.index.clear(A)
+    dies.index.store(A, Tier.HBM, blocks(*range(1, 2001)), 0.0)
+    for _ in range(30):
+        num_keys = await all_end()
+    assert num_keys == 5
+
+
+async def test_a_telling_that_begins_again_leaves_one_generation(site):
+    hears, next_one = site.router(a=True), site.router(a=True)
+    for side in (hears, next_one):
+        side.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet(hears)
+    await hears.registry.leave()
+    await site.meet(next_one)
+    client = next_one.registry._client
+    assert len([key async for key in client.scan_iter("*:blocks:*")]) == 1
+
+
 async def test_its_own_word_replaces_what_others_told(site):
     hears, reads = site.router(a=True), site.router(a=False)
     hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
@@ -125,6 +222,38 @@ async def test_its_own_word_replaces_what_others_told(site):
     hears.index.store(A, Tier.HBM, blocks(9), 0.0)
     await site.meet()
     assert reads.keys() == {3}
+
+
+async def test_what_is_read_comes_in_portions_and_its_own_word_ends_that(site, monkeypatch):
+    monkeypatch.setattr(readings, "BLOCKS_AT_ONCE", 100)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 5001)), 0.0)
+    await site.meet(hears)
+    reading = asyncio.create_task(site.meet(reads))
+    async with asyncio.timeout(100):
+        while not reads.index.stats().num_blocks:
+            await asyncio.sleep(0)
+    assert reads.index.stats().num_blocks < 5000  # others have their turn meanwhile
+    reads.sources[A] = Source("space", "life", True)
+    reads.index.store(A, Tier.HBM, blocks(7), 0.0)
+    await reading
+    assert reads.index.stats().num_blocks == 1
+    assert reads.keys() == {7}
+
+
+async def test_many_that_are_read_whole_are_spread_over_beats(site, monkeypatch):
+    monkeypatch.setattr(readings, "BLOCKS_A_BEAT", 1)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.sources[B], reads.sources[B] = hears.sources[A], reads.sources[A]
+    for replica in (A, B):
+        hears.index.store(replica, Tier.HBM, blocks(1, 2), 0.0)
+    await site.meet(hears)
+    for num_heard in (1, 2, 2):
+        await site.meet(reads, rounds=1)
+        assert len(reads.index.heard) == num_heard
+    hears.index.store(B, Tier.HBM, blocks(3), 0.0)
+    await site.meet(rounds=1)
+    assert reads.index.holds(B, BlockKey(3))
 
 
 async def test_what_it_hears_itself_while_it_reads_stays(site, monkeypatch):
