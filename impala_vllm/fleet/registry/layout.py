@@ -24,8 +24,8 @@ BLOCKS_A_WRITE = 2000
 MAX_CHANGES = 4096
 """Entries a stream keeps, about; who falls behind further reads everything again."""
 KEPT_MS = 600_000
-"""How long what nobody renews lies there. Whoever takes a lease writes all of it anew, so it need not be long; with each
-restart an engine leaves a life behind."""
+"""How long what nobody renews lies there. Whoever takes a lease writes all of it anew, so it need not be long; and each
+restart of an engine leaves a life behind."""
 _HELD = struct.Struct(">QB")
 
 Client = Any
