@@ -105,6 +105,7 @@ def router(
         port=port,
         log_config=None,  # its lines go where ours go: the address it serves at, with the port that 0 became
         access_log=False,
+        proxy_headers=False,  # whoever asks is the peer, whatever a header says
         timeout_graceful_shutdown=600,
         timeout_keep_alive=75,  # longer than clients and load balancers keep an idle connection
     )

@@ -1,7 +1,7 @@
 """Routes that the router answers itself.
 
-Those that tell of the fleet or change it answer to this machine only, or to whoever has the admin key: whoever adds a
-server gets to read prompts.
+Those that tell of the fleet or change it answer to whoever has the admin key, or without one to this machine only, and
+not through a proxy: whoever adds a server gets to read prompts.
 """
 
 import hmac
@@ -17,8 +17,10 @@ from impala_vllm.fleet.places import ServerId
 from impala_vllm.fleet.proxy.gateway import Gateway
 from impala_vllm.fleet.server import Server
 
-_LOCAL = ("127.0.0.1", "::1", "testclient")
+_LOCAL = ("127.0.0.1", "::1")
 _LOCAL_NAMES = ("127.0.0.1", "::1", "localhost")
+_OF_PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
+"""Beginnings of names of headers: somebody else than the peer asks, from wherever."""
 
 
 class _Addition(msgspec.Struct, forbid_unknown_fields=True):
@@ -126,9 +128,11 @@ class Admin:
         key = self._site.options.admin_key
         said, origin = request.headers.get("authorization", ""), request.headers.get("origin")
         if key is not None and not hmac.compare_digest(said.encode(), f"Bearer {key}".encode()):
-            return _forbidden("for this machine only, or with --admin-key")
+            return _forbidden("it wants the key that --admin-key set")
         if key is None and (request.client is None or request.client.host not in _LOCAL):
-            return _forbidden("for this machine only, or with --admin-key")
+            return _forbidden("for this machine only; elsewhere it wants --admin-key")
+        if key is None and any(name.startswith(_OF_PROXIES) for name in request.headers):
+            return _forbidden("not through a proxy without --admin-key")
         if origin is not None and not _is_own(origin, request.headers.get("host", ""), key is not None):
             return _forbidden("not for pages of other sites")
         # Pages can send forms and text to other sites without asking, but not this.

@@ -318,6 +318,19 @@ async def test_routes_that_change_the_fleet_want_the_key(tokenizer, model_dir):
         assert found_status == 200
 
 
+async def test_what_comes_through_a_proxy_wants_the_key(tokenizer, model_dir):
+    path = "/v1/impala/servers"
+    async with site(tokenizer, model_dir, num_servers=1) as found:
+        for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Via"):
+            status, body = await found.json("GET", path, headers={name: "127.0.0.1"})
+            assert (status, body) == (403, {"error": "not through a proxy without --admin-key"})
+        assert (await found.json("GET", path))[0] == 200
+    async with site(tokenizer, model_dir, num_servers=1, admin_key="secret") as found:
+        headers = {"x-forwarded-for": "127.0.0.1"}
+        assert (await found.json("GET", path, headers=headers))[0] == 403
+        assert (await found.json("GET", path, headers={**headers, "authorization": "Bearer secret"}))[0] == 200
+
+
 async def test_pages_of_other_sites_change_nothing(tokenizer, model_dir):
     async with site(tokenizer, model_dir, num_servers=1) as found:
         path, host = "/v1/impala/servers", found.url.removeprefix("http://")
