@@ -1,6 +1,7 @@
 """Servers of one model, and how their prompts are hashed: as the first says whose handshake holds.
 
-Others of the same model must hash the same or are routed by load. The tokenizer is loaded in a thread.
+Others of the same model must hash the same or are routed by load. The tokenizer is loaded in a thread, and again and
+again where that fails: most often it lies where the network does not reach just then.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from impala_vllm.fleet.hashing import Hello, Prompts, Scheme, Tokenizer, TokenizerError, handshake
+from impala_vllm.fleet.pace import Pace
 from impala_vllm.fleet.places import ServerId
 from impala_vllm.fleet.server import Server
 
@@ -28,17 +30,20 @@ class Family:
     """How its chats are rendered here."""
     prompts: Prompts | None = None
     """None while the tokenizer loads, and where it cannot be."""
+    was_tried: asyncio.Event = field(default_factory=asyncio.Event)
+    """To load it, once."""
 
 
 class Families:
     """One fleet's, by model."""
 
-    def __init__(self, servers: Mapping[ServerId, Server], tokenizer: str | None) -> None:
+    def __init__(self, servers: Mapping[ServerId, Server], tokenizer: str | None, pace: Pace) -> None:
         """`servers`: those that are there, as they come and go. `tokenizer`: in place of what handshakes say."""
         self.on_loaded: Callable[[], None] = lambda: None
         """A tokenizer has been loaded."""
         self._servers = servers
         self._tokenizer = tokenizer
+        self._pace = pace
         self._families: dict[str, Family] = {}
         self._loading: set[asyncio.Task[None]] = set()
 
@@ -69,26 +74,56 @@ class Families:
         return "; ".join(differences) or None
 
     async def loaded(self) -> None:
-        """Wait until tokenizers are loaded, or could not be."""
-        await asyncio.gather(*self._loading, return_exceptions=True)
+        """Wait until tokenizers are loaded, or could not be at first."""
+        for family in list(self._families.values()):
+            await family.was_tried.wait()
 
     async def close(self) -> None:
         """Load no further."""
         for task in self._loading:
             task.cancel()
-        await self.loaded()
+        await asyncio.gather(*self._loading, return_exceptions=True)
 
     async def _load(self, family: Family) -> None:
-        name, start_s = self._tokenizer or family.hello.tokenizer, time.monotonic()
+        """Until it is loaded, or another one has taken the family's place."""
+        start_s, num_failures = time.monotonic(), 0
         try:
-            tokenizer = await asyncio.to_thread(Tokenizer, name, family.hello.revision)
+            while self._is_current(family):
+                tokenizer = await self._try(family, num_failures)
+                if tokenizer is not None:
+                    if self._is_current(family):
+                        self._take(family, tokenizer)
+                        logger.info("tokenizer of %s loaded in %.1f s", family.hello.model, time.monotonic() - start_s)
+                    return
+                family.was_tried.set()
+                num_failures += 1
+                await asyncio.sleep(self._pace.again_s(num_failures))
+        finally:
+            family.was_tried.set()
+
+    def _is_current(self, family: Family) -> bool:
+        return self._families.get(family.hello.model) is family
+
+    async def _try(self, family: Family, num_failures: int) -> Tokenizer | None:
+        hello = family.hello
+        try:
+            return await asyncio.to_thread(Tokenizer, self._tokenizer or hello.tokenizer, hello.revision)
         except TokenizerError as e:
-            logger.error("prompts of %s cannot be hashed, its traces are routed by load: %s", family.hello.model, e)
-            return
+            if not num_failures:
+                logger.error("%s; it is tried again: %s", _cannot(hello.model), e)
+        except Exception:
+            if not num_failures:
+                logger.exception("%s; it is tried again", _cannot(hello.model))
+        return None
+
+    def _take(self, family: Family, tokenizer: Tokenizer) -> None:
         family.prompts = Prompts(family.scheme, tokenizer)
         family.chats = handshake.chats_of(tokenizer.template)
         for server in self._servers.values():
             if server.hello is not None and server.hello.model == family.hello.model:
                 server.judge_chats(family.chats)
         self.on_loaded()
-        logger.info("tokenizer of %s loaded in %.1f s", family.hello.model, time.monotonic() - start_s)
+
+
+def _cannot(model: str) -> str:
+    return f"prompts of {model} cannot be hashed, its traces are routed by load"

@@ -55,12 +55,12 @@ class Fleet:
         self.loads: dict[Replica, Load] = {}
         self.servers: dict[ServerId, Server] = {}
         self.on_lost: Callable[[Replica], None] = index.clear
-        self.families = Families(self.servers, tokenizer)
         self.is_told: Callable[[Replica], bool] = lambda _: False
         """By another router, through a registry."""
         self._headers = {"authorization": f"Bearer {server_key}"} if server_key else {}
         self._config = config or AskingConfig()
         self.pace = Pace(self._config, lot or Random())
+        self.families = Families(self.servers, tokenizer, self.pace)
         self._tasks: dict[ServerId, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._serving: dict[str | None, Serving] = {}

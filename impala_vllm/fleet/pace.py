@@ -1,4 +1,4 @@
-"""How often the servers of one router are looked at, and that the router itself is short of what looking takes."""
+"""How often servers are looked at, when what failed is tried again; says that the router lacks what looking takes."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ logger = logging.getLogger("impala.fleet")
 
 AGAIN_S = 60.0
 """A shortage of which nothing was heard for so long is over; the next one is told."""
+MAX_AGAIN_S = 60.0
 
 
 class Pace:
@@ -28,6 +29,11 @@ class Pace:
         mean_s = config.every_s
         if is_down:
             mean_s = max(min(mean_s, config.down_every_s), self.num_down * config.down_apart_s)
+        return mean_s * self._lot.uniform(0.75, 1.25)
+
+    def again_s(self, num_failures: int) -> float:
+        """Until what has failed so often in a row is tried again: each time twice as long, a minute at most."""
+        mean_s = min(MAX_AGAIN_S, self._config.every_s * 2.0 ** min(num_failures - 1, 16))
         return mean_s * self._lot.uniform(0.75, 1.25)
 
     def is_short(self, error: Exception, now_s: float) -> None:

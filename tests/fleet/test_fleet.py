@@ -13,11 +13,11 @@ import zmq.asyncio
 from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
-from impala_vllm.fleet import feeds
+from impala_vllm.fleet import families, feeds
 from impala_vllm.fleet.addresses import Address, parse_address
 from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
-from impala_vllm.fleet.hashing import handshake
+from impala_vllm.fleet.hashing import TokenizerError, handshake
 from impala_vllm.fleet.index import MaskIndex
 from impala_vllm.fleet.pace import Pace
 from impala_vllm.fleet.places import Replica
@@ -325,3 +325,46 @@ async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sen
             follower = odd.feeds.followers[odd.replicas[0]]
             await until(lambda: follower.counts.batches > 0)
             assert not fleet.has_events(odd.replicas[0])
+
+
+async def test_a_tokenizer_that_could_not_be_loaded_is_tried_again_and_said_once(tokenizer, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    answers = [TokenizerError("the hub is away"), RuntimeError("disk on fire"), TokenizerError("still away"), tokenizer]
+    tried: list[str] = []
+
+    def load_it(name: str, revision: str | None) -> object:
+        tried.append(name)
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(families, "Tokenizer", load_it)
+    config = AskingConfig(every_s=0.01)
+    async with (
+        EmulatedServer(tokenizer, TIMING, has_events=False) as server,
+        Fleet(MaskIndex(), tokenizer="somewhere", config=config) as fleet,
+    ):
+        known = fleet.add(parse_address(server.url))
+        await fleet.settled()
+        assert known.hello is not None
+        family = fleet.families.get(known.hello.model)
+        await until(lambda: family.prompts is not None)
+    assert tried == ["somewhere"] * 4
+    assert len([r for r in caplog.records if "cannot be hashed" in r.getMessage()]) == 1
+    assert any("loaded in" in r.getMessage() for r in caplog.records)
+
+
+async def test_an_unexpected_failure_of_a_tokenizer_is_said_with_its_place(tokenizer, monkeypatch, caplog):
+    def load_it(name: str, revision: str | None) -> object:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(families, "Tokenizer", load_it)
+    async with (
+        EmulatedServer(tokenizer, TIMING, has_events=False) as server,
+        Fleet(MaskIndex(), tokenizer="somewhere", config=SELDOM) as fleet,
+    ):
+        fleet.add(parse_address(server.url))
+        await fleet.settled()
+        (record,) = [r for r in caplog.records if "cannot be hashed" in r.getMessage()]
+        assert record.exc_info is not None

@@ -4,7 +4,7 @@ import logging
 from random import Random
 
 from impala_vllm.fleet.asking import AskingConfig
-from impala_vllm.fleet.pace import AGAIN_S, Pace
+from impala_vllm.fleet.pace import AGAIN_S, MAX_AGAIN_S, Pace
 
 
 def pauses_s(pace: Pace, is_down: bool) -> list[float]:
@@ -34,3 +34,9 @@ def test_a_shortage_is_told_once_until_it_was_over(caplog):
     assert len(caplog.records) == 1
     pace.is_short(OSError("too many open files"), 300.0 + AGAIN_S)
     assert len(caplog.records) == 2
+
+
+def test_what_fails_again_and_again_is_tried_ever_more_seldom():
+    pace = Pace(AskingConfig(every_s=2.0), Random(0))
+    pauses = [pace.again_s(number) for number in (1, 2, 3, 4, 1000)]
+    assert all(0.75 <= pause / mean <= 1.25 for pause, mean in zip(pauses, (2, 4, 8, 16, MAX_AGAIN_S), strict=True))
