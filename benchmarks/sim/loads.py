@@ -8,8 +8,10 @@ from random import Random
 
 from impala_vllm.core.types import Outcome
 from impala_vllm.sim import recorded
+from impala_vllm.sim.recognised import recognise
 from impala_vllm.sim.sessions import Session, Turn, Workload
 from impala_vllm.sim.simulation import choose
+from impala_vllm.workload import Turn as Recorded
 from impala_vllm.workload.read import load
 from impala_vllm.workload.source import WorkloadError
 
@@ -17,7 +19,6 @@ BLOCK = 512
 """Tokens; blocks of logs are merged to it."""
 STEM_TOKENS, ITEM_TOKENS, LABEL_TOKENS = 8192, 512, 64
 """Of a labelling job: its instructions, its item, its answer."""
-SINGLE_OUTPUT_TOKENS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +26,41 @@ class Logs:
     """Read once. `requests` None: no such workload."""
 
     agents: Workload
-    requests: Workload | None
+    requests: Sequence[Recorded] | None
+    """In order of arrival."""
 
     def names(self) -> tuple[str, ...]:
         return ("agents", "requests", "labelling", "mix") if self.requests is not None else ("agents", "labelling")
 
     def make(self, name: str, num_tasks: int, max_turns: int, seed: int) -> Workload:
-        """So many tasks of one kind, picked by `seed`. Labelling jobs and single requests are ten to a session."""
+        """So many tasks of one kind, picked by `seed`. Labelling jobs and requests are ten to a task.
+
+        Requests come as they were recorded; all others start evenly.
+        """
         rng = Random(seed)
         if name == "agents":
             return choose(_short(self.agents, max_turns), num_tasks, seed)
         if name == "labelling":
             return labelling(10 * num_tasks, rng)
         assert self.requests is not None
-        singles = replace(choose(self.requests, 10 * num_tasks, seed), has_one_clock=False)
         if name == "requests":
-            return singles
+            return window(self.requests, 10 * num_tasks, rng)
         third = max(1, num_tasks // 3)
-        parts = (choose(_short(self.agents, max_turns), third, seed), labelling(10 * third, rng))
-        sessions = [s for part in parts for s in part.sessions]
-        sessions += choose(singles, 10 * third, seed).sessions
-        return mixed(Workload(BLOCK, tuple(sessions)), rng)
+        agents = choose(_short(self.agents, max_turns), third, seed)
+        return mixed((agents, labelling(10 * third, rng), window(self.requests, 10 * third, rng)), rng)
 
 
 def read(agents: Path, requests: Path | None) -> Logs:
     """Raises WorkloadError with one line."""
-    return Logs(_read(agents), _read(requests) if requests is not None else None)
+    log = _turns(agents)
+    return Logs(recorded.workload(log, _merge(log))[0], _turns(requests) if requests is not None else None)
+
+
+def window(log: Sequence[Recorded], count: int, rng: Random) -> Workload:
+    """Requests in a row, in sessions as `impala simulate` recognises them: picked one by one they share nothing."""
+    start = rng.randrange(max(1, len(log) - count + 1))
+    turns = recognise(log[start : start + count]).turns
+    return recorded.workload(turns, _merge(turns))[0]
 
 
 def labelling(num_jobs: int, rng: Random) -> Workload:
@@ -66,19 +76,37 @@ def labelling(num_jobs: int, rng: Random) -> Workload:
     return Workload(BLOCK, tuple(made))
 
 
-def mixed(load: Workload, rng: Random) -> Workload:
-    """The same tasks in another order."""
-    roots = load.roots()
-    rng.shuffle(roots)
-    return load.only(roots)
+def mixed(parts: Sequence[Workload], rng: Random) -> Workload:
+    """All of them as one: blocks of different parts are different, and each part's tasks stay in their order."""
+    apart = [_apart(part, number, len(parts)) for number, part in enumerate(parts)]
+    left = [iter(part.roots()) for part in apart]
+    turns = [number for number, part in enumerate(apart) for _ in part.roots()]
+    rng.shuffle(turns)
+    everything = Workload(BLOCK, tuple(s for part in apart for s in part.sessions))
+    return everything.only([next(left[number]) for number in turns])
 
 
-def _read(path: Path) -> Workload:
+def _apart(part: Workload, number: int, num_parts: int) -> Workload:
+    """The same with keys that no other part has: each log counts its blocks from the same small numbers."""
+    return replace(
+        part,
+        sessions=tuple(
+            replace(s, turns=tuple(replace(t, keys=tuple(num_parts * k + number for k in t.keys)) for t in s.turns))
+            for s in part.sessions
+        ),
+    )
+
+
+def _turns(path: Path) -> Sequence[Recorded]:
     turns = load(path)
     sizes = {t.block_size for t in turns}
     if len(sizes) != 1 or BLOCK % min(sizes):
         raise WorkloadError(f"{path}: blocks of {sorted(sizes)} tokens cannot be merged to {BLOCK}; give another log")
-    return recorded.workload(turns, merge=BLOCK // sizes.pop())[0]
+    return turns
+
+
+def _merge(turns: Sequence[Recorded]) -> int:
+    return BLOCK // turns[0].block_size
 
 
 def _short(load: Workload, max_turns: int) -> Workload:
