@@ -41,6 +41,28 @@ _NEEDS = {"aiohttp": "aiohttp", "starlette": "starlette", "uvicorn": "uvicorn", 
     "--server-key", envvar="IMPALA_SERVER_KEY", help="API key for the workers' handshakes; clients' keys pass."
 )
 @click.option("--admin-key", envvar="IMPALA_ADMIN_KEY", help="Key for /v1/impala; without it, this machine only.")
+@click.option(
+    "--max-body-mib",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of a request; more is refused (413).",
+)
+@click.option(
+    "--max-held-mib",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of all requests whose answer has not begun; more is refused (503).",
+)
+@click.option(
+    "--body-timeout",
+    default=120.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="For a request to come; it is refused then (408).",
+)
 @click.option("--explain", is_flag=True, help="Log each decision, and put it in a response header.")
 def router(
     workers: tuple[str, ...],
@@ -52,6 +74,9 @@ def router(
     port: int,
     server_key: str | None,
     admin_key: str | None,
+    max_body_mib: int,
+    max_held_mib: int,
+    body_timeout: float,
     explain: bool,
 ) -> None:
     """Route turns to where their prefix is. Clients speak OpenAI's API to it as to one server."""
@@ -64,7 +89,7 @@ def router(
     import uvicorn
 
     from impala_vllm.fleet.addresses import AddressError, parse_address, parse_file
-    from impala_vllm.fleet.proxy import Gateway, RouterOptions, build
+    from impala_vllm.fleet.proxy import BodyConfig, Gateway, RouterOptions, build
     from impala_vllm.fleet.registry import RegistryError
 
     try:
@@ -88,6 +113,7 @@ def router(
         server_key=server_key,
         admin_key=admin_key,
         explains=explain,
+        bodies=BodyConfig(max_body_mib << 20, max_held_mib << 20, body_timeout),
         registry=None if registry == "memory" else registry,
     )
     try:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from impala_vllm.fleet.addresses import AddressError, parse_address
 from impala_vllm.fleet.places import ServerId
+from impala_vllm.fleet.proxy.bodies import BodyError, ClientGone
 from impala_vllm.fleet.proxy.gateway import Gateway
 from impala_vllm.fleet.server import Server
 
@@ -55,7 +56,11 @@ class Admin:
         if (refusal := self._refusal(request)) is not None:
             return refusal
         path = request.query_params.get("path", "/v1/chat/completions")
-        read = await self._site.reader.read(path, dict(request.headers), await request.body())
+        try:
+            body = await self._body(request)
+        except BodyError as e:
+            return _refused_body(e)
+        read = await self._site.reader.read(path, dict(request.headers), body)
         plan = self._site.router.plan(read.turn, read.serving.loads)
         if plan.decision is None:
             return JSONResponse({"error": "no server is available"}, 503, {"retry-after": "2"})
@@ -84,10 +89,12 @@ class Admin:
         if (refusal := self._refusal(request)) is not None:
             return refusal
         try:
-            asked = msgspec.json.decode(await request.body(), type=_Addition)
+            asked = msgspec.json.decode(await self._body(request), type=_Addition)
             address = parse_address(f"{asked.url}={asked.kv_events}" if asked.kv_events else asked.url)
         except (msgspec.DecodeError, AddressError) as e:
             return JSONResponse({"error": str(e)}, 400)
+        except BodyError as e:
+            return _refused_body(e)
         return JSONResponse(self._describe(self._fleet.add(address)), 201)
 
     async def remove_server(self, request: Request) -> Response:
@@ -102,6 +109,16 @@ class Admin:
         if not await self._fleet.remove(ServerId(url), self._site.options.drain_s):
             return JSONResponse({"error": f"{url} was added again, or removed by another call, meanwhile"}, 409)
         return JSONResponse({"removed": url})
+
+    async def _body(self, request: Request) -> bytes:
+        """Raises BodyError."""
+        try:
+            body = await self._site.bodies.read(request.scope["headers"], request.receive)
+        except ClientGone as e:
+            raise BodyError(400, "the client has left") from e
+        data = body.data
+        body.release()
+        return data
 
     def _describe(self, server: Server) -> dict[str, Any]:
         return {
@@ -149,6 +166,11 @@ def _is_own(origin: str, host: str, has_key: bool) -> bool:
         return parts.netloc == host and (has_key or parts.hostname in _LOCAL_NAMES)
     except ValueError:
         return False
+
+
+def _refused_body(error: BodyError) -> Response:
+    again = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    return JSONResponse({"error": str(error)}, error.status, {"connection": "close", **again})
 
 
 def _forbidden(why: str) -> Response:

@@ -5,9 +5,9 @@ upstream request, which ends the work in the engine.
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import aiohttp
@@ -16,98 +16,108 @@ from impala_vllm.core.types import Outcome
 from impala_vllm.fleet import faults
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.places import Replica
+from impala_vllm.fleet.proxy.bodies import RETRY_AFTER_S, Bodies, Body, BodyError, ClientGone
 from impala_vllm.fleet.proxy.headers import for_client, for_server, with_rank
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Read, Reader
+from impala_vllm.fleet.proxy.replies import break_off, refuse, refuse_body
 from impala_vllm.fleet.proxy.watch import Message, Receive, Scope, Send, Watch
 from impala_vllm.fleet.router import Router, Ticket
+from impala_vllm.fleet.scoring import Load
 
 logger = logging.getLogger("impala.fleet")
 
-MAX_BODY_BYTES = 256 << 20
 MAX_TRIES = 3
-RETRY_AFTER_S = 2
 _BUSY = frozenset({429, 502, 503, 504})
 """Answers after which another server is tried."""
 
 
-class _Gone(Exception):
-    """The client has left."""
+@dataclass(slots=True)
+class _Call:
+    """A request that has been read."""
+
+    scope: Scope
+    send: Send
+    read: Read
+    headers: list[tuple[str, str]]
+    body: Body
+    tried: set[Replica] = field(default_factory=set[Replica])
 
 
 class Forward:
     """The routes that go to servers."""
 
-    def __init__(self, fleet: Fleet, router: Router, reader: Reader, metrics: Metrics, explains: bool) -> None:
+    def __init__(
+        self, fleet: Fleet, router: Router, reader: Reader, bodies: Bodies, metrics: Metrics, explains: bool
+    ) -> None:
         self._fleet = fleet
         self._router = router
         self._reader = reader
+        self._bodies = bodies
         self._metrics = metrics
         self._explains = explains
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         try:
-            body = await _body(receive)
-        except _Gone:
+            body = await self._bodies.read(scope["headers"], receive)
+        except ClientGone:
             return
-        if body is None:
-            await _refuse(send, 413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+        except BodyError as e:
+            await refuse_body(send, e)
+            self._metrics.refused.inc()
             return
-        with Watch(receive) as watch:
-            await self._answer(scope, body, send)
+        try:
+            with Watch(receive) as watch:
+                await self._answer(scope, body, send)
+        finally:
+            body.release()
         if watch.has_left:
             self._metrics.left.inc()
 
-    async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        forwarded = for_server(scope["headers"])
-        if forwarded is None:
-            await _refuse(send, 400, "a header is not text in UTF-8")
+    async def _answer(self, scope: Scope, body: Body, send: Send) -> None:
+        headers = for_server(scope["headers"])
+        if headers is None:
+            await refuse(send, 400, "a header is not text in UTF-8")
             return
-        read = await self._reader.read(scope["path"], headers, body)
-        tried: set[Replica] = set()
+        said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        read = await self._reader.read(scope["path"], said, body.data)
+        call = _Call(scope, send, read, headers, body)
         loop = asyncio.get_running_loop()
         while True:
             started_s = loop.time()
-            ticket = self._router.start(read.turn, self._fleet.serving(read.model).loads, tried, started_s)
+            ticket = self._router.start(read.turn, self._among(read), call.tried, started_s)
             if ticket is None:
-                await _refuse(send, 503, "no server is available; try again", RETRY_AFTER_S)
+                await refuse(send, 503, "no server is available; try again", RETRY_AFTER_S)
                 self._metrics.refused.inc()
                 return
             self._metrics.decided(ticket, loop.time() - started_s)
             if self._explains:
                 _explain(ticket)
-            tried.add(ticket.decision.replica)
-            if await self._try(ticket, read, scope, forwarded, body, send, tried):
+            call.tried.add(ticket.decision.replica)
+            if await self._try(ticket, call):
                 return
             self._metrics.retries.inc()
 
-    def _is_last(self, read: Read, tried: set[Replica]) -> bool:
-        """Whether there is nobody else to try, now: servers come and go while a request waits."""
-        loads = self._fleet.serving(read.model).loads
-        return len(tried) >= MAX_TRIES or not any(load.is_open for r, load in loads.items() if r not in tried)
+    def _among(self, read: Read) -> Mapping[Replica, Load]:
+        """Whom it may be sent to, now: servers come and go while a request waits."""
+        return self._fleet.serving(read.model).loads
 
-    async def _try(
-        self,
-        ticket: Ticket,
-        read: Read,
-        scope: Scope,
-        headers: list[tuple[str, str]],
-        body: bytes,
-        send: Send,
-        tried: set[Replica],
-    ) -> bool:
+    def _is_last(self, call: _Call) -> bool:
+        """Whether there is nobody else to try."""
+        loads = self._among(call.read)
+        return len(call.tried) >= MAX_TRIES or not any(load.is_open for r, load in loads.items() if r not in call.tried)
+
+    async def _try(self, ticket: Ticket, call: _Call) -> bool:
         """Send it there; False: the client has seen nothing and another server may do better."""
-        replica = ticket.decision.replica
+        replica, send = ticket.decision.replica, call.send
         outcome = Outcome.ERROR
         has_begun = False
-        if any(other.server == replica.server and other != replica for other in read.serving.loads):
-            headers = with_rank(headers, replica.dp_rank)
         try:
-            async with self._fleet.flight(replica), await self._ask(replica, scope, headers, body) as response:
-                if response.status in _BUSY and not self._is_last(read, tried):
+            async with self._fleet.flight(replica), await self._ask(replica, call) as response:
+                if response.status in _BUSY and not self._is_last(call):
                     return False
+                call.body.release()
                 head = _head(response, ticket, self._explains)
                 async for chunk in response.content.iter_any():
                     if not has_begun:
@@ -129,10 +139,10 @@ class Forward:
                 server.suspect()
             if has_begun:
                 logger.warning("%s broke off an answer (%s)", replica.server, type(e).__name__)
-                await _break_off(send, read.is_stream)
+                await break_off(send, call.read.is_stream)
                 return True
-            if self._is_last(read, tried):
-                await _refuse(send, 502, "the server went away before it answered; try again", RETRY_AFTER_S)
+            if self._is_last(call):
+                await refuse(send, 502, "the server went away before it answered; try again", RETRY_AFTER_S)
                 return True
             return False
         except asyncio.CancelledError:
@@ -141,18 +151,19 @@ class Forward:
         finally:
             self._router.end(ticket, outcome, self._fleet.has_events(replica), asyncio.get_running_loop().time())
 
-    async def _ask(
-        self, replica: Replica, scope: Scope, headers: list[tuple[str, str]], body: bytes
-    ) -> aiohttp.ClientResponse:
+    async def _ask(self, replica: Replica, call: _Call) -> aiohttp.ClientResponse:
         """What the server answers, as soon as it begins to.
 
         A connection that breaks before that was closed, most likely, when it had been idle for long: asked once more.
         """
+        headers = call.headers
+        if any(other.server == replica.server and other != replica for other in call.read.serving.loads):
+            headers = with_rank(headers, replica.dp_rank)
         ask = partial(
             self._fleet.session.request,
-            scope["method"],
-            _url(replica, scope),
-            data=body,
+            call.scope["method"],
+            _url(replica, call.scope),
+            data=call.body.data,
             headers=headers,
             allow_redirects=False,
         )
@@ -192,40 +203,3 @@ def _explain(ticket: Ticket) -> None:
         ticket.link.trace_id,
         ticket.link.source.value,
     )
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """None: too large. Raises _Gone."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            return None
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _break_off(send: Send, is_stream: bool) -> None:
-    """End a stream with an error its reader understands; anything else is cut, so that it is not taken for whole."""
-    if not is_stream:
-        raise ConnectionError("the server broke off its answer")
-    error = {"message": "the server went away during the answer", "type": "server_error", "code": 502}
-    event = b"\n\ndata: " + json.dumps({"error": error}).encode() + b"\n\n"
-    await send({"type": "http.response.body", "body": event, "more_body": False})
-
-
-async def _refuse(send: Send, status: int, message: str, retry_after_s: int | None = None) -> None:
-    body = json.dumps({"error": {"message": message, "type": "router_error", "code": status}}).encode()
-    headers: Iterable[tuple[bytes, bytes]] = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *([(b"retry-after", str(retry_after_s).encode())] if retry_after_s is not None else []),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
-    await send({"type": "http.response.body", "body": body})

@@ -11,6 +11,7 @@ from impala_vllm.fleet.addresses import Address
 from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.index import IndexConfig, MaskIndex
+from impala_vllm.fleet.proxy.bodies import Bodies, BodyConfig
 from impala_vllm.fleet.proxy.forward import Forward
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Reader
@@ -39,6 +40,7 @@ class RouterOptions:
     index: IndexConfig = field(default_factory=IndexConfig)
     sharing: RegistryConfig = field(default_factory=RegistryConfig)
     asking: AskingConfig = field(default_factory=AskingConfig)
+    bodies: BodyConfig = field(default_factory=BodyConfig)
     metadata: MetadataConfig = field(default_factory=MetadataConfig)
 
 
@@ -60,7 +62,8 @@ class Gateway:
             self.fleet.is_told = shared.heard.__contains__
         self.metrics = Metrics(self.fleet, self.router, self.registry)
         self.reader = Reader(self.fleet, options.metadata)
-        self.forward = Forward(self.fleet, self.router, self.reader, self.metrics, options.explains)
+        self.bodies = Bodies(options.bodies)
+        self.forward = Forward(self.fleet, self.router, self.reader, self.bodies, self.metrics, options.explains)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Gateway":

@@ -17,7 +17,7 @@ from benchmarks.fleet.serving import serving
 from impala_vllm.fleet.addresses import parse_address
 from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
-from impala_vllm.fleet.proxy import Gateway, RouterOptions
+from impala_vllm.fleet.proxy import BodyConfig, Gateway, RouterOptions
 from impala_vllm.fleet.server import State
 from impala_vllm.sim.timing import load
 
@@ -222,6 +222,36 @@ async def test_only_streams_that_succeed_say_what_prefill_costs(tokenizer, model
         found.servers[0].refuses_with = None
         assert (await found.chat(turns(4), stream=True))[0] == 200
         assert cost.prefill_s(1000) != before
+
+
+async def test_what_is_too_large_too_much_or_too_slow_is_refused_in_words(tokenizer, model_dir):
+    limits = BodyConfig(max_bytes=20_000, max_held_bytes=30_000, within_s=2.0)
+    async with site(tokenizer, model_dir, num_servers=1, bodies=limits) as found:
+        assert (await found.chat([{"role": "user", "content": "x" * 30_000}]))[0] == 413
+        found.gateway.bodies.held_bytes += 20_000
+        status, text, response = await found.chat([{"role": "user", "content": "x" * 15_000}])
+        assert (status, json.loads(text)["error"]["type"]) == (503, "router_error")
+        assert int(response.headers["retry-after"]) > 0
+        found.gateway.bodies.held_bytes -= 20_000
+
+        async def slow():
+            yield b"{"
+            await asyncio.sleep(1000)
+
+        for path in ("/v1/chat/completions", "/v1/impala/route"):
+            headers = {"content-type": "application/json"}
+            async with found.client.post(found.url + path, data=slow(), headers=headers) as response:
+                assert response.status == 408
+        assert (await found.chat(turns(0)))[0] == 200
+        assert found.gateway.bodies.held_bytes == 0
+
+
+async def test_a_body_is_let_go_of_when_the_answer_begins(tokenizer, model_dir):
+    async with site(tokenizer, model_dir, num_servers=1, server={"speed": 1.0}) as found:
+        body = {"messages": turns(0), "max_tokens": 100_000, "stream": True}
+        async with found.client.post(found.url + "/v1/chat/completions", json=body) as response:
+            await response.content.readany()
+            assert found.gateway.bodies.held_bytes == 0
 
 
 async def test_servers_come_and_go_while_requests_run(tokenizer, model_dir):
