@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from impala_vllm.sim.charge import FREE, Charge
 from impala_vllm.sim.leap import Leap
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.policy import Policy
@@ -38,7 +39,13 @@ class Replica(Scheduler):
     """Requests come in by `arrive` and leave by their `on_done`."""
 
     def __init__(
-        self, loop: Loop, timing: Timing, shape: Shape, policy: Callable[["Replica"], Policy], computed: set[int]
+        self,
+        loop: Loop,
+        timing: Timing,
+        shape: Shape,
+        policy: Callable[["Replica"], Policy],
+        computed: set[int],
+        charge: Charge = FREE,
     ) -> None:
         """`computed` holds the keys of all blocks that any replica of the run has computed."""
         super().__init__(shape, computed)
@@ -52,6 +59,9 @@ class Replica(Scheduler):
         self.on_step: Callable[[Step], None] | None = None
         """Told of every step or leap when it is over."""
         self._loop = loop
+        self._charge = charge
+        self._charged_tokens = 0
+        """Of `found_tokens`."""
         self._leap: Leap | None = None
         self._is_awake = False
         self._num_naps = 0
@@ -113,8 +123,12 @@ class Replica(Scheduler):
             else:
                 context += before
         num_decoding = len(scheduled) - len(prompts)
-        step_s = self.timing.step_s(prompts, num_decoding, context)
-        num_alike = self._num_alike(scheduled, prompts, step_s)
+        num_found, self._charged_tokens = self.found_tokens - self._charged_tokens, self.found_tokens
+        step_s = self.timing.step_s(prompts, num_decoding, context) + self._charge.step(
+            sum(n for n, _ in prompts), num_found, bool(self.waiting or self.preempted), self.tiers is not None
+        )
+        is_dearer = num_found > 0 and self._charge.found_token_s > 0  # than those that follow
+        num_alike = None if is_dearer else self._num_alike(scheduled, prompts, step_s)
         if num_alike is None:
             self._loop.at(now + step_s, partial(self._done, scheduled, step_s))
             return

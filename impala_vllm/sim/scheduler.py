@@ -47,6 +47,8 @@ class Scheduler:
         self.stuck: Request | None = None
         """Who was tried in the last step and found no room, be it for the rest of a prompt that is loaded in part."""
         self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
+        self.found_tokens = 0
+        """Of prompts, by turns when they got their places."""
         self._computed = computed
         self._has_preempted = False
         """In the step at hand: then nobody is placed."""
@@ -162,6 +164,7 @@ class Scheduler:
 
     def _leave_queue(self, request: Request, now: float) -> None:
         self.policy.placed(request, now)
+        self.found_tokens += request.num_computed
         if request.is_preempted:
             del self.preempted[request]
             request.is_preempted = False

@@ -7,6 +7,7 @@ from random import Random
 
 from impala_vllm.fleet.places import Replica as Place
 from impala_vllm.fleet.places import ServerId
+from impala_vllm.sim.charge import FREE, Charge
 from impala_vllm.sim.client import Client, Served
 from impala_vllm.sim.loop import Loop
 from impala_vllm.sim.measures import Measures, measure
@@ -62,6 +63,8 @@ class Setup:
     """Where there are several replicas, one of `ROUTERS`."""
     seed: int = 0
     """Of a router that draws lots."""
+    charge: Charge = FREE
+    """For deciding, whatever the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,9 @@ def run(
     shape = Shape(num_blocks, size, timing.max_num_seqs, timing.max_num_batched_tokens, below)
     loop = Loop()
     computed: set[int] = set()
-    replicas = [Replica(loop, setup.timing, shape, kind.make, computed) for _ in range(setup.num_replicas)]
+    replicas = [
+        Replica(loop, setup.timing, shape, kind.make, computed, setup.charge) for _ in range(setup.num_replicas)
+    ]
     if on_step is not None:
         for number, replica in enumerate(replicas):
             replica.on_step = partial(on_step, number)
