@@ -154,7 +154,7 @@ class Fleet:
             epochs = {rank.dp_rank: rank.epoch for rank in server.hello.ranks}
             for replica in server.replicas:
                 if replica.dp_rank in epochs:
-                    found[replica] = Source(space, epochs[replica.dp_rank], server.has_events(replica))
+                    found[replica] = Source(space, epochs[replica.dp_rank], server.knows(replica))
         return found
 
     def flight(self, replica: Replica) -> contextlib.AbstractAsyncContextManager[None]:

@@ -160,11 +160,15 @@ class Server:
         """End the feeds. Idempotent."""
         await self.feeds.close()
 
-    def has_events(self, replica: Replica) -> bool:
-        """Whether what the replica holds is told by it, under keys that prompts have here."""
+    def knows(self, replica: Replica) -> bool:
+        """Whether what the replica said of what it holds is believed, under keys that prompts have here."""
         follower = self.feeds.followers.get(replica)
-        is_told = follower is not None and follower.completeness is not Completeness.NOTHING
+        is_told = follower is not None and follower.knows
         return is_told and self.problem is None and self.chat_problem is None
+
+    def has_events(self, replica: Replica) -> bool:
+        """Whether the replica also tells of what it is sent now."""
+        return self.knows(replica) and self.feeds.followers[replica].completeness is not Completeness.UNSURE
 
     def judge_chats(self, ours: str | None, hello: Hello | None = None) -> None:
         """Compare how it renders chats, by its handshake, with how they are rendered here; None: not known yet."""

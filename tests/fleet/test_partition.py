@@ -13,7 +13,7 @@ from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.serving import serving
 from impala_vllm.fleet.addresses import parse_address
 from impala_vllm.fleet.asking import AskingConfig
-from impala_vllm.fleet.events import Endpoints
+from impala_vllm.fleet.events import Endpoints, feed
 from impala_vllm.fleet.places import Replica, ServerId
 from impala_vllm.fleet.proxy import Gateway, RouterOptions
 from impala_vllm.sim.timing import load
@@ -77,6 +77,38 @@ async def test_events_of_a_partition_are_known_after_it_though_no_connection_out
                 await reached(client, url, "before")
                 await ask(client, server.url, "after")
                 await reached(client, url, "after")
+
+
+async def test_a_server_whose_events_alone_are_cut_off_is_open_and_not_believed_for_long(
+    tokenizer, model_dir, monkeypatch
+):
+    async with EmulatedServer(tokenizer, TIMING, speed=1e6) as server, aiohttp.ClientSession() as client:
+        assert server.publisher is not None
+        publisher, replica = server.publisher, Replica(ServerId(server.url))
+        async with Cable(port_of(publisher.endpoint)) as events:
+            parted = Endpoints(f"tcp://127.0.0.1:{events.port}", publisher.replay_endpoint)
+            address = parse_address(server.url)._replace(events=parted)
+            gateway = Gateway(RouterOptions((address,), tokenizer=str(model_dir), asking=ASKING))
+            async with serving(gateway.options, gateway) as url, asyncio.timeout(100):
+                await ask(client, server.url, "before")
+                await reached(client, url, "before")
+                while not gateway.fleet.has_events(replica):
+                    await asyncio.sleep(0.02)
+                events.cut()
+                while gateway.fleet.has_events(replica):
+                    await asyncio.sleep(0.02)
+                assert await reach(client, url, "before") > 500
+                await ask(client, url, "through")  # no event will tell of it: what was sent there is believed
+                assert await reach(client, url, "through") > 500
+                monkeypatch.setattr(feed, "UNSURE_S", 0.0)
+                while await reach(client, url, "before"):
+                    await asyncio.sleep(0.02)
+                assert gateway.fleet.loads[replica].is_open
+                assert not gateway.fleet.sources()[replica].is_heard  # another router may tell of it
+                events.mend(forgets=True)
+                await reached(client, url, "before")
+                while not gateway.fleet.has_events(replica):
+                    await asyncio.sleep(0.02)
 
 
 async def test_a_server_that_could_not_be_reached_is_known_as_before(tokenizer, model_dir):

@@ -29,6 +29,9 @@ SILENT_MS = 2000
 """Without an answer to a heartbeat for so long a connection is given up: a cut network leaves it half open."""
 CONNECT_MS = 1000
 """For a new one to stand; so long after the network is back it does at the latest."""
+UNSURE_S = 10.0
+"""Without a connection for so long, nothing that was heard is believed any more: a busy engine has turned over much of
+its HBM by then. As long as what other routers told is, see `registry`."""
 LOOK_S = 0.25
 """Between two looks for a new connection while nothing comes: what was missed is asked for then, not with the next
 batch, which an idle engine may not send for hours."""
@@ -78,6 +81,8 @@ class Feed:
         """`ask_blocks`: a page of a snapshot, see `snapshot.read`; without it what is lost stays lost."""
         self._ask_blocks = ask_blocks
         self._asking: asyncio.Task[None] | None = None
+        self._parted_s: float | None = None
+        """Since when there is no connection."""
         self._context = context
         self._endpoints = endpoints
         self._follower = follower
@@ -104,6 +109,7 @@ class Feed:
             subscription.monitor(watched, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             watch.connect(watched)
             subscription.connect(self._endpoints.events)
+            self._part()
             num_taken = 0
             while True:
                 await self._settle()
@@ -114,8 +120,12 @@ class Feed:
                         await asyncio.wait((coming,), timeout=LOOK_S)
                     # The watch's notice was queued before anything that came over the next connection.
                     while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                        if monitor.parse_monitor_message(watch.recv_multipart())["event"] != zmq.EVENT_DISCONNECTED:
+                        if monitor.parse_monitor_message(watch.recv_multipart())["event"] == zmq.EVENT_DISCONNECTED:
+                            self._part()
+                        else:
+                            self._parted_s = None
                             self._follower.reconnected()  # the first one too: replays were faster, perhaps
+                    self._forget()
                     if self._follower.question is not None:
                         await self._settle()
                     if coming.done():
@@ -127,6 +137,19 @@ class Feed:
                 num_taken += 1
                 if num_taken % BATCHES_A_TURN == 0:
                     await asyncio.sleep(0)
+
+    def _part(self) -> None:
+        """There is no connection: the server may well answer requests, and change what it holds unheard."""
+        if self._parted_s is None:  # an attempt that fails half-way is told as well
+            self._parted_s = asyncio.get_running_loop().time()
+        self._follower.disconnected()
+
+    def _forget(self) -> None:
+        """What was known, once that has lasted."""
+        is_over = self._parted_s is not None and asyncio.get_running_loop().time() - self._parted_s >= UNSURE_S
+        if is_over and self._follower.knows:
+            logger.warning("%s: no connection; what it told before is forgotten", self._endpoints.events)
+            self._follower.forget()
 
     def _make_whole(self) -> None:
         """Read a snapshot beside the stream, where one is wanted."""

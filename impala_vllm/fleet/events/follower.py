@@ -38,6 +38,8 @@ class Completeness(Enum):
 
     NOTHING = "nothing"
     """No event so far, or none since a loss."""
+    UNSURE = "unsure"
+    """What is known may have changed unheard: nothing came since the connection was lost."""
     PART = "part"
     """What is known is true, but blocks may be held that we never heard of."""
     HBM = "hbm"
@@ -79,7 +81,8 @@ class Follower:
         self._sink = sink
         self._can_replay = can_replay
         self.counts = Counts()
-        self.completeness = Completeness.NOTHING
+        self._known = Completeness.NOTHING
+        self._is_connected = self._is_sure = True
         self.next_seq: int | None = None
         """The batch that should come next; None where whatever comes is taken."""
         self.question: Question | None = Question(0) if can_replay else None
@@ -101,9 +104,19 @@ class Follower:
         """It has come, but the batch that marks its moment has not."""
 
     @property
+    def completeness(self) -> Completeness:
+        """What is known, and whether it can be relied on now."""
+        return self._known if self._is_sure or not self.knows else Completeness.UNSURE
+
+    @property
+    def knows(self) -> bool:
+        """Something that was said is believed, sure or not."""
+        return self._known is not Completeness.NOTHING
+
+    @property
     def wants_snapshot(self) -> bool:
-        """It is incomplete, and no snapshot is on its way."""
-        return self._is_incomplete and self._remembered is None
+        """It is incomplete, no snapshot is on its way, and the batch that marks its moment can come."""
+        return self._is_incomplete and self._remembered is None and self._is_connected
 
     @property
     def is_incomplete(self) -> bool:
@@ -142,8 +155,19 @@ class Follower:
             self._lose(other_life=seq < expected)
             self._apply(seq, payload)
 
+    def disconnected(self) -> None:
+        """There is no connection, not yet or no longer; what is known is unsure until `reconnected` and a replay."""
+        self._is_connected = self._is_sure = False
+
+    def forget(self) -> None:
+        """It has been unsure for too long: nothing is believed any more."""
+        self._lose(other_life=False)
+        self._highest, self._has_asked_all = -1, False  # by then it may be another life
+
     def reconnected(self) -> None:
         """The connection is a new one: the publisher may be too, and may even go on at the very number expected."""
+        self._is_connected = True
+        self._is_sure = not self._can_replay  # where it can, once that has ended
         if self.next_seq is None:
             if self._can_replay:  # it could not be asked before
                 self.question = Question(0)
@@ -191,11 +215,17 @@ class Follower:
                 self._lose(other_life=False)
             else:
                 self.question = Question(max(0, self.next_seq - 1), checks=self.next_seq > 0)
+        self._settle()
 
     def replay_failed(self) -> None:
         """No answer, or not all of it, in time."""
         if self.next_seq is not None:
             self._lose(other_life=False)
+        self._settle()
+
+    def _settle(self) -> None:
+        """A replay is over: what is known now is sure, where nothing else is to be asked."""
+        self._is_sure = self._is_connected and self.question is None
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self.next_seq = seq + 1
@@ -204,11 +234,11 @@ class Follower:
         batch = self._decoded(payload)
         if batch is None:  # it may have told of removals
             self._sink.lost()
-            self.completeness, self._is_incomplete = Completeness.PART, True
+            self._known, self._is_incomplete = Completeness.PART, True
             self.snapshot_failed()
             return
-        if self.completeness is Completeness.NOTHING:
-            self.completeness = Completeness.ALL if seq == 0 else Completeness.PART
+        if not self.knows:
+            self._known = Completeness.ALL if seq == 0 else Completeness.PART
             self._is_incomplete = seq > 0
         self._last_written_s = batch.written_s
         self.counts.batches += 1
@@ -233,7 +263,7 @@ class Follower:
             return
         since = [event for _, events in self._remembered[moments[-1] + 1 :] for event in events]
         self._sink.apply([Cleared(), *self._snapshot.stored, *since])
-        self.completeness, self._is_incomplete = Completeness.HBM, False
+        self._known, self._is_incomplete = Completeness.HBM, False
         self.counts.snapshots += 1
         self.snapshot_failed()
 
@@ -250,7 +280,7 @@ class Follower:
 
     def _lose(self, other_life: bool) -> None:
         self._sink.lost()
-        self.completeness = Completeness.NOTHING
+        self._known = Completeness.NOTHING
         self.next_seq, self._last_print = None, None
         self.snapshot_failed()
         self._is_incomplete = not other_life

@@ -9,7 +9,7 @@ class Source(NamedTuple):
     namespace: str
     epoch: str
     is_heard: bool
-    """Its own events reach this router."""
+    """What its own events told this router is believed."""
 
 
 NOWHERE = Source("", "", False)

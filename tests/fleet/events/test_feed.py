@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import zmq.asyncio
 
-from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower
+from impala_vllm.fleet.events import Endpoints, Event, Feed, Follower, feed
 from impala_vllm.fleet.events.feed import EndpointError
 from impala_vllm.fleet.events.follower import Completeness
+from tests.fleet.cable import Cable
 from tests.fleet.events.publishing import Copies
 
 kv_events = pytest.importorskip("vllm.distributed.kv_events")
@@ -87,6 +88,12 @@ async def following(endpoints: Endpoints, follower: Follower) -> AsyncIterator[N
         context.term()
 
 
+async def known(follower: Follower, what: Completeness) -> None:
+    async with asyncio.timeout(60):
+        while follower.completeness is not what:
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def site(tmp_path):
     site = Ipc(tmp_path)
@@ -103,7 +110,7 @@ async def test_history_then_live_batches(site):
         await sink.until(lambda blocks: set(blocks) == {1, 3})
         site.publish(stored(4))
         await sink.until(lambda blocks: set(blocks) == {1, 3, 4})
-    assert follower.completeness is Completeness.ALL
+        await known(follower, Completeness.ALL)
     assert sink.num_lost == 0
 
 
@@ -137,9 +144,9 @@ async def test_what_was_missed_between_two_subscriptions_is_replayed(site):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await sink.until(lambda blocks: 3 in blocks)
+        await known(follower, Completeness.ALL)
     assert set(sink.blocks) == {2, 3}
     assert sink.num_lost == 0
-    assert follower.completeness is Completeness.ALL
 
 
 async def test_a_restarted_engine_starts_with_nothing(site):
@@ -159,6 +166,51 @@ async def test_a_restarted_engine_starts_with_nothing(site):
     assert follower.counts.epochs == 1
 
 
+async def test_a_publisher_that_goes_away_leaves_what_is_known_unsure_and_soon_nothing(site, monkeypatch):
+    sink = Heard()
+    follower = Follower(sink, can_replay=True)
+    site.publish(stored(1, 2))
+    async with following(site.endpoints, follower):
+        await sink.until(lambda blocks: set(blocks) == {1, 2})
+        await known(follower, Completeness.ALL)
+        await asyncio.to_thread(site.publisher.shutdown)
+        await known(follower, Completeness.UNSURE)
+        assert set(sink.blocks) == {1, 2}
+        monkeypatch.setattr(feed, "UNSURE_S", 0.0)
+        await known(follower, Completeness.NOTHING)
+        assert not sink.blocks
+        await asyncio.to_thread(site.restart, first=True)
+        site.publish(stored(9))
+        await known(follower, Completeness.ALL)
+    assert set(sink.blocks) == {9}
+
+
+async def test_a_connection_that_goes_silent_makes_what_is_known_unsure_until_it_was_replayed(site):
+    """Only what carries live events is cut, and nobody is told; the replay's socket answers all the time."""
+    sink = Heard()
+    follower = Follower(sink, can_replay=True)
+    site.publish(stored(1, 2))
+    async with Cable(Path(site.endpoints.events.removeprefix("ipc://"))) as cable:
+        through = Endpoints(f"tcp://127.0.0.1:{cable.port}", site.endpoints.replay)
+        async with following(through, follower):
+            await known(follower, Completeness.ALL)
+            cable.cut()
+            site.publish(removed(1))
+            await known(follower, Completeness.UNSURE)
+            cable.mend(forgets=True)
+            await known(follower, Completeness.ALL)
+            assert set(sink.blocks) == {2}
+    assert sink.num_lost == 0
+
+
+async def test_what_only_a_replay_told_is_unsure(site):
+    """Its live events have never come: nothing listens there."""
+    follower = Follower(Heard(), can_replay=True)
+    site.publish(stored(1))
+    async with following(Endpoints("tcp://127.0.0.1:1", site.endpoints.replay), follower):
+        await known(follower, Completeness.UNSURE)
+
+
 async def test_a_long_history_comes_whole_or_is_known_not_to(site):
     """The publisher's replay socket drops what does not fit, without a word: 4,000 batches are more than it holds."""
     for block in range(4000):
@@ -167,7 +219,7 @@ async def test_a_long_history_comes_whole_or_is_known_not_to(site):
     follower = Follower(sink, can_replay=True)
     async with following(site.endpoints, follower):
         await sink.until(lambda blocks: len(blocks) == 4000)
-    assert follower.completeness is Completeness.ALL
+        await known(follower, Completeness.ALL)
     assert sink.num_lost == 0
 
 

@@ -143,6 +143,70 @@ def test_a_poisoned_batch_costs_what_was_known_and_no_more():
     assert follower.completeness is Completeness.PART
 
 
+def test_what_is_known_without_a_connection_is_unsure_until_a_replay_has_ended():
+    publisher, sink, follower = start()
+    follower.disconnected()
+    settle(follower, publisher)  # where replays are answered and nothing else comes
+    publisher.publish(stored(1))
+    follower.reconnected()
+    assert follower.completeness is Completeness.NOTHING
+    settle(follower, publisher)
+    assert follower.completeness is Completeness.ALL
+    follower.disconnected()
+    assert follower.completeness is Completeness.UNSURE
+    assert set(sink.blocks) == {1}  # seconds cost nothing
+    publisher.publish(removed(1))
+    follower.reconnected()
+    assert follower.completeness is Completeness.UNSURE
+    settle(follower, publisher)
+    assert follower.completeness is Completeness.ALL
+    assert sink.num_lost == 0
+    assert not sink.blocks
+
+
+def test_a_replay_that_ends_without_a_connection_makes_nothing_sure():
+    publisher, _, follower = start()
+    settle(follower, publisher)
+    follower.live(*publisher.publish(stored(1)))
+    publisher.publish(stored(2))
+    follower.live(*publisher.publish(stored(3)))
+    follower.disconnected()
+    settle(follower, publisher)
+    assert follower.completeness is Completeness.UNSURE
+
+
+def test_what_was_forgotten_is_read_anew_from_whatever_life_there_is():
+    for is_same in (True, False):
+        publisher, sink, follower = start()
+        settle(follower, publisher)
+        for block in range(5):
+            follower.live(*publisher.publish(stored(block)))
+        follower.disconnected()
+        follower.forget()
+        assert (follower.completeness, follower.knows) == (Completeness.NOTHING, False)
+        assert not sink.blocks
+        assert not follower.wants_snapshot  # the batch that marks its moment would not come
+        if not is_same:
+            publisher.restart()
+        publisher.publish(stored(7))
+        follower.reconnected()
+        settle(follower, publisher)
+        assert sink.blocks == publisher.truth.blocks
+        assert follower.completeness is Completeness.ALL
+        assert (sink.num_lost, follower.counts.losses) == (1, 1)
+
+
+def test_without_a_replay_a_new_connection_starts_with_nothing_and_is_sure():
+    publisher, sink, follower = start(can_replay=False)
+    follower.live(*publisher.publish(stored(1)))
+    follower.disconnected()
+    assert follower.completeness is Completeness.UNSURE
+    follower.reconnected()
+    assert not sink.blocks
+    follower.live(*publisher.publish(stored(2)))
+    assert follower.completeness is Completeness.PART
+
+
 def taken(publisher: Publisher) -> tuple[Snapshot, tuple[int, bytes]]:
     """What an engine answers, and the batch by which it marks the moment."""
     marker = publisher.publish()
