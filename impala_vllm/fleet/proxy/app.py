@@ -30,6 +30,8 @@ def build(options: RouterOptions, gateway: Gateway | None = None) -> Starlette:
         lifespan=lifespan,
         routes=[
             *(Route(path, site.forward, methods=["POST"]) for path in FORWARDED),  # any other method is refused
+            Route("/v1/responses/{response_id}", site.stored, methods=["GET", "DELETE"]),
+            Route("/v1/responses/{response_id}/cancel", site.stored, methods=["POST"]),
             Route("/v1/models", admin.models),
             Route("/health", admin.health),
             Route("/metrics", admin.metrics),

@@ -21,6 +21,7 @@ from impala_vllm.fleet.proxy.headers import for_client, for_server, with_rank
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Read, Reader
 from impala_vllm.fleet.proxy.replies import break_off, refuse, refuse_body
+from impala_vllm.fleet.proxy.stored import Beginning, Stored
 from impala_vllm.fleet.proxy.watch import Message, Receive, Scope, Send, Watch
 from impala_vllm.fleet.router import Router, Ticket
 from impala_vllm.fleet.scoring import Load
@@ -48,12 +49,20 @@ class Forward:
     """The routes that go to servers."""
 
     def __init__(
-        self, fleet: Fleet, router: Router, reader: Reader, bodies: Bodies, metrics: Metrics, explains: bool
+        self,
+        fleet: Fleet,
+        router: Router,
+        reader: Reader,
+        bodies: Bodies,
+        stored: Stored,
+        metrics: Metrics,
+        explains: bool,
     ) -> None:
         self._fleet = fleet
         self._router = router
         self._reader = reader
         self._bodies = bodies
+        self._stored = stored
         self._metrics = metrics
         self._explains = explains
 
@@ -100,8 +109,15 @@ class Forward:
             self._metrics.retries.inc()
 
     def _among(self, read: Read) -> Mapping[Replica, Load]:
-        """Whom it may be sent to, now: servers come and go while a request waits."""
-        return self._fleet.serving(read.model).loads
+        """Whom it may be sent to, now: servers come and go while a request waits.
+
+        What goes on from a stored answer goes where that is, to none other.
+        """
+        loads = self._fleet.serving(read.model).loads
+        home = self._stored.home(read.previous_response) if read.previous_response is not None else None
+        if home is None or home not in self._fleet.servers:
+            return loads
+        return {replica: load for replica, load in self._fleet.loads.items() if replica.server == home}
 
     def _is_last(self, call: _Call) -> bool:
         """Whether there is nobody else to try."""
@@ -119,12 +135,16 @@ class Forward:
                     return False
                 call.body.release()
                 head = _head(response, ticket, self._explains)
+                is_kept = response.status == 200 and call.scope["path"] == "/v1/responses"
+                beginning = Beginning(self._stored, replica.server) if is_kept else None
                 async for chunk in response.content.iter_any():
                     if not has_begun:
                         has_begun = True
                         if response.status == 200:
                             self._router.answer(ticket, asyncio.get_running_loop().time())
                         await send(head)
+                    if beginning is not None:
+                        beginning.hear(chunk)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if not has_begun:
                     has_begun = True

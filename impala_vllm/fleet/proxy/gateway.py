@@ -15,6 +15,7 @@ from impala_vllm.fleet.proxy.bodies import Bodies, BodyConfig
 from impala_vllm.fleet.proxy.forward import Forward
 from impala_vllm.fleet.proxy.metrics import Metrics
 from impala_vllm.fleet.proxy.reading import Reader
+from impala_vllm.fleet.proxy.stored import Stored, StoredRoutes
 from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router
@@ -63,7 +64,11 @@ class Gateway:
         self.metrics = Metrics(self.fleet, self.router, self.registry)
         self.reader = Reader(self.fleet, options.metadata)
         self.bodies = Bodies(options.bodies)
-        self.forward = Forward(self.fleet, self.router, self.reader, self.bodies, self.metrics, options.explains)
+        stored = Stored()
+        self.stored = StoredRoutes(self.fleet, stored, self.bodies)
+        self.forward = Forward(
+            self.fleet, self.router, self.reader, self.bodies, stored, self.metrics, options.explains
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Gateway":

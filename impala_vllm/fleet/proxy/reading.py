@@ -38,6 +38,7 @@ class _Outlines(msgspec.Struct):
     stream: Any = None
     session_id: Any = None
     cache_salt: Any = None
+    previous_response_id: Any = None
 
 
 _outlines = msgspec.json.Decoder(_Outlines)
@@ -51,6 +52,8 @@ class Read(NamedTuple):
     """As the request names it."""
     serving: Serving
     is_stream: bool
+    previous_response: str | None = None
+    """The stored answer that it goes on from."""
 
 
 class Reader:
@@ -90,7 +93,8 @@ class Reader:
             _short(caller.parent),
             is_stream and path in _BEGIN_WITH_TOKENS,
         )
-        return Read(turn, model, serving, is_stream)
+        previous = fields.get("previous_response_id") if path == "/v1/responses" else None
+        return Read(turn, model, serving, is_stream, previous if isinstance(previous, str) else None)
 
     def close(self) -> None:
         """End the workers."""

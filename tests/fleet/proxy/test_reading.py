@@ -63,5 +63,5 @@ async def test_of_a_huge_body_only_the_outlines_are_decoded(reader, monkeypatch)
     body = json.dumps({"model": "m", "stream": True, "session_id": "t", "prompt": "x" * 1000}).encode()
     read = await reader.read("/v1/completions", {}, body)
     assert (read.model, read.is_stream, read.turn.session_id) == ("m", True, "t")
-    assert set(reading._decode(body)) == {"model", "stream", "session_id", "cache_salt"}
+    assert set(reading._decode(body)) == {"model", "stream", "session_id", "cache_salt", "previous_response_id"}
     assert reading._decode(b"7" * 1001) == {}
