@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
-from impala_vllm.fleet.hashing import chat
+from impala_vllm.fleet.hashing import chat, responses
 from impala_vllm.fleet.hashing.scheme import Adapter, Scheme
 from impala_vllm.fleet.hashing.tokenizer import Tokenizer, TokenizerError
 from impala_vllm.fleet.places import BlockKey
@@ -89,20 +89,9 @@ class Prompts:
         return self._of_pieces(self._tokenizer.pieces(prompt), leading, trailing, _salt(body), adapter)
 
     def of_response(self, body: Mapping[str, Any], adapter: Adapter | None = None) -> Prompt | None:
-        """Of a body of /v1/responses, where it is a text or plain messages; None for what refers to a stored one."""
-        given = body.get("input")
-        if any(body.get(name) for name in ("previous_response_id", "tools", "prompt", "reasoning")):
-            return None
-        items: list[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else []
-        if isinstance(given, list):
-            items = cast("list[Any]", given)
-        messages = [cast("Mapping[str, Any]", item) for item in items if isinstance(item, dict)]
-        if not items or len(messages) < len(items) or any(m.get("type", "message") != "message" for m in messages):
-            return None
-        instructions = body.get("instructions")
-        system = [{"role": "system", "content": instructions}] if instructions else []
-        plain = [{"role": message.get("role"), "content": message.get("content")} for message in messages]
-        return self.of_chat({"messages": [*system, *plain], "cache_salt": body.get("cache_salt")}, adapter)
+        """Of a body of /v1/responses; None where it has something that is not mirrored here."""
+        as_chat = responses.chat_of(body)
+        return self.of_chat(as_chat, adapter) if as_chat is not None else None
 
     def _of_pieces(
         self,

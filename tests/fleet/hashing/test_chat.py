@@ -1,11 +1,11 @@
 """Chats as vLLM shapes them: the same text in front of the tokenizer, field for field."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 
 from impala_vllm.fleet.hashing import chat
+from tests.fleet.hashing.rendering import rendered
 
 TOOL = {
     "function": {
@@ -66,23 +66,12 @@ NO_DEVELOPER = """{%- for message in messages -%}
 
 def theirs(tokenizer, body, template):
     """The text as vLLM renders it, from the body as its API receives it."""
-    hf = pytest.importorskip("vllm.renderers.hf")
+    pytest.importorskip("vllm")
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.renderers.chat_utils import parse_chat_messages
 
     request = ChatCompletionRequest(**copy.deepcopy(body))
-    config = SimpleNamespace(multimodal_config=None, is_multimodal_model=False, enable_prompt_embeds=False)
-    params = request.build_chat_params(template, "auto")
-    conversation, _, _ = parse_chat_messages(
-        request.messages,
-        config,  # type: ignore[arg-type]
-        hf._detect_content_format(template, default="string"),
-    )
     tools = [tool.model_dump() for tool in request.tools] if request.tools else None
-    return hf.safe_apply_chat_template(
-        config, tokenizer._whole, conversation, tools=tools, chat_template=template, tokenize=False,
-        **{k: v for k, v in params.chat_template_kwargs.items() if k != "documents"},
-    )  # fmt: skip
+    return rendered(tokenizer, request, request.messages, tools, template)
 
 
 @pytest.mark.parametrize("talk", TALKS)

@@ -116,6 +116,11 @@ def test_responses_are_chats_in_other_words(tokenizer):
     assert list(prompts.of_response({"input": [asked], "instructions": "Be."}).keys) == list(chat.keys)
     assert prompts.of_response({"input": "x", "previous_response_id": "r"}) is None
     assert prompts.of_response({"input": [{"type": "function_call"}]}) is None
+    tool = {"type": "function", "name": "run", "parameters": {"type": "object"}}
+    with_tool = {"messages": [asked], "tools": [{"type": "function", "function": tool}]}
+    told = prompts.of_response({"input": [asked], "tools": [tool, {"type": "web_search"}]})
+    assert list(told.keys) == list(prompts.of_chat(with_tool).keys)
+    assert told.num_tokens > prompts.of_response({"input": [asked]}).num_tokens
 
 
 @pytest.mark.parametrize("own", [{"chat_template": "{{ 'x' * 10 }}"}, {"tokenize": True}, {"tools": []}, 7])
