@@ -35,12 +35,17 @@ def parse_address(text: str) -> Address:
 
 
 def parse_file(text: str, where: str) -> list[Address]:
-    """Addresses, one a line; blank lines and those that begin with # are left out. Raises AddressError."""
-    addresses: list[Address] = []
+    """Addresses, one a line; blank lines and those that begin with # are left out. Raises AddressError.
+
+    A server that is listed again publishes where it did before.
+    """
+    addresses: dict[ServerId, Address] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                addresses.append(parse_address(line))
+                address = parse_address(line)
             except AddressError as e:
                 raise AddressError(f"{where}:{number}: {e}") from e
-    return addresses
+            if addresses.setdefault(address.url, address) != address:
+                raise AddressError(f"{where}:{number}: {address.url} is listed before, with other events")
+    return list(addresses.values())

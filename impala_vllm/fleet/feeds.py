@@ -29,7 +29,8 @@ class Feeds:
     """One server's."""
 
     def __init__(self, address: Address, index: Index, context: zmq.asyncio.Context, ask_blocks: AskBlocks) -> None:
-        self._address = address
+        self.address = address
+        """Counts from the next `start` on."""
         self._index = index
         self._context = context
         self._ask_blocks = ask_blocks
@@ -51,17 +52,17 @@ class Feeds:
                 continue
             if endpoints.replay is None:
                 problems.append("it has no replay endpoint, so a lost event costs all that is known of it")
-            self._start(Replica(self._address.url, rank.dp_rank), endpoints, handshake.group_of(hello))
+            self._start(Replica(self.address.url, rank.dp_rank), endpoints, handshake.group_of(hello))
         self.problem = problems[0] if problems else None
         if self.problem is not None:
-            logger.warning("%s: %s", self._address.url, self.problem)
+            logger.warning("%s: %s", self.address.url, self.problem)
 
     def have_failed(self) -> bool:
         """Whether one has ended: a feed runs until it is cancelled. It is said why."""
         failed = [task for task in self._tasks if task.done() and not task.cancelled()]
         for task in failed:
             logger.error(
-                "%s: following its events failed; reading them anew", self._address.url, exc_info=task.exception()
+                "%s: following its events failed; reading them anew", self.address.url, exc_info=task.exception()
             )
         return bool(failed)
 
@@ -80,18 +81,18 @@ class Feeds:
         self._tasks.append(asyncio.create_task(feed.run(), name=f"events of {replica.server}"))
 
     def _endpoints(self, rank: handshake.Rank) -> Endpoints | None:
-        if self._address.events is not None:
-            return self._address.events.of_rank(rank.dp_rank)
+        if self.address.events is not None:
+            return self.address.events.of_rank(rank.dp_rank)
         if rank.events is None:
             return None
-        host = urlsplit(self._address.url).hostname or "127.0.0.1"
+        host = urlsplit(self.address.url).hostname or "127.0.0.1"
         try:
             replay = rank.events.replay_endpoint
             return Endpoints(
                 _reachable(rank.events.endpoint, host), replay and _reachable(replay, host), rank.events.topic
             )
         except EndpointError as e:
-            logger.warning("%s: %s", self._address.url, e)
+            logger.warning("%s: %s", self.address.url, e)
             return None
 
 

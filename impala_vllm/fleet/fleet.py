@@ -90,13 +90,14 @@ class Fleet:
         self._context.destroy(linger=0)
 
     def add(self, address: Address) -> Server:
-        """Take a server in; the one that is there under this address already, where there is one.
+        """Take a server in; the one that is there under this URL already, where there is one.
 
-        One that was being let go stays.
+        One that was being let go stays. Where it publishes is as was said last.
         """
         known = self.servers.get(address.url)
         if known is not None:
             known.stay()
+            known.publishes(address.events)
             return known
         hooks = Hooks(self.families.greet, self._changed, self._lost)
         server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config, self.pace)

@@ -17,6 +17,7 @@ import zmq.asyncio
 from impala_vllm.fleet import faults
 from impala_vllm.fleet.addresses import Address
 from impala_vllm.fleet.asking import Asking, AskingConfig
+from impala_vllm.fleet.events import Endpoints
 from impala_vllm.fleet.events.follower import Completeness
 from impala_vllm.fleet.feeds import Feeds
 from impala_vllm.fleet.flights import Flights
@@ -155,6 +156,18 @@ class Server:
         """It is wanted again, where it was being drained."""
         if self.state is State.DRAINING:
             self._become(State.UP if self._is_well else State.NEW)
+
+    def publishes(self, events: Endpoints | None) -> None:
+        """Where it publishes; None: as its handshake says.
+
+        What is new counts from the next look on, and what was known by other events goes then.
+        """
+        if events == self.address.events:
+            return
+        logger.info("%s: its events are read %s from now on", self.id, events.events if events else "as it says itself")
+        self.address = self.feeds.address = self.address._replace(events=events)
+        self._is_forgotten = True
+        self._details_at_s = 0.0
 
     async def close(self) -> None:
         """End the feeds. Idempotent."""

@@ -14,8 +14,9 @@ from aiohttp.client_reqrep import ConnectionKey
 
 from benchmarks.fleet.emulated import EmulatedServer
 from impala_vllm.fleet import families, feeds
-from impala_vllm.fleet.addresses import Address, parse_address
+from impala_vllm.fleet.addresses import Address, AddressError, parse_address, parse_file
 from impala_vllm.fleet.asking import AskingConfig
+from impala_vllm.fleet.events import Endpoints
 from impala_vllm.fleet.fleet import Fleet
 from impala_vllm.fleet.hashing import TokenizerError, handshake
 from impala_vllm.fleet.index import MaskIndex
@@ -109,6 +110,27 @@ async def test_a_line_that_comes_back_keeps_its_server(tmp_path):
         assert fleet.servers[B.url] is server
 
 
+async def test_a_line_that_names_other_events_has_them_followed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "workers"
+    path.write_text(f"{A.url}\n{B.url}\n")
+    async with following(path) as fleet:
+        server = fleet.servers[A.url]
+        path.write_text(f"{A.url}=tcp://127.0.0.1:7,tcp://127.0.0.1:8\n{B.url}\n")
+        await until(lambda: server.address.events is not None)
+        assert server.address.events == Endpoints("tcp://127.0.0.1:7", "tcp://127.0.0.1:8")
+        path.write_text(f"{A.url}\n{B.url}\n")
+        await until(lambda: server.address.events is None)
+        said = [r.getMessage() for r in caplog.records if "its events are read" in r.getMessage()]
+        assert len(said) == 2
+
+
+def test_a_server_that_is_listed_twice_publishes_at_one_place():
+    assert parse_file(f"{A.url}\n{A.url}\n", "workers") == [A]
+    with pytest.raises(AddressError, match=r"workers:2: .* is listed before"):
+        parse_file(f"{A.url}\n{A.url}=tcp://h:1\n", "workers")
+
+
 async def test_what_else_lets_a_listed_server_go_does_not_last(tmp_path):
     path = tmp_path / "workers"
     path.write_text(f"{A.url}\n{B.url}\n")
@@ -163,6 +185,28 @@ async def test_feeds_start_and_end_with_what_is_thought_of_a_servers_hashes(aske
     await asked.server.ask()
     assert not asked.server.feeds.followers
     assert asked.lost == asked.server.replicas
+
+
+async def test_events_that_moved_are_read_where_they_are_now_and_nothing_is_kept_of_before(asked):
+    server = asked.server
+    await server.ask()
+    (replica,) = server.replicas
+    first = server.feeds.followers[replica]
+    handshaken = server.feeds._endpoints(server.hello.ranks[0])
+    server.publishes(Endpoints("tcp://127.0.0.1:7"))
+    await server.ask()
+    assert asked.lost == [replica]
+    assert server.feeds.followers[replica] is not first
+    assert server.feeds._endpoints(server.hello.ranks[0]).events == "tcp://127.0.0.1:7"
+    assert "no replay endpoint" in server.feeds.problem
+    second = server.feeds.followers[replica]
+    server.publishes(Endpoints("tcp://127.0.0.1:7"))
+    await server.ask()
+    assert server.feeds.followers[replica] is second
+    server.publishes(None)
+    await server.ask()
+    assert server.feeds._endpoints(server.hello.ranks[0]) == handshaken
+    assert server.feeds.problem is None
 
 
 async def test_a_feed_that_failed_is_started_again(asked, monkeypatch, caplog):

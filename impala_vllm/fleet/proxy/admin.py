@@ -27,7 +27,7 @@ _OF_PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 class _Addition(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     kv_events: str | None = None
-    """EVENTS[,REPLAY]; none: as its handshake says."""
+    """EVENTS[,REPLAY]; none: as its handshake says, or as was said before."""
 
 
 class Admin:
@@ -95,7 +95,12 @@ class Admin:
             return JSONResponse({"error": str(e)}, 400)
         except BodyError as e:
             return _refused_body(e)
-        return JSONResponse(self._describe(self._fleet.add(address)), 201)
+        known = self._fleet.servers.get(address.url)
+        if known is not None and address.events is None:  # said nothing of them
+            address = known.address
+        if known is not None and known.address != address and known.id in self._fleet.listed:
+            return JSONResponse({"error": f"{known.id} is in {self._site.options.workers_file}; change its line"}, 409)
+        return JSONResponse(self._describe(self._fleet.add(address)), 201 if known is None else 200)
 
     async def remove_server(self, request: Request) -> Response:
         """Drains: the answer comes once what ran there has ended, or time is up."""

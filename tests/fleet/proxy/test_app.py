@@ -391,6 +391,23 @@ async def test_a_server_of_the_file_is_let_go_by_the_file(tokenizer, model_dir, 
         assert str(path) in body["error"]
 
 
+async def test_a_server_that_is_added_again_is_followed_where_it_is_said_to_publish(tokenizer, model_dir, tmp_path):
+    path = tmp_path / "workers"
+    async with site(tokenizer, model_dir, num_servers=2, workers_file=path) as found:
+        path.write_text(found.servers[0].url)
+        await found.until(lambda: bool(found.gateway.fleet.listed))
+        listed, free = (found.gateway.fleet.servers[s.url] for s in found.servers)
+        moved = {"url": free.id, "kv_events": "tcp://127.0.0.1:7"}
+        assert (await found.json("POST", "/v1/impala/servers", json=moved))[0] == 200
+        await found.until(lambda: "no replay endpoint" in (free.feeds.problem or ""))
+        assert (await found.json("POST", "/v1/impala/servers", json={"url": free.id}))[0] == 200
+        assert free.address.events is not None
+        status, body = await found.json("POST", "/v1/impala/servers", json={**moved, "url": listed.id})
+        assert status == 409
+        assert str(path) in body["error"]
+        assert (await found.json("POST", "/v1/impala/servers", json={"url": listed.id}))[0] == 200
+
+
 async def test_a_key_of_the_client_reaches_the_server(tokenizer, model_dir):
     async with site(tokenizer, model_dir, num_servers=1) as found:
         body = {"messages": turns(0), "max_tokens": 1}
