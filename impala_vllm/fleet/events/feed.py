@@ -116,7 +116,10 @@ class Feed:
                 self._make_whole()
                 coming = asyncio.ensure_future(subscription.recv_multipart())
                 while True:
-                    if not coming.done():
+                    if self._follower.has_work:
+                        self._follower.work()
+                        await asyncio.sleep(0)
+                    elif not coming.done():
                         await asyncio.wait((coming,), timeout=LOOK_S)
                     # The watch's notice was queued before anything that came over the next connection.
                     while watch.getsockopt(zmq.EVENTS) & zmq.POLLIN:

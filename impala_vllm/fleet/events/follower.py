@@ -6,7 +6,8 @@ unchanged, it is the same life. What cannot be settled is lost: the sink forgets
 follows is true but incomplete, until a snapshot of the engine makes it whole. No sockets here, see `feed`.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -14,11 +15,13 @@ from typing import NamedTuple, Protocol
 import xxhash
 
 from impala_vllm.fleet.events.snapshot import Snapshot
-from impala_vllm.fleet.events.wire import Batch, Cleared, Event, WireError, decode
+from impala_vllm.fleet.events.wire import Batch, Cleared, Event, Stored, WireError, decode
 from impala_vllm.fleet.places import Tier
 
 MAX_REMEMBERED = 10_000
 """Batches that may come while a snapshot is read; with more it is read again."""
+BLOCKS_AT_ONCE = 2000
+"""Of a snapshot: some 2 ms, after which others of the event loop get their turn."""
 
 
 class Sink(Protocol):
@@ -74,7 +77,8 @@ class Question(NamedTuple):
 class Follower:
     """One publisher. Its owner delivers `live` batches; where `question` is set it asks that before any further one.
 
-    An answer is `asked`, `replayed` for each batch, then `replay_ended` or `replay_failed`; it may ask again.
+    An answer is `asked`, `replayed` for each batch, then `replay_ended` or `replay_failed`; it may ask again. Where it
+    `has_work` its owner calls `work`, again and again and whenever it likes: what comes meanwhile waits behind that.
     """
 
     def __init__(self, sink: Sink, can_replay: bool) -> None:
@@ -102,6 +106,8 @@ class Follower:
         """Batches since a snapshot was asked for: changes of HBM."""
         self._snapshot: Snapshot | None = None
         """It has come, but the batch that marks its moment has not."""
+        self._work: deque[Event] = deque()
+        """A snapshot that is being applied, and all that has come since its moment."""
 
     @property
     def completeness(self) -> Completeness:
@@ -116,7 +122,7 @@ class Follower:
     @property
     def wants_snapshot(self) -> bool:
         """It is incomplete, no snapshot is on its way, and the batch that marks its moment can come."""
-        return self._is_incomplete and self._remembered is None and self._is_connected
+        return self._is_incomplete and self._remembered is None and self._is_connected and not self._work
 
     @property
     def is_incomplete(self) -> bool:
@@ -136,6 +142,24 @@ class Follower:
     def snapshot_failed(self) -> None:
         """Another one may be asked for."""
         self._remembered = self._snapshot = None
+
+    @property
+    def has_work(self) -> bool:
+        """A snapshot is being applied."""
+        return bool(self._work)
+
+    def work(self) -> None:
+        """Apply the next part of it."""
+        events: list[Event] = []
+        num_blocks = 0
+        while self._work and num_blocks < BLOCKS_AT_ONCE:
+            event = self._work.popleft()
+            events.append(event)
+            num_blocks += 0 if isinstance(event, Cleared) else len(event.keys)
+        self._sink.apply(events)
+        if not self._work:
+            self._known, self._is_incomplete = Completeness.HBM, False
+            self.counts.snapshots += 1
 
     def live(self, seq: int, payload: bytes) -> None:
         """The publisher sent a batch."""
@@ -234,6 +258,7 @@ class Follower:
         batch = self._decoded(payload)
         if batch is None:  # it may have told of removals
             self._sink.lost()
+            self._work.clear()
             self._known, self._is_incomplete = Completeness.PART, True
             self.snapshot_failed()
             return
@@ -243,7 +268,10 @@ class Follower:
         self._last_written_s = batch.written_s
         self.counts.batches += 1
         self.counts.unknown_events += batch.num_unknown
-        self._sink.apply(batch.events)
+        if self._work:
+            self._work += batch.events
+        else:
+            self._sink.apply(batch.events)
         if self._remembered is not None:
             changes = [event for event in batch.events if isinstance(event, Cleared) or event.tier is Tier.HBM]
             self._remembered.append((batch.written_s, changes))
@@ -262,9 +290,8 @@ class Follower:
         if not moments:
             return
         since = [event for _, events in self._remembered[moments[-1] + 1 :] for event in events]
-        self._sink.apply([Cleared(), *self._snapshot.stored, *since])
-        self._known, self._is_incomplete = Completeness.HBM, False
-        self.counts.snapshots += 1
+        self._work += [Cleared(), *_parts(self._snapshot), *since]
+        self._known, self._is_incomplete = Completeness.PART, True
         self.snapshot_failed()
 
     def _is_old(self, payload: bytes) -> bool:
@@ -280,6 +307,7 @@ class Follower:
 
     def _lose(self, other_life: bool) -> None:
         self._sink.lost()
+        self._work.clear()
         self._known = Completeness.NOTHING
         self.next_seq, self._last_print = None, None
         self.snapshot_failed()
@@ -290,3 +318,9 @@ class Follower:
             self.counts.epochs += 1
         else:
             self.counts.losses += 1
+
+
+def _parts(snapshot: Snapshot) -> Iterator[Stored]:
+    for tier, keys, group in snapshot.stored:
+        for start in range(0, len(keys), BLOCKS_AT_ONCE):
+            yield Stored(tier, keys[start : start + BLOCKS_AT_ONCE], group)

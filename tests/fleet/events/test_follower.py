@@ -1,9 +1,11 @@
 """Gaps, lives and replays, without sockets: what is believed must always be true."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impala_vllm.fleet.events import Stored
+from impala_vllm.fleet.events import follower as follower_module
 from impala_vllm.fleet.events.follower import Completeness, Follower
 from impala_vllm.fleet.events.snapshot import Snapshot
 from impala_vllm.fleet.places import Tier
@@ -25,6 +27,11 @@ def settle(follower: Follower, publisher: Publisher, dropped=frozenset(), is_up=
         dropped = frozenset()
         follower.replay_ended()
     raise AssertionError("it asks for ever")
+
+
+def work(follower: Follower) -> None:
+    while follower.has_work:
+        follower.work()
 
 
 def start(memory=100, can_replay=True) -> tuple[Publisher, Copies, Follower]:
@@ -236,6 +243,8 @@ def test_a_snapshot_makes_whole_what_no_replay_brings_back():
     follower.live(*publisher.publish(removed(2)))
     follower.live(*publisher.publish(stored(20)))
     follower.snapshot_came(snapshot)
+    assert not follower.wants_snapshot
+    work(follower)
     assert sink.blocks == publisher.truth.blocks
     assert follower.completeness is Completeness.HBM
     assert not follower.wants_snapshot
@@ -252,8 +261,39 @@ def test_a_snapshot_waits_for_the_batch_that_marks_its_moment():
     follower.live(*before)
     assert follower.completeness is Completeness.PART
     follower.live(*marker)
+    work(follower)
     assert sink.blocks == publisher.truth.blocks
     assert follower.completeness is Completeness.HBM
+
+
+def test_what_comes_while_a_snapshot_is_applied_waits_behind_it(monkeypatch):
+    monkeypatch.setattr(follower_module, "BLOCKS_AT_ONCE", 1)
+    publisher, sink, follower = after_a_gap()
+    follower.snapshot_begins()
+    snapshot, marker = taken(publisher)
+    follower.live(*marker)
+    follower.snapshot_came(snapshot)
+    follower.work()
+    for event in (removed(10), stored(10), stored(21), removed(11), stored(22)):
+        follower.live(*publisher.publish(event))
+        follower.work()
+    assert follower.completeness is Completeness.PART
+    work(follower)
+    assert sink.blocks == publisher.truth.blocks
+    assert follower.completeness is Completeness.HBM
+
+
+def test_a_loss_while_a_snapshot_is_applied_leaves_nothing_of_it():
+    publisher, sink, follower = after_a_gap()
+    follower.snapshot_begins()
+    snapshot, marker = taken(publisher)
+    follower.live(*marker)
+    follower.snapshot_came(snapshot)
+    publisher.restart()
+    follower.reconnected()
+    settle(follower, publisher)
+    assert not follower.has_work
+    assert not sink.blocks
 
 
 def test_a_snapshot_of_an_earlier_life_is_not_taken():
@@ -270,9 +310,15 @@ def test_a_snapshot_of_an_earlier_life_is_not_taken():
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from("srxTALD"), st.integers(0, 5)), max_size=40), st.integers(0, 3))
+@given(st.lists(st.tuples(st.sampled_from("srxTAWLD"), st.integers(0, 5)), max_size=40), st.integers(0, 3))
 def test_snapshots_leave_nothing_false_whenever_they_come(steps, memory):
-    """Store, remove, clear; take a snapshot, let it arrive; lose a batch; restart."""
+    """Store, remove, clear; take a snapshot, let it arrive, apply a part of it; lose a batch; restart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follower_module, "BLOCKS_AT_ONCE", 2)
+        run(steps, memory)
+
+
+def run(steps, memory) -> None:
     publisher, sink, follower = start(memory)
     settle(follower, publisher)
     on_its_way: list[Snapshot] = []
@@ -290,6 +336,8 @@ def test_snapshots_leave_nothing_false_whenever_they_come(steps, memory):
             deliver(marker)
         elif kind == "A" and on_its_way:
             follower.snapshot_came(on_its_way.pop())
+        elif kind == "W" and follower.has_work:
+            follower.work()
         elif kind == "L":
             publisher.publish(removed(block) if held else stored(block))
             continue
@@ -299,7 +347,9 @@ def test_snapshots_leave_nothing_false_whenever_they_come(steps, memory):
             settle(follower, publisher)
         elif kind in "srx" and (kind == "x" or held == (kind == "r")):
             deliver(publisher.publish({"s": stored(block), "r": removed(block), "x": CLEARED}[kind]))
-        if follower.next_seq == len(publisher.sent):
+        if follower.has_work:
+            assert follower.completeness is Completeness.PART
+        elif follower.next_seq == len(publisher.sent):
             assert sink.blocks <= publisher.truth.blocks
             if follower.completeness in (Completeness.ALL, Completeness.HBM):
                 assert sink.blocks == publisher.truth.blocks
