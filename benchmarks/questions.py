@@ -244,7 +244,9 @@ QUESTIONS = {
         "Where does impala not win?",
         "Each point is a workload, an oversubscription of HBM, tiers and links; all policies of docs/policies.md serve "
         "the same sessions. impala over whichever rival stalls least there, and over whichever ends most tasks: within "
-        "1.02 and 0.99 it wins or equals it. Bounds are no rivals.",
+        "1.02 and 0.99 it wins or equals it. Bounds are no rivals. Load is the one that a point came to: HBM holds the "
+        "longest turn at least. Paying: impala's steps are longer by what deciding took in micro/, rivals' are not. "
+        "Measures of every policy and seed: benchmarks/results/study.",
     ),
     "sim/papers": Question(
         "Are the rivals as good here as their papers say?",

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from impala_vllm.replay.measures import mean
+from benchmarks.sim.verdict import over
 from impala_vllm.sim.measures import Measures
 
 MOST = 8.0
@@ -33,7 +33,7 @@ def page(found: Mapping[Any, Mapping[str, Sequence[Measures]]], timing: str) -> 
 
 def _map(points: Mapping[Any, Mapping[str, Sequence[Measures]]]) -> str:
     policies = [n for n in next(iter(points.values())) if n != "impala"]
-    ratios = [[_stall(by_policy[n]) / _stall(by_policy["impala"]) for by_policy in points.values()] for n in policies]
+    ratios = [[over(by_policy[n], by_policy["impala"]) for by_policy in points.values()] for n in policies]
     figure = Figure(figsize=(2.5 + 0.75 * len(points), 2.2 + 0.35 * len(policies)), layout="constrained")
     axes = figure.subplots()
     colours = [[math.log(min(MOST, max(1 / MOST, r))) for r in row] for row in ratios]
@@ -46,7 +46,3 @@ def _map(points: Mapping[Any, Mapping[str, Sequence[Measures]]]) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return base64.b64encode(out.getvalue()).decode("ascii")
-
-
-def _stall(found: Sequence[Measures]) -> float:
-    return max(0.01, mean([m.stall_mean_s for m in found]))
