@@ -101,10 +101,8 @@ class Router:
             return None
         replica, load = decision.replica, self.loads[decision.replica]
         prefill_s = self.policy.cost.prefill_s(turn.num_tokens, decision.cached_tokens)
-        expected = None
+        expected = self._expect(turn, decision, now)
         if turn.prompt is not None:
-            num_known = decision.cached_tokens // turn.block_tokens
-            expected = self.residency.expect(replica, keys, num_known, now) if num_known < len(keys) else None
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, keys[0] if len(keys) else None, now))
         elif turn.session_id is not None:
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, None, now))
@@ -147,8 +145,23 @@ class Router:
         """
         home = self._home_of_session(turn)
         question = self._question(turn, None)._replace(home=home, settles=turn.session_id is not None)
-        decision = self.policy.choose(question, among, Random(0))
+        decision = self.policy.choose(question, among, self._lot)
         return Plan(decision, self.policy.explain(question, among))
+
+    def advise(self, turn: Turn, among: Mapping[Replica, Load], now: float) -> Plan:
+        """A plan for somebody who sends the turn there, and tells neither of its beginning nor of its end.
+
+        It counts as under way for as long as it should wait and be computed: those who ask at once do not herd.
+        """
+        self._lapses.look(now)
+        plan = self.plan(turn, among)
+        if plan.decision is not None:
+            load = self.loads[plan.decision.replica]
+            prefill_s = self.policy.cost.prefill_s(turn.num_tokens, plan.decision.cached_tokens)
+            expected = self._expect(turn, plan.decision, now)
+            self._lapses.add(now + _waits_s(load) + prefill_s, partial(self._lapse, load, prefill_s, expected))
+            load.start(prefill_s)
+        return plan
 
     def leave(self, replica: Replica) -> None:
         """The replica is gone, or has lost its KV."""
@@ -163,6 +176,20 @@ class Router:
         self.homes.expire(now)
         self.residency.expire(now)
         self._echo.look(now)
+
+    def _expect(self, turn: Turn, decision: Decision, now: float) -> Expectation | None:
+        """What its replica is about to compute of it."""
+        num_known = decision.cached_tokens // turn.block_tokens
+        if turn.prompt is None or num_known >= len(turn.prompt.keys):
+            return None
+        return self.residency.expect(decision.replica, turn.prompt.keys, num_known, now)
+
+    def _lapse(self, load: Load, prefill_s: float, expected: Expectation | None) -> None:
+        """What was advised should be over, if it was done at all: only events tell."""
+        load.answer(prefill_s)
+        load.end()
+        if expected is not None:
+            self.residency.settle(expected, has_events=True)
 
     def _arrive(self, arrival: Arrival, now: float) -> Link:
         try:

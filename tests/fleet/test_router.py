@@ -178,3 +178,34 @@ def test_a_plan_without_an_id_finds_the_prefix_of_a_trace_beside_others():
     site.loads[home].num_traces += 10
     assert site.router.plan(site.turn(chain(1, 60)), site.loads).decision.replica == home
     assert site.router.plan(site.turn(chain(1, 60), session="new"), site.loads).decision.replica != home
+
+
+def test_turns_that_are_advised_at_once_spread_and_are_forgotten_when_they_should_be_over():
+    site = Site()
+    plans = [site.router.advise(site.turn(chain(seed, 200)), site.loads, 0.0) for seed in range(8)]
+    assert sorted(load.num_running for load in site.loads.values()) == [2, 2, 2, 2]
+    assert {plan.decision.replica for plan in plans} == set(site.loads)
+    longest_s = max(load.pending_s for load in site.loads.values())
+    site.router.tick(longest_s / 2)
+    assert sum(load.num_running for load in site.loads.values()) == 4
+    site.router.tick(longest_s + 0.001)
+    assert all((load.num_running, load.pending_s) == (0, 0.0) for load in site.loads.values())
+    assert not any(site.router.residency.depths(chain(seed, 200)) for seed in range(8))
+
+
+def test_turns_of_which_nothing_is_known_are_advised_to_the_less_busy_of_any_two():
+    site = Site()
+    turns = [site.turn(chain(seed, 200))._replace(prompt=None) for seed in range(40)]
+    for turn in turns:
+        site.router.advise(turn, site.loads, 0.0)
+    assert all(load.num_running >= 5 for load in site.loads.values())
+
+
+def test_agents_that_are_advised_at_once_share_the_stem_that_is_being_computed():
+    site = Site()
+    for other in range(40):
+        site.serve(chain(100 + other, 20))
+    turns = [site.turn([*chain(7, 800), *chain(trace, 4)]) for trace in range(3)]
+    plans = [site.router.advise(turn, site.loads, site.now) for turn in turns]
+    assert len({plan.decision.replica for plan in plans}) == 1
+    assert [plan.decision.cached_tokens for plan in plans] == [0, 12_800, 12_800]

@@ -4,6 +4,7 @@ Those that tell of the fleet or change it answer to whoever has the admin key, o
 not through a proxy: whoever adds a server gets to read prompts.
 """
 
+import asyncio
 import hmac
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ class Admin:
         return Response(self._site.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def route(self, request: Request) -> Response:
-        """Where a request would go and why; nothing is sent or noted. The body is the request's, with its `path`."""
+        """Where a request should go and why. The body is the request's, with its `path`; whoever asks sends it."""
         if (refusal := self._refusal(request)) is not None:
             return refusal
         path = request.query_params.get("path", "/v1/chat/completions")
@@ -61,7 +62,7 @@ class Admin:
         except BodyError as e:
             return _refused_body(e)
         read = await self._site.reader.read(path, dict(request.headers), body)
-        plan = self._site.router.plan(read.turn, read.serving.loads)
+        plan = self._site.router.advise(read.turn, self._site.forward.among(read), asyncio.get_running_loop().time())
         if plan.decision is None:
             return JSONResponse({"error": "no server is available"}, 503, {"retry-after": "2"})
         decision = plan.decision

@@ -95,7 +95,7 @@ class Forward:
         loop = asyncio.get_running_loop()
         while True:
             started_s = loop.time()
-            ticket = self._router.start(read.turn, self._among(read), call.tried, started_s)
+            ticket = self._router.start(read.turn, self.among(read), call.tried, started_s)
             if ticket is None:
                 await refuse(send, 503, "no server is available; try again", RETRY_AFTER_S)
                 self._metrics.refused.inc()
@@ -108,7 +108,7 @@ class Forward:
                 return
             self._metrics.retries.inc()
 
-    def _among(self, read: Read) -> Mapping[Replica, Load]:
+    def among(self, read: Read) -> Mapping[Replica, Load]:
         """Whom it may be sent to, now: servers come and go while a request waits.
 
         What goes on from a stored answer goes where that is, to none other.
@@ -121,7 +121,7 @@ class Forward:
 
     def _is_last(self, call: _Call) -> bool:
         """Whether there is nobody else to try."""
-        loads = self._among(call.read)
+        loads = self.among(call.read)
         return len(call.tried) >= MAX_TRIES or not any(load.is_open for r, load in loads.items() if r not in call.tried)
 
     async def _try(self, ticket: Ticket, call: _Call) -> bool:
