@@ -59,27 +59,33 @@ def finish(args: argparse.Namespace) -> None:
     given = [flag for flag in ("--impala-config", *_FLAGS) if getattr(args, _dest(flag), None) is not None]
     if named is None and not choice.is_ours(scheduler_cls):
         if given:
-            _fail(f"{given[0]}: works with --scheduler impala only; add it or drop {given[0]}")
+            fail(f"{given[0]}: works with --scheduler impala only; add it or drop {given[0]}")
         return
     if named not in (None, "impala"):
-        _fail(f"--scheduler: unknown scheduler {named!r}; choose impala, or leave the flag out for vLLM's own")
+        fail(f"--scheduler: unknown scheduler {named!r}; choose impala, or leave the flag out for vLLM's own")
     if scheduler_cls is not None and not choice.is_ours(scheduler_cls):
-        _fail(f"--scheduler impala: --scheduler-cls {scheduler_cls} asks for another scheduler; drop one of them")
+        fail(f"--scheduler impala: --scheduler-cls {scheduler_cls} asks for another scheduler; drop one of them")
     try:
         compat.require()
         settings = _settings(args)
         _check_nvme(args, settings)
         _check_ledger(settings)
     except ConfigError as e:
-        _fail(str(e))
+        fail(str(e))
     _check_surroundings(args)
     _apply(args, settings)
+
+
+def fail(message: str) -> NoReturn:
+    """Leave with one line."""
+    print(f"impala: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def fail_to_load(model: str, error: OSError) -> NoReturn:
     """Leave because vLLM could not find `model`."""
     reason = next(iter(str(error).splitlines()), "")[:200]
-    _fail(f"model {model}: cannot be loaded ({reason}); give an existing directory or a hub name that can be reached")
+    fail(f"model {model}: cannot be loaded ({reason}); give an existing directory or a hub name that can be reached")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -106,10 +112,10 @@ def _check_surroundings(args: argparse.Namespace) -> None:
     """What vLLM would answer with a traceback, late: a model that is not there, a taken port."""
     model = getattr(args, "model_tag", None) or getattr(args, "model", None)
     if isinstance(model, str) and _is_path(model) and not Path(model).expanduser().exists():
-        _fail(f"model {model}: no such file or directory; give an existing path or a hub name like org/model")
+        fail(f"model {model}: no such file or directory; give an existing path or a hub name like org/model")
     serves = hasattr(args, "model_tag") and not getattr(args, "headless", False) and not getattr(args, "uds", None)
     if serves and _is_taken(args.host or "", args.port):
-        _fail(f"port {args.port} is taken by another process; stop that one or choose another with --port")
+        fail(f"port {args.port} is taken by another process; stop that one or choose another with --port")
 
 
 def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
@@ -199,8 +205,3 @@ def _number(text: str) -> float | str:
 
 def _dest(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"impala: {message}", file=sys.stderr)
-    raise SystemExit(2)

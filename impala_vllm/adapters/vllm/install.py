@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from impala_vllm.adapters.vllm import choice, command_line, tiering
+from impala_vllm.config import ConfigError
 
 _MARK = "wrapped_by_impala"
 
@@ -64,9 +65,13 @@ def _with_settings(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _leaving(scheduler_cls: Any, model: str) -> Iterator[None]:
-    """Where impala was chosen on a command line, a model that cannot be loaded ends it with one line."""
+    """Where impala was chosen on a command line, what cannot be ends it with one line: a model, tiers, settings."""
     try:
         yield
+    except ConfigError as e:
+        if isinstance(scheduler_cls, choice.Choice):
+            command_line.fail(str(e))
+        raise
     except OSError as e:
         if isinstance(scheduler_cls, choice.Choice):
             command_line.fail_to_load(model, e)

@@ -5,9 +5,11 @@ where our copies can move what the model has, else upstream's.
 `tiering` chooses it and fills `kv_connector_extra_config`, whose key `impala` holds what is not upstream's.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NoReturn
@@ -103,7 +105,8 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         if current_platform.is_cpu():
             region = self._region()
             return PageCopyWorker(page_copy.of_region(kv_caches, region, self.blocks_per_chunk), region.cleanup)
-        theirs = self.create_worker(kv_caches)
+        with _saying_what_to_do():
+            theirs = self.create_worker(kv_caches)
         if theirs._mmap_region is not None:
             own_name(theirs._mmap_region)
         try:
@@ -137,7 +140,8 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         return PageCopyWorker(room, region.cleanup, courier)
 
     def _region(self) -> SharedOffloadRegion:
-        region = host_region(self)
+        with _saying_what_to_do():
+            region = host_region(self)
         own_name(region)
         return region
 
@@ -216,6 +220,20 @@ def _leave(error: SlabError) -> NoReturn:
     if multiprocessing.parent_process() is not None:
         raise SystemExit(1)
     raise error
+
+
+@contextlib.contextmanager
+def _saying_what_to_do() -> Iterator[None]:
+    """Around the making of the host tier's memory, which another server may have taken since it was looked for."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        logger.error(
+            "impala: no host tier: %s; start again if another server started beside this one, or give "
+            "--impala-host-gib G (0: no tiers)",
+            (str(error).splitlines() or [repr(error)])[0],
+        )
+        raise
 
 
 def own_name(region: SharedOffloadRegion) -> None:

@@ -4,15 +4,16 @@ A connector of the user's own always wins. Without one, and with policy on, the 
 unless a size was given; where vLLM cannot have a connector the tiers are left out with one line.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from impala_vllm.adapters.vllm import free_memory, model_identity
 from impala_vllm.config import Config, ConfigError, KvFormat, Mode
 
+SHM = "/dev/shm"
+"""Where vLLM makes the host tier's memory."""
 FREE_SHARE = 0.25
 """Of free memory, for the host tier: what else the machine runs is unknown."""
 SHM_SHARE = 0.8
@@ -37,13 +38,14 @@ def build(engine_args: Any, settings: Config, build_config: Callable[[], Any], s
     engine_args.kv_transfer_config = _connector(size_gib, settings)
     try:
         config = build_config()
-        reason = _reason_against(config)
+        reason = _reason_against(config, settings)
     except (ValueError, AssertionError, NotImplementedError, RuntimeError) as e:
         if settings.tiers.host_gib is not None:
             raise
         config, reason = None, str(e).splitlines()[0][:200]
     if reason is None:
-        _finish(config, settings)
+        _check_nvme_is_near(config, settings)
+        _finish(config, settings, say)
         return config
     engine_args.kv_transfer_config = None
     say(f"no tiers below HBM: {reason}")
@@ -62,14 +64,19 @@ def _host_gib(engine_args: Any, settings: Config, say: Callable[[str], None]) ->
         say("your own KV connector is used; impala schedules above it and adds no tiers")
         return 0.0
     if tiers.host_gib is not None:
+        if tiers.host_gib:
+            _check_room(engine_args, tiers.host_gib, "tiers.host_gib")
         return tiers.host_gib
-    if tiers.nvme_path is not None:
-        return max(STAGING_GIB, _auto_gib())
-    if _is_cpu():
-        return 0.0  # KV lives in host memory already
     found = _auto_gib()
-    if found < MIN_AUTO_GIB:
-        say(f"no host tier: {found:.1f} GiB of shared memory to spare; give --impala-host-gib G, or 0 to be silent")
+    if tiers.nvme_path is not None:
+        size_gib = max(STAGING_GIB, found or 0.0)
+        _check_room(engine_args, size_gib, "tiers.nvme_path, without tiers.host_gib")
+        return size_gib
+    if not _moves_kv():
+        return 0.0  # on a CPU KV lives in host memory already
+    if found is None or found < MIN_AUTO_GIB:
+        why = f"there is no {SHM}" if found is None else f"{found:.1f} GiB of shared memory to spare"
+        say(f"no host tier: {why}; give --impala-host-gib G, or 0 to be silent")
         return 0.0
     return found
 
@@ -100,7 +107,7 @@ def _connector(size_gib: float, settings: Config) -> Any:
     )
 
 
-def _finish(config: Any, settings: Config) -> None:
+def _finish(config: Any, settings: Config, say: Callable[[str], None]) -> None:
     """What only the finished configuration knows. Raises ConfigError where FP8 would damage what is no KV."""
     if settings.tiers.kv_format is KvFormat.FP8 and config.model_config.has_inner_state:
         raise ConfigError("tiers.kv_format fp8 is for KV; this model keeps a state beside it or instead: use exact")
@@ -115,60 +122,91 @@ def _finish(config: Any, settings: Config) -> None:
         if ours[cap] is not None:
             ours[cap] /= num_ranks
     if settings.tiers.nvme_path is not None:
-        ours["identity"] = _identity(config)
+        ours["identity"] = model_identity.identity(config, say)
 
 
-def _reason_against(config: Any) -> str | None:
+def _check_nvme_is_near(config: Any, settings: Config) -> None:
+    """Raise ConfigError where a worker may not share the scheduler's memory: its part of a row would be another's.
+
+    Each host has a region of its own. A row that is read from NVMe lands in the scheduler's, and with it the parts that
+    workers elsewhere load from theirs.
+    """
+    where = _elsewhere(config.parallel_config)
+    if settings.tiers.nvme_path is not None and where is not None:
+        raise ConfigError(
+            f"tiers.nvme_path {settings.tiers.nvme_path}: {where}, and NVMe is read into one host's memory; "
+            "drop --impala-nvme-path (--impala-host-gib G, the same on every host, works), or keep each replica on one "
+            "host with --distributed-executor-backend mp"
+        )
+
+
+def _elsewhere(parallel: Any) -> str | None:
+    """Why workers of one engine may run on several hosts; None: they do not."""
+    if parallel.nnodes_within_dp > 1:
+        return f"a replica spans {parallel.nnodes_within_dp} nodes"
+    backend = parallel.distributed_executor_backend
+    if backend in (None, "mp", "uni") or (backend == "external_launcher" and parallel.world_size == 1):
+        return None
+    name = backend if isinstance(backend, str) else backend.__name__
+    return f"the {name} executor may place workers on several hosts"
+
+
+def _reason_against(config: Any, settings: Config) -> str | None:
     if config.model_config.is_encoder_decoder:
         return "vLLM's connectors refuse encoder-decoder models"
     if config.model_config.runner_type != "generate":
         return "the model does not generate"
     if not config.cache_config.enable_prefix_caching:
         return "prefix caching is off, so blocks have no hashes"
+    where = _elsewhere(config.parallel_config)
+    if where is not None and settings.tiers.host_gib is None and settings.tiers.nvme_path is None:
+        return f"{where}, whose free memory may differ; give --impala-host-gib G, the same on every host"
     return None
 
 
-def _identity(config: Any) -> str:
-    """Digest of model, weights and hash scheme: KV of another is not ours, whatever its hashes say."""
-    import vllm
-
-    model = config.model_config
-    algorithm = config.cache_config.prefix_caching_hash_algo
-    seed = os.environ.get("PYTHONHASHSEED")
-    if seed is None and algorithm.startswith("xxhash"):
-        seed = os.urandom(8).hex()  # vLLM draws one a process: nothing outlives it
-    parts = [
-        vllm.__version__,
-        model.model,
-        model.revision,
-        getattr(model.hf_config, "_commit_hash", None),  # a hub name without a revision means another one tomorrow
-        model.quantization,
-        str(model.hf_config.to_json_string()) if hasattr(model.hf_config, "to_json_string") else "",
-        _weights(Path(model.model)),
-        algorithm,
-        seed,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def _auto_gib() -> float | None:
+    """A share of what is free; None: there is no shared memory."""
+    shm = _shm_gib()
+    return min(free_memory.free_bytes() / GIB * FREE_SHARE, shm * SHM_SHARE) if shm is not None else None
 
 
-def _weights(model: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of local weight files; empty for a hub name, which its commit names."""
-    found = [p for p in (model, *sorted(model.glob("*"))) if p.suffix in (".safetensors", ".bin", ".pt", ".gguf")]
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.is_file()]
-
-
-def _auto_gib() -> float:
-    import psutil
-
-    free = psutil.virtual_memory().available * FREE_SHARE
+def _shm_gib() -> float | None:
+    """Room where vLLM makes the host tier; None: there is no such place."""
     try:
-        shm = os.statvfs("/dev/shm")
-    except OSError as e:
-        raise ConfigError(f"/dev/shm: {e.strerror}; mount it, or give --impala-host-gib 0") from e
-    return min(free, shm.f_bavail * shm.f_frsize * SHM_SHARE) / GIB
+        shm = os.statvfs(SHM)
+    except OSError:
+        return None
+    return shm.f_bavail * shm.f_frsize / GIB
 
 
-def _is_cpu() -> bool:
+def _check_room(engine_args: Any, size_gib: float, key: str) -> None:
+    """Raise ConfigError where the host tier that was asked for cannot be made."""
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu()
+    if not (_moves_kv() or current_platform.is_cpu()):
+        raise ConfigError(
+            f"{key}: vLLM moves KV to host memory on CUDA, ROCm and XPU, and impala on CPUs; this platform is "
+            f"{current_platform.device_name}: drop --impala-host-gib and --impala-nvme-path"
+        )
+    if not _is_first(engine_args) or engine_args.data_parallel_size_local == 0:
+        return  # the engines have the room already, or are elsewhere
+    shm = _shm_gib()
+    if shm is None:
+        raise ConfigError(f"{key}: {SHM} is not there, and the host tier lies in it; mount a tmpfs, or drop the tiers")
+    if size_gib > shm:
+        raise ConfigError(
+            f"{key}: {SHM} has {shm:.2f} GiB to spare, not {size_gib:g}; lower it, "
+            "or give the container more with --shm-size or --ipc=host"
+        )
+
+
+def _is_first(engine_args: Any) -> bool:
+    """Of the front-end processes, the one that starts before the engines have taken their memory."""
+    return engine_args._api_process_rank == -1 or engine_args._api_process_count == 1
+
+
+def _moves_kv() -> bool:
+    """vLLM's own workers can copy between device and host here."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cuda_alike() or current_platform.is_xpu()

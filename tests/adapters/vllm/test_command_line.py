@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from impala_vllm.adapters.vllm import choice, command_line, compat
-from impala_vllm.config import Mode, restore
+from impala_vllm.adapters.vllm import choice, command_line, compat, tiering
+from impala_vllm.config import ConfigError, Mode, load, restore
 from impala_vllm.plugin import register
 
 
@@ -238,6 +238,23 @@ def test_a_model_the_hub_does_not_have_is_one_line(capsys):
         command_line.fail_to_load("no/such", OSError("We couldn't connect\nto the hub"))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_tiers_that_cannot_be_are_one_line_where_the_command_line_asked(monkeypatch, capsys):
+    def refuse(*_):
+        raise ConfigError("tiers.nvme_path /kv: a replica spans 2 nodes")
+
+    monkeypatch.setattr(tiering, "build", refuse)
+    register()
+    args = EngineArgs(model="m")
+    args.scheduler_cls = choice.Choice.of(load(None))
+    with pytest.raises(SystemExit) as leaving:
+        args.create_engine_config()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "impala: tiers.nvme_path /kv: a replica spans 2 nodes\n"
+    args.scheduler_cls = choice.SCHEDULER
+    with pytest.raises(ConfigError):
+        args.create_engine_config()
 
 
 @pytest.mark.parametrize(

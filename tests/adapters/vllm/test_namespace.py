@@ -18,7 +18,7 @@ from vllm.v1.kv_offload.config import (
     OffloadingParallelConfig,
 )
 
-from impala_vllm.adapters.vllm import tiering
+from impala_vllm.adapters.vllm import model_identity, tiering
 from impala_vllm.adapters.vllm.offload_spec import ImpalaOffloadingSpec
 
 PARALLEL = OffloadingParallelConfig(
@@ -88,10 +88,34 @@ def vllm_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamesp
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     hf_config = SimpleNamespace(to_json_string=lambda: "{}", _commit_hash="c0")
-    model = SimpleNamespace(model=str(tmp_path), revision=None, quantization=None, hf_config=hf_config)
-    return SimpleNamespace(
-        model_config=model, cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"), folder=tmp_path
+    model = SimpleNamespace(
+        model=str(tmp_path), model_weights="", revision=None, quantization=None, hf_config=hf_config
     )
+    return SimpleNamespace(
+        model_config=model,
+        load_config=SimpleNamespace(load_format="auto"),
+        cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256"),
+        folder=tmp_path,
+    )
+
+
+def identity(config: SimpleNamespace) -> str:
+    return model_identity.identity(config, lambda line: None)
+
+
+def said(config: SimpleNamespace) -> list[str]:
+    """What is said of an identity that no other process has."""
+    lines: list[str] = []
+    assert model_identity.identity(config, lines.append) != model_identity.identity(config, lines.append)
+    return lines[1:]
+
+
+def without_commit(config: SimpleNamespace) -> None:
+    config.model_config.hf_config._commit_hash = None
+
+
+def without_files(config: SimpleNamespace) -> None:
+    (config.folder / "model.safetensors").unlink()
 
 
 def touch(config: SimpleNamespace) -> None:
@@ -108,42 +132,89 @@ def take_one_file(config: SimpleNamespace) -> None:
         touch,
         take_one_file,
         lambda c: (c.folder / "more.safetensors").touch(),
+        lambda c: (c.folder / "part.pth").touch(),
+        lambda c: (c.folder / "rank-0.tensors").touch(),
+        lambda c: ((c.folder / "deep").mkdir(), (c.folder / "deep" / "q4.gguf").touch()),
+        lambda c: setattr(c.load_config, "load_format", "dummy"),
         lambda c: setattr(c.model_config, "revision", "r1"),
         lambda c: setattr(c.model_config, "quantization", "fp8"),
         lambda c: setattr(c.model_config.hf_config, "_commit_hash", "c1"),
         lambda c: setattr(c.model_config.hf_config, "to_json_string", lambda: '{"rope_theta": 1}'),
         lambda c: setattr(c.cache_config, "prefix_caching_hash_algo", "sha256_cbor"),
     ],
-    ids=["touched", "file", "more", "revision", "quantization", "commit", "config", "hash"],
+    ids=[
+        "touched",
+        "file",
+        "more",
+        "pth",
+        "tensors",
+        "deep",
+        "dummy",
+        "revision",
+        "quantization",
+        "commit",
+        "config",
+        "hash",
+    ],
 )
 def test_another_model_or_hash_scheme_is_another_identity(vllm_config: SimpleNamespace, change: Any) -> None:
-    before = tiering._identity(vllm_config)
-    assert tiering._identity(vllm_config) == before
+    before = identity(vllm_config)
+    assert identity(vllm_config) == before
     change(vllm_config)
-    assert tiering._identity(vllm_config) != before
+    assert identity(vllm_config) != before
 
 
 def test_a_weight_file_that_was_replaced_is_another_model(vllm_config: SimpleNamespace) -> None:
     take_one_file(vllm_config)
-    before = tiering._identity(vllm_config)
+    before = identity(vllm_config)
     touch(vllm_config)
-    assert tiering._identity(vllm_config) != before
+    assert identity(vllm_config) != before
 
 
 def test_another_version_of_vllm_is_another_identity(
     vllm_config: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = tiering._identity(vllm_config)
+    before = identity(vllm_config)
     monkeypatch.setattr("vllm.__version__", "0.32.99")
-    assert tiering._identity(vllm_config) != before
+    assert identity(vllm_config) != before
 
 
 def test_the_seed_of_hashes_is_part_of_it_and_a_random_one_never_comes_back(
     vllm_config: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = tiering._identity(vllm_config)
+    before = identity(vllm_config)
     monkeypatch.setenv("PYTHONHASHSEED", "1")
-    assert tiering._identity(vllm_config) != before
+    assert identity(vllm_config) != before
     monkeypatch.delenv("PYTHONHASHSEED")
     vllm_config.cache_config.prefix_caching_hash_algo = "xxhash"
-    assert tiering._identity(vllm_config) != tiering._identity(vllm_config)
+    (line,) = said(vllm_config)
+    assert "set PYTHONHASHSEED" in line
+
+
+def test_a_commit_or_weight_files_name_a_model(vllm_config: SimpleNamespace) -> None:
+    without_commit(vllm_config)
+    assert identity(vllm_config) == identity(vllm_config)
+    without_files(vllm_config)
+    vllm_config.model_config.hf_config._commit_hash = "c0"
+    assert identity(vllm_config) == identity(vllm_config)
+    without_commit(vllm_config)
+    vllm_config.model_config.revision = "0123456789" * 4
+    assert identity(vllm_config) == identity(vllm_config)
+
+
+def test_weights_that_nothing_names_never_come_back(vllm_config: SimpleNamespace) -> None:
+    without_commit(vllm_config)
+    without_files(vllm_config)
+    (vllm_config.folder / "config.json").touch()
+    vllm_config.model_config.revision = "main"
+    (line,) = said(vllm_config)
+    assert line.startswith("what is on NVMe does not survive a restart: nothing tells these weights from others")
+
+
+def test_weights_that_lie_elsewhere_are_not_named_by_what_is_here(vllm_config: SimpleNamespace) -> None:
+    vllm_config.load_config.load_format = "tensorizer"
+    assert said(vllm_config)
+    vllm_config.load_config.load_format = "runai_streamer"
+    assert identity(vllm_config) == identity(vllm_config)
+    vllm_config.model_config.model_weights = "s3://bucket/model"
+    assert said(vllm_config)

@@ -132,6 +132,24 @@ def test_on_a_gpu_our_copies_use_the_memory_that_vllms_worker_pinned(
     assert theirs.is_shut_down
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_host_memory_that_another_server_took_ends_the_start_with_the_way_out(
+    make: MakeSpec, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Insufficient space in /dev/shm\nand more")
+
+    if has_gpu:
+        _on_gpu(monkeypatch, Theirs(_caches()[1]))
+        monkeypatch.setattr(ImpalaOffloadingSpec, "create_worker", refuse)
+    monkeypatch.setattr(offload_spec, "SharedOffloadRegion", refuse)
+    said: list[str] = []
+    monkeypatch.setattr(offload_spec.logger, "error", lambda line, *args: said.append(line % args))
+    with pytest.raises(RuntimeError, match="Insufficient"):
+        make().get_worker(_caches()[1])
+    assert said[0].startswith("impala: no host tier: Insufficient space in /dev/shm; start again")
+
+
 def test_the_name_of_host_memory_goes_with_the_worker_where_no_manager_took_it(make: MakeSpec) -> None:
     spec = make()
     path = Path(f"/dev/shm/vllm_offload_{spec._engine_id}.mmap")

@@ -12,20 +12,44 @@ from impala_vllm.adapters.vllm.tiering import EXTRA_KEY, GIB
 from impala_vllm.config import Config, ConfigError, KvFormat, Mode, Swap, TiersConfig
 
 TIERS = TiersConfig(host_gib=8.0, nvme_path="/kv", nvme_gib=64.0)
+CPU, GPU, OTHER = ("cpu", True, False), ("cuda", False, True), ("npu", False, False)
 
 
-def build(settings, num_local=1, connector=None, has_inner_state=False):
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """What this machine has: kind of platform, free memory and shared memory, in GiB; a CPU with enough, at first."""
+
+    def have(platform=CPU, free_gib=64.0, shm_gib=64.0):
+        name, is_cpu, is_gpu = platform
+        fake = SimpleNamespace(device_name=name, is_cpu=lambda: is_cpu, is_cuda_alike=lambda: is_gpu)
+        fake.is_xpu, fake.device_type = lambda: False, "cpu"
+        monkeypatch.setattr("vllm.platforms.current_platform", fake)
+        monkeypatch.setattr(tiering.free_memory, "free_bytes", lambda: int(free_gib * GIB))
+        monkeypatch.setattr(tiering, "_shm_gib", lambda: shm_gib)
+
+    have()
+    return have
+
+
+def build(settings, num_local=1, connector=None, has_inner_state=False, nnodes=1, executor="mp", num_front_ends=1):
     """What `tiering` makes of the settings, and what it says."""
-    args, said = SimpleNamespace(kv_transfer_config=connector), []
-    model = SimpleNamespace(model="m", revision=None, quantization=None, hf_config=None, is_encoder_decoder=False)
+    args, said = SimpleNamespace(kv_transfer_config=connector, data_parallel_size_local=num_local), []
+    args._api_process_rank, args._api_process_count = 0, num_front_ends
+    model = SimpleNamespace(model="m", revision="0" * 40, quantization=None, hf_config=None, is_encoder_decoder=False)
     model.runner_type, model.has_inner_state = "generate", has_inner_state
 
     def build_config():
         return SimpleNamespace(
             kv_transfer_config=args.kv_transfer_config,
             model_config=model,
+            load_config=SimpleNamespace(load_format="auto"),
             cache_config=SimpleNamespace(block_size=16, enable_prefix_caching=True, prefix_caching_hash_algo="sha256"),
-            parallel_config=SimpleNamespace(data_parallel_size_local=num_local),
+            parallel_config=SimpleNamespace(
+                data_parallel_size_local=num_local,
+                nnodes_within_dp=nnodes,
+                distributed_executor_backend=executor,
+                world_size=4,
+            ),
         )
 
     return tiering.build(args, settings, build_config, said.append).kv_transfer_config, said
@@ -71,3 +95,84 @@ def test_a_state_that_is_no_kv_is_not_kept_as_fp8():
     with pytest.raises(ConfigError, match="keeps a state"):
         build(Config(tiers=TiersConfig(host_gib=8.0, kv_format=KvFormat.FP8)), has_inner_state=True)
     assert build(Config(tiers=TiersConfig(host_gib=8.0)), has_inner_state=True)[0] is not None
+
+
+class SomebodysExecutor:
+    """Of a user's own executor class, its name."""
+
+
+SPREAD = [
+    ({"nnodes": 2}, "a replica spans 2 nodes"),
+    ({"executor": "ray"}, "the ray executor may place workers on several hosts"),
+    ({"executor": "external_launcher"}, "the external_launcher executor may"),
+    ({"executor": SomebodysExecutor}, "the SomebodysExecutor executor may"),
+]
+
+
+@pytest.mark.parametrize(("spread", "says"), SPREAD)
+def test_nvme_is_refused_where_workers_have_other_memory_than_the_scheduler(spread, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        build(Config(tiers=TIERS), **spread)
+    assert "tiers.nvme_path /kv" in str(refused.value)
+    assert "drop --impala-nvme-path" in str(refused.value)
+
+
+@pytest.mark.parametrize(("spread", "says"), SPREAD)
+def test_several_hosts_have_a_host_tier_where_its_size_is_given(machine, spread, says):
+    machine(GPU)
+    assert build(Config(tiers=TiersConfig(host_gib=8.0)), **spread)[0] is not None
+    connector, (said,) = build(Config(), **spread)
+    assert connector is None
+    assert says in said
+    assert "give --impala-host-gib G" in said
+
+
+def test_one_host_has_nvme_whatever_its_executor_is_called():
+    for executor in (None, "mp", "uni"):
+        assert build(Config(tiers=TIERS), executor=executor)[0] is not None
+
+
+def test_a_gpu_has_a_host_tier_by_default_and_nothing_else_has(machine):
+    machine(GPU, free_gib=64.0)
+    assert build(Config())[0].kv_connector_extra_config["cpu_bytes_to_use"] == 16 * GIB
+    for platform in (CPU, OTHER):
+        machine(platform)
+        assert build(Config()) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("shm_gib", "says"), [(None, "no host tier: there is no /dev/shm;"), (0.0625, "no host tier: 0.1 GiB of shared")]
+)
+def test_a_default_start_goes_on_without_shared_memory(machine, shm_gib, says):
+    machine(GPU, shm_gib=shm_gib)
+    connector, (said,) = build(Config())
+    assert connector is None
+    assert said.startswith(says)
+
+
+def test_the_least_of_memory_and_shared_memory_sizes_the_default(machine):
+    machine(GPU, free_gib=1000.0, shm_gib=10.0)
+    assert build(Config())[0].kv_connector_extra_config["cpu_bytes_to_use"] == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("tiers", "has", "says"),
+    [
+        (TIERS, {"platform": OTHER}, "tiers.host_gib: .* this platform is npu: drop"),
+        (TIERS, {"shm_gib": None}, "tiers.host_gib: /dev/shm is not there"),
+        (TIERS, {"shm_gib": 4.0}, "tiers.host_gib: /dev/shm has 4.00 GiB to spare, not 8; lower it"),
+        (replace(TIERS, host_gib=None), {"shm_gib": 0.0625}, "without tiers.host_gib: /dev/shm has 0.06 GiB .* not 1;"),
+        (replace(TIERS, host_gib=None), {"shm_gib": None}, "tiers.nvme_path, without tiers.host_gib: /dev/shm is not"),
+    ],
+    ids=["platform", "no shm", "little shm", "nvme alone", "nvme alone, no shm"],
+)
+def test_what_was_asked_for_and_cannot_be_is_refused_with_the_way_out(machine, tiers, has, says):
+    machine(**has)
+    with pytest.raises(ConfigError, match=says):
+        build(Config(tiers=tiers))
+
+
+def test_front_ends_that_start_beside_the_engines_do_not_mind_their_memory(machine):
+    machine(shm_gib=1.0)
+    assert build(Config(tiers=TIERS), num_front_ends=4)[0] is not None
+    assert build(Config(tiers=TIERS), num_local=0)[0] is not None
