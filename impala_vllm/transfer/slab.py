@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from impala_vllm.transfer.alignment import DIRECT_ALIGNMENT_BYTES, use_direct
+from impala_vllm.transfer.slab_directory import NotPrivateError, make_private
 from impala_vllm.transfer.slab_header import (
     HEADER_BYTES,
     VOID,
@@ -110,7 +111,9 @@ class Slab:
         path = Path(directory) / f"impala-{name}.slab"
         with contextlib.ExitStack() as undo:
             try:
-                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+                tightened = make_private(Path(directory))
+                if tightened is not None:
+                    logger.warning("%s", tightened)
                 fd = _open(path)
                 undo.callback(os.close, fd)
                 _lock(fd, path, wait_s)
@@ -119,6 +122,8 @@ class Slab:
                 slab = cls(fd, index_fd, path, layout, is_direct=False)
                 slab._load()
                 slab.is_direct = direct and slot_bytes % DIRECT_ALIGNMENT_BYTES == 0 and use_direct(fd)
+            except NotPrivateError as error:
+                raise SlabError(str(error)) from error
             except OSError as error:
                 raise SlabError(_explain(error, path, num_bytes)) from error
             undo.pop_all()

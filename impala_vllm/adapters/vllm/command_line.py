@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from impala_vllm.adapters.vllm import choice, compat, tiering
 from impala_vllm.config import ConfigError, Mode, Settings, load
+from impala_vllm.transfer.slab_directory import why_not_private
 
 MIDDLEWARE = "impala_vllm.adapters.vllm.middleware.Middleware"
 
@@ -143,6 +144,8 @@ def _check_nvme(args: argparse.Namespace, settings: Settings) -> None:
         locked = next((file for file in files if not os.access(file, os.R_OK | os.W_OK)), None)
     if locked is not None:
         raise ConfigError(f"{where}: this user may not write to {locked}; allow it or choose another directory")
+    if there == directory and (reason := why_not_private(directory)) is not None:
+        raise ConfigError(f"{settings.origins.get('tiers.nvme_path', 'default')}: {reason}")
     # A slab of an earlier run is used again, or gives up its place.
     room_gib = (disk.f_bavail * disk.f_frsize + sum(file.stat().st_blocks * 512 for file in files)) / tiering.GIB
     if disk.f_blocks and tiers.nvme_gib > room_gib:
