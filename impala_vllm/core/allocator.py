@@ -160,6 +160,7 @@ class SlotPool:
 
     def evict(self, keys: Sequence[Key]) -> list[int]:
         """Free the slots of ready, unpinned chunks, and name them; all or, with an AssertionError, none."""
+        assert len(set(keys)) == len(keys), "a chunk is evicted once"
         assert len(self.evictable(keys)) == len(keys), "only ready, unpinned chunks are evicted"
         return self._let_go(keys, self.ready, "evict")
 

@@ -140,14 +140,16 @@ class Chains:
         spared: Collection[TraceId] = (),
         only_cheaper_than: TraceId | None = None,
         last: Collection[TraceId] = (),
+        only_nobodys: bool = False,
     ) -> list[Key]:
         """The `num` cheapest chunks that may go, best victims first; fewer where there are no more.
 
-        `which_may_go` names those of some chunks, in their order. Chunks of traces `spared` stay, and with
-        `only_cheaper_than` all that is worth as much as that trace's or more. Those of traces `last` go behind the
-        other traces'. O(num + traces and chunks passed over), and traces log traces once a round.
+        `which_may_go` names those of some chunks, in their order. Chunks of traces `spared` stay, with
+        `only_cheaper_than` all that is worth as much as that trace's or more, and with `only_nobodys` all that is any
+        trace's. Those of traces `last` go behind the other traces'. O(num + traces and chunks passed over), and
+        traces log traces once a round.
         """
-        order = itertools.chain.from_iterable(self._in_order(spared, only_cheaper_than, last))
+        order = itertools.chain.from_iterable(self._in_order(spared, only_cheaper_than, last, only_nobodys))
         chosen: list[Key] = []
         while len(chosen) < num and (some := list(islice(order, num - len(chosen)))):
             chosen += which_may_go(some)
@@ -163,12 +165,14 @@ class Chains:
         assert self._of == chains
 
     def _in_order(
-        self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId]
+        self, spared: Collection[TraceId], limit: TraceId | None, last: Collection[TraceId], only_nobodys: bool
     ) -> Iterator[Iterable[Key]]:
         """Runs of chunks, best victims first."""
         surplus = max(0, len(self._stems) - self._max_stems)
         yield islice(self._stems, surplus)
         yield self._unclaimed
+        if only_nobodys:
+            return
         limit_worth = self._order.worth(limit) if limit is not None else math.inf
         entries = self._order.cheapest_first(self._chains.keys())
         num_empty = next((i for i, (_, _, t) in enumerate(entries) if any(self._chains.get(t, ()))), len(entries))

@@ -205,3 +205,13 @@ def test_a_chunk_is_reserved_once() -> None:
     pool.reserve([b"a"])
     with pytest.raises(AssertionError):
         pool.reserve([b"a"])
+
+
+def test_a_chunk_named_twice_evicts_nothing() -> None:
+    pool = SlotPool(2)
+    pool.reserve(NAMES[:2])
+    pool.commit(NAMES[:2])
+    with pytest.raises(AssertionError, match="once"):
+        pool.evict([NAMES[0], NAMES[1], NAMES[0]])
+    assert set(pool.ready) == set(NAMES[:2])
+    pool.check_invariants()

@@ -161,6 +161,7 @@ def test_only_what_is_worth_less_than_the_trace_itself_may_go_for_it() -> None:
     chains = tier(A, B, C)
     held(chains, (A, keys("a", 2)), (B, keys("b", 2)), (C, keys("c", 2)))
     chains.add(keys("n", 1))
+    assert chains.victims(9, list, only_nobodys=True) == [b"n0"]
     assert chains.victims(9, list, only_cheaper_than=B) == [b"n0", b"a1", b"a0"]
     assert chains.victims(9, list, only_cheaper_than=A) == [b"n0"]
     nothing_here = TraceId("d")  # not named in the order: worth least

@@ -38,11 +38,12 @@ class HostTier:
         place: Callable[[Key], int | None],
         spared: Collection[TraceId] = (),
         only_cheaper_than: TraceId | None = None,
+        only_nobodys: bool = False,
     ) -> list[Key]:
         """Give up what is worth least until so many slots are free, or nothing is left that may go. Returns it.
 
         `place` says where in the turn that asks a chunk stands; None: it is none of it. Its own chunks stay, and those
-        of the traces `spared`.
+        of the traces `spared`. The last two as for `Chains.victims`.
         """
         lacking = num_chunks - self.pool.num_free
         if lacking <= 0:
@@ -53,6 +54,7 @@ class HostTier:
             spared,
             only_cheaper_than,
             self._turns.undecided,
+            only_nobodys,
         )
         self.evict(victims)
         return victims
