@@ -33,7 +33,7 @@ from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
 from impala_vllm.transfer.counters import Counters
 from impala_vllm.transfer.jobs import Item, Result
-from impala_vllm.transfer.limits import MAX_STAGING_BYTES, Limits, staging_bytes
+from impala_vllm.transfer.limits import Limits, staging_bytes
 
 CHUNK_BYTES = 4096
 """Stands for a block's KV: only ratios count."""
@@ -166,7 +166,7 @@ class VirtualStore:
         read_rate: float | None,
         write_rate: float | None,
         now: Callable[[], float],
-        max_queued_write_bytes: int = MAX_STAGING_BYTES,
+        max_queued_write_bytes: int = 1 << 30,
     ) -> None:
         self.is_open = False
         self.counters = Counters()

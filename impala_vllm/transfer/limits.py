@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-MAX_STAGING_BYTES = 1 << 30
 STAGING_SHARE = 4
 """What waits to be written stays where it is: no more than one part in so many of the memory that it lies in."""
 
@@ -18,7 +17,7 @@ class Limits:
     anybody has looked at that one."""
     max_writes_in_flight: int = 4
     """Of these, writes: a read that comes finds the rest free."""
-    max_queued_write_bytes: int = MAX_STAGING_BYTES
+    max_queued_write_bytes: int = 1 << 30
     """Data of writes that wait or move; a write over it is not taken."""
     read_bytes_per_s: float | None = None
     """Cap; None: none."""
@@ -35,4 +34,4 @@ class Limits:
 
 def staging_bytes(memory_bytes: int, item_bytes: int) -> int:
     """How much of a memory may wait to be written; an item of it always may."""
-    return max(item_bytes, min(MAX_STAGING_BYTES, memory_bytes // STAGING_SHARE))
+    return max(item_bytes, memory_bytes // STAGING_SHARE)

@@ -155,6 +155,7 @@ class _Enforced(_Observed):
 
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
+            self._leave_out(request)
             link = self._arrived(request)
             trace_id = link.trace_id if link is not None else None
             stem, trace = self._stem_blocks(request), self._trace(trace_id)
@@ -212,6 +213,12 @@ class _Enforced(_Observed):
 
     def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
         return self.enforcer.kept_back() if self.enforcer is not None else super()._kept_back()
+
+    def _leave_out(self, request: Request) -> None:
+        """Keep the tiers from a request whose adapter may have other weights than its hashes say."""
+        manager = tier_manager(self) if request.lora_request is not None else None
+        if manager is not None and not manager.adapters.may_use_tiers(request.lora_request):
+            manager.leave_out(request.request_id)
 
     def _stem_blocks(self, request: Request) -> int:
         return self.observer.shared_depth(request)

@@ -11,6 +11,7 @@ from impala_vllm.adapters.vllm import facts, hello
 from impala_vllm.adapters.vllm.blocks import Blocks
 from impala_vllm.adapters.vllm.bookkeeper import Bookkeeper
 from impala_vllm.adapters.vllm.observer import Observer
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.core.traces import Trace
 
 MAX_ROWS = 1000
@@ -117,9 +118,15 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
         "held": enforcer.num_held,
         "longest_wait_s": enforcer.longest_wait_s,
         "evicted_blocks": enforcer.free.evicted_blocks if enforcer.free is not None else None,
-        "tiers": enforcer.tiers.manager.stats() if enforcer.tiers is not None else None,
+        "tiers": _tiers(enforcer.tiers.manager) if enforcer.tiers is not None else None,
         "nvme_io": _nvme_io(enforcer),
     }
+
+
+def _tiers(manager: TierManager) -> dict[str, float]:
+    """The tiers' figures as of now: an idle engine takes no other look at what the disk has done."""
+    manager.poll()
+    return manager.stats()
 
 
 def _nvme_io(enforcer: Any) -> str | None:

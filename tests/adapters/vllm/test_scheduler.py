@@ -1,5 +1,6 @@
 """The scheduler class vLLM is given, built as the engine builds it but without an engine."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ pytest.importorskip("vllm")
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -19,6 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from impala_vllm.adapters.vllm import choice
+from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.config import load
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
@@ -132,6 +135,16 @@ def test_finished_turns_are_told_with_final_tokens_only(model, asynchronous, mon
         if i != 2:
             tokens = request.num_prompt_tokens + 40 + 3 * i
             assert (told[f"r{i}"].num_tokens, len(told[f"r{i}"].blocks)) == (tokens, tokens // 32)
+
+
+def test_tiers_have_nothing_of_an_adapter_whose_weights_were_loaded_anew(model):
+    scheduler, manager = build(model, mode="enforce"), TierManager(4, 4096, 32)
+    side = SimpleNamespace(manager=manager)
+    scheduler.connector = SimpleNamespace(connector_scheduler=side, on_new_request=lambda request: None)
+    for request, number in zip(requests(), (1, 2, 1), strict=False):
+        request.lora_request = LoRARequest("adapter", number, "/adapter")
+        scheduler.add_request(request)
+    assert manager.turns.left_out == {"r1"}
 
 
 def test_the_settings_survive_the_way_to_the_engine_process(model):

@@ -82,6 +82,8 @@ class Demotions:
             if not part:
                 return fresh
             if not self._write(part, what, rows, now):
+                if not self._nvme.num_free:  # else it was the disk that took nothing
+                    self.num_unplaced += len(fresh) - len(part)
                 break
             fresh = fresh[len(part) :]
         return ()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 
 from vllm.v1.kv_offload.base import (
     LoadStoreSpec,
+    Locality,
     LookupResult,
+    Medium,
     OffloadingEvent,
     OffloadingManager,
     OffloadKey,
@@ -23,6 +25,7 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from impala_vllm.adapters.vllm.tiers.adapters import Adapters
 from impala_vllm.adapters.vllm.tiers.host import HostTier
 from impala_vllm.adapters.vllm.tiers.host_loads import HostLoads
 from impala_vllm.adapters.vllm.tiers.nvme import NvmeTier
@@ -61,6 +64,7 @@ class TierManager(OffloadingManager):
         self._ready = self.host.pool.ready
         self.nvme = nvme
         self.one_shots = OneShots()
+        self.adapters = Adapters()
         self.num_resumes = self.num_resumes_found = 0
         """Turns of known traces, and those of them whose KV HBM and host had when they arrived."""
         self.loads = HostLoads(chunk_bytes)
@@ -94,10 +98,19 @@ class TierManager(OffloadingManager):
             self.nvme.detach()
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
-        self.turns.open(req_context.req_id)
+        turn = self.turns.open(req_context.req_id)
+        # A request's `kv_load_tiers`. Upstream's own tiers ask it of those behind host alone: all goes through host.
+        turn.skips_nvme |= not req_context.load_tier_filter.allows(Medium.STORAGE, Locality.LOCAL)
         return RequestOffloadingContext()
 
+    def leave_out(self, req_id: str) -> None:
+        """Keep nothing of the request and look for nothing: see `Adapters`. Before it arrives."""
+        self.turns.open(req_id)
+        self.turns.left_out.add(req_id)
+
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if req_context.req_id in self.turns.left_out:
+            return _MISS
         if key in self._ready:
             return _HIT if self.host_pays else _MISS
         if self.nvme is not None and self.nvme.is_reading(key):
@@ -132,7 +145,9 @@ class TierManager(OffloadingManager):
         """Recency comes with whole turns, through `arrive` and `finish`."""
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
-        self._poll()
+        self.poll()
+        if req_context.req_id in self.turns.left_out:
+            return PrepareStoreOutput([], CPULoadStoreSpec([]), [])
         pool = self.host.pool
         missing = pool.missing(keys)
         turn = self._note_keys(list(keys), req_context)
@@ -173,7 +188,7 @@ class TierManager(OffloadingManager):
             self._close_if_done(req_context.req_id)
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        self._poll()
+        self.poll()
 
     def reset_cache(self) -> None:
         moving = self.nvme.reset() if self.nvme is not None else set[Key]()
@@ -197,15 +212,17 @@ class TierManager(OffloadingManager):
 
         `writes`: they belong on NVMe too, as they are stored.
         """
-        self._poll()
+        self.poll()
         turn = self.turns.open(req_id)
+        if req_id in self.turns.left_out:
+            return
         turn.trace_id, turn.keys, turn.writes = trace_id, keys, writes
         self._write(turn, self._use(turn, stem_chunks))
 
     def finish(self, req_id: str, keys: Sequence[Key], stem_chunks: int, writes: bool) -> None:
         """A turn has ended with the chunks `keys`, output included. `writes`: they belong on NVMe too."""
         turn = self.turns.get(req_id)
-        if turn is None:
+        if turn is None or req_id in self.turns.left_out:
             return
         turn.keys = keys
         self.turns.decide(turn, writes)
@@ -238,6 +255,8 @@ class TierManager(OffloadingManager):
         if self.nvme is None or self.nvme.is_late(key, self._clock()):
             return False
         turn, end = self.turns.get(req_context.req_id), req_context.get_offload_key_position(key)
+        if turn is not None and turn.skips_nvme:
+            return False
         if self._idle is None or turn is None or end is None:
             return True
         return end <= turn.awaited_chunks * self.tokens_per_chunk
@@ -299,19 +318,25 @@ class TierManager(OffloadingManager):
 
     def _promote(self, nvme: NvmeTier, key: Key, req_context: ReqContext) -> bool:
         """Start to read one chunk, but not in the place of another one of the request's."""
+        turn = self.turns.get(req_context.req_id)
+        if turn is not None and turn.skips_nvme:
+            return False
         return nvme.promote([key], None, self._clock(), _position(req_context), ())
 
     def _make_room(self, num_chunks: int, turn: Turn, req_context: ReqContext) -> list[Key]:
         spared = (turn.trace_id,) if turn.trace_id is not None else ()
         # HBM has what is being stored: with nothing below, a copy is worth no more than the one that it displaces.
         limit = turn.trace_id if self._idle is not None and self.nvme is None else None
-        return self.host.make_room(num_chunks, _position(req_context), spared, limit)
+        # No trace is known to come back for it, and it does not go on to NVMe either.
+        only_nobodys = self._idle is not None and turn.trace_id is None
+        return self.host.make_room(num_chunks, _position(req_context), spared, limit, only_nobodys)
 
     def _left_host(self, keys: Sequence[Key]) -> None:
         if self.nvme is not None:
             self.nvme.left_host(keys)
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
+        """Take note of what the disk has done, and let it go on; an idle engine does so when asked for its figures."""
         if self.nvme is not None:
             self.nvme.poll(self._clock())
 

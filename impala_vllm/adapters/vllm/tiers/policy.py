@@ -68,6 +68,8 @@ class TierPolicy:
 
     def arrive(self, request: "Request", trace: Trace | None, stem_blocks: int) -> None:
         """`request` is about to be queued, a turn of `trace`. O(its chunks)."""
+        if request.request_id in self.manager.turns.left_out:
+            return
         stem = stem_blocks // self._chunk_blocks
         writes: bool | None = False
         trace_id = None
@@ -149,7 +151,7 @@ class TierPolicy:
     def finish(self, request: "Request", trace: Trace | None, stem_blocks: int, outcome: Outcome) -> None:
         """`request` has ended. `trace` None: nobody's, or forgotten meanwhile."""
         turn = self.manager.turns.get(request.request_id)
-        if turn is None:
+        if turn is None or request.request_id in self.manager.turns.left_out:
             return
         writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
         writes = writes and _may_outlive(request)

@@ -72,6 +72,8 @@ class Turns:
     """Whose chunks came or went; the reader clears it."""
     undecided: set[TraceId] = field(default_factory=set[TraceId])
     """Those in a first turn of which it is not known whether it belongs on NVMe: in host they go last."""
+    left_out: set[str] = field(default_factory=set[str])
+    """Open turns of which tiers keep nothing and have nothing."""
     below: dict[TraceId, Below] = field(default_factory=dict[TraceId, Below])
     """What tiers had of a trace's newest turn when last asked, until a tier gave up any chunk or it is another turn."""
     _open: dict[str, Turn] = field(default_factory=dict[str, Turn])
@@ -99,6 +101,7 @@ class Turns:
         """Forget the turn once it has finished and nothing of it moves. Returns it then."""
         turn = self._open.get(req_id)
         if turn is not None and turn.is_finished and turn.load is None and not turn.stores:
+            self.left_out.discard(req_id)
             return self._open.pop(req_id)
         return None
 

@@ -53,6 +53,35 @@ def test_with_nvme_below_a_turn_takes_host_room_whatever_it_is_worth() -> None:
     assert tiers.manager.num_refused == 0
 
 
+@pytest.mark.parametrize("nvme", [0, 8])
+def test_what_is_no_traces_takes_no_room_from_any_trace(nvme: int) -> None:
+    tiers = full_host(nvme)
+    tiers.step(1.0)  # whatever goes on to NVMe has gone
+    tiers.serve("t", keys("c", 2))
+    assert names(tiers.manager.host.pool.keys()) == names(keys("a", 3) + keys("b", 3))
+    assert (tiers.manager.host.num_evicted, tiers.manager.num_refused) == (0, 2)
+    tiers.manager.forget(B)
+    tiers.serve("u", keys("c", 2))
+    assert names(tiers.manager.host.pool.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_a_request_that_is_left_out_finds_nothing_and_leaves_nothing(policy: bool) -> None:
+    tiers = Tiers(8, nvme=8, policy=policy)
+    tiers.serve("r", keys("a", 3), A)
+    tiers.step(1.0)
+    tiers.manager.leave_out("s")
+    request = tiers.arrive("s", keys("a", 5), A)
+    assert tiers.lookup(request) == 0
+    assert tiers.compute(request, 5) is None
+    tiers.finish(request)
+    assert names(tiers.manager.host.pool.keys()) == names(keys("a", 3))
+    assert names(tiers.manager.turns.keys_of(A)) == (names(keys("a", 3)) if policy else [])
+    tiers.check_nothing_moves()
+    assert not tiers.manager.turns.left_out
+    assert tiers.lookup(tiers.arrive("t", keys("a", 5), A)) == 3, "others are served as ever"
+
+
 def full_host(nvme: int = 0) -> Tiers:
     """Six chunks: three of A, and three of B, which is not expected back."""
     tiers = Tiers(6, nvme)

@@ -6,8 +6,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.kv_offload.base import Locality, Medium, TierFilter, TierMatcher
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from impala_vllm.adapters.vllm import snapshot
 from impala_vllm.adapters.vllm.tiers.nvme import LATE_S, NvmeTier
 from impala_vllm.core.planner import Below
 from impala_vllm.core.types import TraceId
@@ -222,6 +224,53 @@ def test_what_waits_for_a_slow_disk_leaves_host_to_others() -> None:
     assert tiers.nvme is not None
     assert held <= set(tiers.nvme.here), "it is written when the disk has time"
     assert not tiers.disk.num_jobs
+
+
+def test_a_turn_larger_than_the_disks_queue_is_written_while_the_engine_is_idle() -> None:
+    tiers = Tiers(64, nvme=256)
+    tiers.disk.limits = Limits(max_queued_write_bytes=staging_bytes(64 * CHUNK_BYTES, CHUNK_BYTES))
+    tiers.serve("r", keys("a", 40), A)
+    assert tiers.disk.queued_write_bytes == 16 * CHUNK_BYTES
+    for _ in range(3):  # nothing steps; somebody asks for figures
+        tiers.clock.advance(1.0)
+        figures = snapshot._tiers(tiers.manager)
+    assert figures["nvme_used_bytes"] == figures["nvme_write_bytes"] == 40 * CHUNK_BYTES
+
+
+def test_all_that_finds_no_place_is_counted(monkeypatch: Any) -> None:
+    monkeypatch.setattr("impala_vllm.adapters.vllm.tiers.demotions.WRITE_BYTES", 3 * CHUNK_BYTES)
+    tiers = Tiers(16, nvme=4)
+    tiers.serve("r", keys("a", 11), A)
+    assert tiers.manager.stats()["nvme_unplaced_bytes"] == 7 * CHUNK_BYTES
+    other = Tiers(16, nvme=16)
+    other.disk.is_full = True
+    other.serve("r", keys("a", 11), A)
+    assert other.manager.stats()["nvme_unplaced_bytes"] == 0.0, "there is room: the disk takes nothing"
+
+
+@pytest.mark.parametrize("policy", [True, False])
+@pytest.mark.parametrize(
+    ("load_from", "reads"),
+    [
+        (TierFilter.ALL, True),
+        (TierFilter((TierMatcher(Medium.STORAGE),)), True),
+        (TierFilter((TierMatcher(Medium.CPU), TierMatcher(locality=Locality.REMOTE))), False),
+        (TierFilter(), False),
+    ],
+    ids=["all", "storage", "others", "none"],
+)
+def test_a_request_may_name_the_tiers_that_it_loads_from(policy: bool, load_from: TierFilter, reads: bool) -> None:
+    tiers = Tiers(4, nvme=4, policy=policy)
+    prompt = on_nvme(tiers, "a", 2)
+    request = tiers.arrive("r", prompt, A, load_from=load_from)
+    assert tiers.turn("r").skips_nvme is not reads
+    if not policy:
+        assert tiers.lookup(request) == (None if reads else 0)
+        assert bool(tiers.disk.num_jobs) is reads
+    promote(tiers, tiers.arrive("s", prompt, A))  # for somebody else
+    assert tiers.lookup(request) == (None if reads else 0)
+    tiers.step(1.0)
+    assert tiers.lookup(request) == 2, "host is the tier that all goes through"
 
 
 def test_a_disk_that_takes_no_writes_does_not_empty_the_tier(monkeypatch: Any) -> None:

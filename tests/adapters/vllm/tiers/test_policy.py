@@ -29,6 +29,10 @@ class Request:
     lora_request: Any = None
     block_hashes: list[bytes] = field(default_factory=list)
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * BLOCK_TOKENS
+
     def __post_init__(self) -> None:
         self.block_hashes = [bytes([i]) * 32 for i in range(self.num_blocks)]
 
@@ -86,6 +90,16 @@ def test_what_an_adapter_computed_does_not_outlive_the_server() -> None:
     assert not turn.writes
     policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
     assert not turn.writes
+
+
+def test_a_request_that_is_left_out_has_no_chunks() -> None:
+    policy, request = build(), Request(8)
+    policy.manager.leave_out("r")
+    turn = told(policy, request)
+    reach = policy.reach(request, 2)  # type: ignore[arg-type]
+    assert (turn.keys, turn.trace_id, turn.writes, reach.tokens) == ((), None, False, 2 * BLOCK_TOKENS)
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)  # type: ignore[arg-type]
+    assert not policy.manager.turns.keys_of(TraceId("t"))
 
 
 def test_what_tiers_hold_of_a_trace_is_known_as_chunks_come_and_go() -> None:

@@ -12,6 +12,7 @@ from vllm.v1.kv_offload.base import (
     OffloadKey,
     ReqContext,
     ScheduleEndContext,
+    TierFilter,
     get_offload_block_hash,
     make_offload_key,
 )
@@ -77,7 +78,8 @@ class Tiers:
         self._num_jobs = 0
 
     def arrive(self, req_id: str, prompt: list[OffloadKey], trace_id: TraceId | None = None, **told: Any) -> Request:
-        request = Request(req_id, prompt, ReqContext(req_id), trace_id)
+        context = ReqContext(req_id, load_tier_filter=told.get("load_from", TierFilter.ALL))
+        request = Request(req_id, prompt, context, trace_id)
         self.requests[req_id] = request
         self._name(request)
         if self.has_policy:
