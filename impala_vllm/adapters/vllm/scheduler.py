@@ -216,8 +216,8 @@ class _Enforced(_Observed):
 
     def _leave_out(self, request: Request) -> None:
         """Keep the tiers from a request whose adapter may have other weights than its hashes say."""
-        manager = tier_manager(self) if request.lora_request is not None else None
-        if manager is not None and not manager.adapters.may_use_tiers(request.lora_request):
+        adapter, manager = request.lora_request, tier_manager(self)
+        if adapter is not None and manager is not None and not manager.adapters.may_use_tiers(adapter):
             manager.leave_out(request.request_id)
 
     def _stem_blocks(self, request: Request) -> int:
