@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from random import Random
 
@@ -26,8 +26,8 @@ class Logs:
     """Read once. `requests` None: no such workload."""
 
     agents: Workload
-    requests: Sequence[Recorded] | None
-    """In order of arrival."""
+    requests: Workload | None
+    """In sessions, as `impala simulate` recognises them."""
 
     def names(self) -> tuple[str, ...]:
         return ("agents", "requests", "labelling", "mix") if self.requests is not None else ("agents", "labelling")
@@ -53,14 +53,21 @@ class Logs:
 def read(agents: Path, requests: Path | None) -> Logs:
     """Raises WorkloadError with one line."""
     log = _turns(agents)
-    return Logs(recorded.workload(log, _merge(log))[0], _turns(requests) if requests is not None else None)
+    singles = recognise(_turns(requests)).turns if requests is not None else None
+    return Logs(_merged(log), _merged(singles) if singles is not None else None)
 
 
-def window(log: Sequence[Recorded], count: int, rng: Random) -> Workload:
-    """Requests in a row, in sessions as `impala simulate` recognises them: picked one by one they share nothing."""
-    start = rng.randrange(max(1, len(log) - count + 1))
-    turns = recognise(log[start : start + count]).turns
-    return recorded.workload(turns, _merge(turns))[0]
+def window(log: Workload, count: int, rng: Random) -> Workload:
+    """Sessions that began one after the other, with at least `count` requests if the log has them.
+
+    Requests picked one by one would share nothing, and those of a minute little: what they follow is older.
+    """
+    roots = log.roots()
+    sizes = [sum(len(s.turns) for s in log.family(root)) for root in roots]
+    left = list(accumulate(reversed(sizes)))[::-1]
+    start = rng.randrange(max(1, sum(rest >= count for rest in left)))
+    num = next((i for i, taken in enumerate(accumulate(sizes[start:]), 1) if taken >= count), len(roots))
+    return log.only(roots[start : start + num])
 
 
 def labelling(num_jobs: int, rng: Random) -> Workload:
@@ -105,8 +112,8 @@ def _turns(path: Path) -> Sequence[Recorded]:
     return turns
 
 
-def _merge(turns: Sequence[Recorded]) -> int:
-    return BLOCK // turns[0].block_size
+def _merged(turns: Sequence[Recorded]) -> Workload:
+    return recorded.workload(turns, BLOCK // turns[0].block_size)[0]
 
 
 def _short(load: Workload, max_turns: int) -> Workload:

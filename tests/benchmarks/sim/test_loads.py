@@ -4,6 +4,7 @@ from random import Random
 
 from benchmarks.sim import loads
 from benchmarks.sim.loads import BLOCK, Logs, labelling, mixed, window
+from impala_vllm.sim.recognised import recognise
 from impala_vllm.sim.sessions import Session, Turn, Workload
 from impala_vllm.workload import Turn as Recorded
 
@@ -12,12 +13,14 @@ def request(number: int, blocks: tuple[int, ...], session_id: str | None = None)
     return Recorded(f"r{number}", float(number), None, blocks, BLOCK, len(blocks) * BLOCK + 1, 8, session_id=session_id)
 
 
-def conversations(count: int) -> list[Recorded]:
-    """Two requests each, the second a continuation of the first, right behind it; ids count up from zero."""
+def conversations(count: int) -> Workload:
+    """Two requests each, the second a continuation of the first, 100 requests later; ids count up from zero."""
     made: list[Recorded] = []
-    for i in range(0, 8 * count, 8):
-        made += [request(i, tuple(range(i, i + 4))), request(i + 1, tuple(range(i, i + 8)))]
-    return made
+    for i in range(count):
+        first = 8 * i
+        made += [request(2 * i, tuple(range(first, first + 4))), request(2 * i + 201, tuple(range(first, first + 8)))]
+    made.sort(key=lambda t: t.arrival_s)
+    return loads._merged(recognise(made).turns)
 
 
 def keys(load: Workload) -> set[int]:
@@ -54,17 +57,22 @@ def test_tasks_of_a_mix_stay_in_the_order_of_their_part():
     assert [s.session_id for s in made] != [s.session_id for part in parts for s in part.roots()]
 
 
-def test_requests_are_a_run_of_the_log_and_find_what_they_follow():
+def test_requests_are_sessions_in_a_row_with_all_that_follows():
     log = conversations(300)
     made = window(log, 40, Random(5))
-    assert made.num_turns() == 40
     assert made.has_one_clock, "they come as they were recorded"
-    numbers = sorted(int(t.request_id[1:]) for t in made.turns())
-    first = next(i for i, turn in enumerate(log) if turn.request_id == f"r{numbers[0]}")
-    assert numbers == [int(t.request_id[1:]) for t in log[first : first + 40]]
-    assert sum(len(s.turns) == 2 for s in made.sessions) >= 19, "second requests belong to the sessions of the first"
+    assert [len(s.turns) for s in made.sessions] == [2] * 20
+    names = [s.session_id for s in log.sessions]
+    first = names.index(made.sessions[0].session_id)
+    assert [s.session_id for s in made.sessions] == names[first : first + 20]
+    assert made.new_tokens() < 0.7 * sum(t.prompt_tokens for t in made.turns())
     assert window(log, 40, Random(5)) == made
     assert window(log, 40, Random(6)) != made
+
+
+def test_a_window_never_ends_before_it_is_full():
+    log = conversations(25)
+    assert all(window(log, 40, Random(seed)).num_turns() == 40 for seed in range(20))
 
 
 def test_a_log_shorter_than_the_window_is_taken_whole():
@@ -73,5 +81,5 @@ def test_a_log_shorter_than_the_window_is_taken_whole():
 
 def test_blocks_of_a_log_are_merged_to_those_of_the_study():
     small = [Recorded("r0", 0.0, None, tuple(range(16)), 64, 1100, 8)]
-    made = window(small, 1, Random(0))
+    made = loads._merged(small)
     assert (made.block_size, made.sessions[0].turns[0].keys[:2]) == (loads.BLOCK, (7, 15))
