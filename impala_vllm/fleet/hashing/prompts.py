@@ -1,13 +1,13 @@
 """From a request's body to the block hashes of its prompt, as the engine will compute them.
 
 Blocking and not quick for a prompt that is new (tokenising 100k tokens takes 0.2 s): call it in a worker thread. What
-was hashed before is remembered by digests of the text at its ends, so a next turn costs its new messages only.
+was hashed before is remembered by digests of the text, or tokens, at its ends, so a next turn costs what is new only.
 """
 
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
@@ -70,7 +70,7 @@ class Prompts:
         try:
             variables = chat.variables_of(body, self._tokenizer.variables)
             text = self._tokenizer.render(messages, chat.tools_of(body), variables)
-            return self._of_pieces(self._tokenizer.pieces(text), (), (), _salt(body), adapter)
+            return self._of_text(text, (), (), _salt(body), adapter)
         except (TokenizerError, ValueError, TypeError):
             return None  # the engine will say what is wrong with it
 
@@ -78,30 +78,48 @@ class Prompts:
         """Of a body of /v1/completions; None for several prompts at once."""
         prompt = body.get("prompt")
         if isinstance(prompt, list) and prompt and all(type(t) is int for t in cast("list[Any]", prompt)):
-            tokens = cast("list[int]", prompt)
-            chain = self.scheme.chain(tokens, salt=_salt(body), adapter=adapter)
-            return Prompt(chain.keys, len(tokens), 0)
+            return self._of_tokens(cast("list[int]", prompt), _salt(body), adapter)
         if not isinstance(prompt, str):
             return None
         leading, trailing = self._tokenizer.leading, self._tokenizer.trailing
         if body.get("add_special_tokens", True) is False:
             leading = trailing = []
-        return self._of_pieces(self._tokenizer.pieces(prompt), leading, trailing, _salt(body), adapter)
+        return self._of_text(prompt, leading, trailing, _salt(body), adapter)
 
     def of_response(self, body: Mapping[str, Any], adapter: Adapter | None = None) -> Prompt | None:
         """Of a body of /v1/responses; None where it has something that is not mirrored here."""
         as_chat = responses.chat_of(body)
         return self.of_chat(as_chat, adapter) if as_chat is not None else None
 
+    def _of_text(
+        self, text: str, leading: Sequence[int], trailing: Sequence[int], salt: str | None, adapter: Adapter | None
+    ) -> Prompt:
+        pieces = self._tokenizer.pieces(text)
+        data = (piece.encode("utf-8", "surrogatepass") for piece in pieces)
+        digests = _digests(data, (salt, adapter, tuple(leading)))
+        return self._of_pieces(
+            digests, lambda number: self._tokenizer.encode(pieces[number]), leading, trailing, salt, adapter
+        )
+
+    def _of_tokens(self, tokens: list[int], salt: str | None, adapter: Adapter | None) -> Prompt | None:
+        """In runs of one length from the beginning on, so that a next turn's are the same until it departs."""
+        runs = [tokens[at : at + MARK_EVERY_TOKENS] for at in range(0, len(tokens), MARK_EVERY_TOKENS)]
+        try:
+            digests = _digests((array("I", run).tobytes() for run in runs), ("tokens", salt, adapter))
+        except OverflowError:  # no tokens of any model
+            return None
+        return self._of_pieces(digests, runs.__getitem__, (), (), salt, adapter)
+
     def _of_pieces(
         self,
-        pieces: Sequence[str],
+        digests: Sequence[bytes],
+        tokens_of: Callable[[int], Sequence[int]],
         leading: Sequence[int],
         trailing: Sequence[int],
         salt: str | None,
         adapter: Adapter | None,
     ) -> Prompt:
-        digests = _digests(pieces, (salt, adapter, tuple(leading)))
+        """Of pieces in a row, of which `tokens_of` is asked for those that are new."""
         start, mark = self._recall(digests)
         keys = mark.keys[: mark.num_keys]
         last, rest, num_tokens = mark.last, list(mark.rest), mark.num_tokens
@@ -109,12 +127,12 @@ class Prompts:
             rest, num_tokens = list(leading), len(leading)
         kept: list[tuple[bytes, _Mark]] = []
         marked_at = num_tokens
-        for number in range(start, len(pieces)):
-            tokens = self._tokenizer.encode(pieces[number])
+        for number in range(start, len(digests)):
+            tokens = tokens_of(number)
             num_tokens += len(tokens)
             rest += tokens
             last = self._hash(keys, rest, last, salt, adapter)
-            if num_tokens - marked_at >= MARK_EVERY_TOKENS or number >= len(pieces) - MARKED_AT_END:
+            if num_tokens - marked_at >= MARK_EVERY_TOKENS or number >= len(digests) - MARKED_AT_END:
                 kept.append((digests[number], _Mark(keys, len(keys), last, tuple(rest), num_tokens)))
                 marked_at = num_tokens
         rest += trailing
@@ -170,12 +188,11 @@ class Prompts:
             self._bytes -= mark.keys.itemsize * len(mark.keys)
 
 
-def _digests(pieces: Sequence[str], namespace: object) -> list[bytes]:
-    """Of each beginning of the text, none shared between namespaces."""
+def _digests(pieces: Iterable[bytes], namespace: object) -> list[bytes]:
+    """Of each beginning of a row of pieces, none shared between namespaces."""
     running = blake2b(repr(namespace).encode(), digest_size=16)
     found: list[bytes] = []
-    for piece in pieces:
-        data = piece.encode("utf-8", "surrogatepass")
+    for data in pieces:
         running.update(len(data).to_bytes(8, "big"))
         running.update(data)
         found.append(running.digest())

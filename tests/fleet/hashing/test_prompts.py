@@ -108,6 +108,29 @@ def test_completions_as_text_and_as_tokens(tokenizer):
         assert prompts.of_completion({"prompt": several}) is None
 
 
+def test_tokens_of_a_next_turn_are_hashed_from_where_it_departs(tokenizer):
+    prompts = Prompts(SCHEME, tokenizer)
+    tokens = [number * 7919 % 50_000 for number in range(10 * MARK_EVERY_TOKENS + 77)]
+    assert prompts.of_completion({"prompt": tokens}).num_known_tokens == 0
+    longer = [*tokens, *range(500)]
+    found = prompts.of_completion({"prompt": longer})
+    assert (found.num_known_tokens, found.num_tokens) == (10 * MARK_EVERY_TOKENS, len(longer))
+    assert list(found.keys) == SCHEME.chain(longer).keys
+    other = [*tokens[: 3 * MARK_EVERY_TOKENS + 5], *tokens[::-1]]
+    found = prompts.of_completion({"prompt": other})
+    assert found.num_known_tokens == 3 * MARK_EVERY_TOKENS
+    assert list(found.keys) == SCHEME.chain(other).keys
+    assert prompts.of_completion({"prompt": longer, "cache_salt": "a"}).num_known_tokens == 0
+    assert (
+        list(prompts.of_completion({"prompt": longer, "cache_salt": "b"}).keys) == SCHEME.chain(longer, salt="b").keys
+    )
+
+
+@pytest.mark.parametrize("odd", [-1, 1 << 32, 1 << 70])
+def test_what_is_no_token_is_left_to_the_engine(tokenizer, odd):
+    assert Prompts(SCHEME, tokenizer).of_completion({"prompt": [1, odd]}) is None
+
+
 def test_responses_are_chats_in_other_words(tokenizer):
     prompts = Prompts(SCHEME, tokenizer)
     asked = {"role": "user", "content": words(1, 100)}
