@@ -29,8 +29,10 @@ MAX_HASHED_HERE = 2 << 10
 """Bytes of a body up to which the event loop does it: a fifth of a millisecond, and a hop waits for its turn twice."""
 
 
-MAX_DECODED = 32 << 20
-"""Bytes of a body of which more is decoded than its outlines: nothing else runs meanwhile, in whatever thread."""
+MAX_DECODED = 16 << 20
+"""Bytes of a body of which more is decoded than its outlines. Nothing else runs meanwhile, in whatever thread it is."""
+MAX_OPENED = 250_000
+"""Brackets and braces of one that is not small: each may be an object to make, a third of a microsecond."""
 
 
 class _Outlines(msgspec.Struct):
@@ -39,6 +41,9 @@ class _Outlines(msgspec.Struct):
     session_id: Any = None
     cache_salt: Any = None
     previous_response_id: Any = None
+    metadata: Any = None
+    litellm_session_id: Any = None
+    prompt_cache_key: Any = None
 
 
 _outlines = msgspec.json.Decoder(_Outlines)
@@ -111,12 +116,18 @@ def _short(name: object) -> str | None:
 def _decode(body: bytes) -> dict[str, Any]:
     """What the body says; of one that is too large to be a prompt, which model it is for and such."""
     try:
-        if len(body) > MAX_DECODED:
+        if _is_costly(body):
             return msgspec.structs.asdict(_outlines.decode(body))
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
+
+
+def _is_costly(body: bytes) -> bool:
+    if len(body) > MAX_DECODED:
+        return True
+    return len(body) > MAX_DECODED_HERE and body.count(b"[") + body.count(b"{") > MAX_OPENED
 
 
 def _hash(serving: Serving, path: str, fields: Mapping[str, Any]) -> Prompt | None:

@@ -58,10 +58,17 @@ async def test_a_large_body_is_decoded_once_and_not_on_the_event_loop(reader, mo
     assert threads[0] is not threading.current_thread()
 
 
-async def test_of_a_huge_body_only_the_outlines_are_decoded(reader, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_DECODED", 1000)
-    body = json.dumps({"model": "m", "stream": True, "session_id": "t", "prompt": "x" * 1000}).encode()
+@pytest.mark.parametrize("limit", ["MAX_DECODED", "MAX_OPENED"])
+async def test_of_a_huge_body_only_the_outlines_are_decoded(reader, monkeypatch, limit):
+    monkeypatch.setattr(reading, limit, 1000)
+    fields = {"model": "m", "stream": True, "metadata": {"session_id": "t"}, "prompt": "[" * 2 * MAX_DECODED_HERE}
+    body = json.dumps(fields).encode()
     read = await reader.read("/v1/completions", {}, body)
     assert (read.model, read.is_stream, read.turn.session_id) == ("m", True, "t")
-    assert set(reading._decode(body)) == {"model", "stream", "session_id", "cache_salt", "previous_response_id"}
-    assert reading._decode(b"7" * 1001) == {}
+    assert "prompt" not in reading._decode(body)
+    assert reading._decode(b"[" * 2 * MAX_DECODED_HERE) == {}
+
+
+def test_code_is_no_huge_body():
+    body = json.dumps({"prompt": "{x[0]}" * 10_000}).encode()
+    assert "prompt" in reading._decode(body)
