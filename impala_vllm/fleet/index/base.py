@@ -15,7 +15,8 @@ class IndexConfig:
     """A block nobody stored or touched for this long is forgotten: what a lost removal leaves behind goes too. An
     engine tells of a block once, so a shorter time would forget stems that are still there."""
     max_bytes: int = 1 << 30
-    """Beyond it the blocks stored longest ago go first. About 10 M blocks."""
+    """Beyond it the blocks stored longest ago go first. About 10 M blocks. What they took is given back over some calls
+    of `expire`, so that none of them takes long: meanwhile there is a little more."""
 
 
 class Depths(NamedTuple):

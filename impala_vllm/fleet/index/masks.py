@@ -21,6 +21,9 @@ NUM_SHARDS = 64
 """Dicts that blocks are spread over: growing or cleaning one of them is short."""
 _AGES = 8
 """Ages a time to live is divided into: a block is forgotten up to an eighth of it late."""
+_CLEANED_A_TICK = 200_000
+"""Entries looked at for forgotten ones in one call of `expire` where there is no room: some 20 ms. The further beyond
+the bound, the more: an eighth of it doubles them."""
 _BITS = 8
 """Of a mask for each replica: a byte, so that masks are read bytewise. The lower half is used, one bit a tier."""
 _ALL_TIERS = 0x0F
@@ -169,9 +172,13 @@ class MaskIndex:
                 excess -= group.num_blocks
                 self._num_forgotten += group.num_blocks
                 self._take(group, group.mask)
-        num_cleaned = NUM_SHARDS if self._num_entries > room else 1
-        for _ in range(num_cleaned if self._num_dead else 0):
-            self._clean()
+        beyond, num_left = self._num_entries - room, 1
+        if beyond > 0:
+            num_left = _CLEANED_A_TICK * (room + 8 * beyond) // max(1, room)
+        for _ in range(NUM_SHARDS):
+            if not self._num_dead or num_left <= 0:
+                return
+            num_left -= self._clean()
 
     def prefixes(self, chain: Sequence[BlockKey]) -> Mapping[Replica, Depths]:
         shards, end = self._shards, len(chain)
@@ -242,7 +249,7 @@ class MaskIndex:
         assert sum(n for group, n in found.items() if not group.mask) == self._num_dead
         assert sum(n * group.mask.bit_count() for group, n in found.items()) == self._num_copies
         assert {group for group in found if group.mask} == set(self._groups)
-        assert all(group.num_blocks == n for group, n in found.items())
+        assert all(group.num_blocks == n for group, n in found.items() if group.mask)
         assert all(not group.mask & ~self._used for group in found)
         assert all(self._groups.keys() >= {g} and (g.age, g.mask) == places for places, g in self._by_places.items())
 
@@ -302,8 +309,8 @@ class MaskIndex:
         if self._by_places.get((group.age, group.mask)) is group:
             del self._by_places[group.age, group.mask]
 
-    def _clean(self) -> None:
-        """Drop the entries of forgotten blocks from the next shard."""
+    def _clean(self) -> int:
+        """Drop the entries of forgotten blocks from the next shard; how many entries it had."""
         number = self._next_shard
         self._next_shard = (number + 1) % NUM_SHARDS
         before = self._shards[number]
@@ -314,6 +321,7 @@ class MaskIndex:
         for copies in self._further.values():
             for key in [k for k in copies if k % NUM_SHARDS == number and k not in after]:
                 del copies[key]
+        return len(before)
 
     def _narrow(self, chain: Sequence[BlockKey], low: int, high: int, lost: int, drops: list[tuple[int, int]]) -> None:
         """Where places that hold the block at `low`, and not the one at `high`, drop out in between."""
