@@ -87,7 +87,8 @@ def add_body(caller: Caller, body: bytes, config: MetadataConfig) -> None:
 def add_fields(caller: Caller, fields: Mapping[str, Any], config: MetadataConfig) -> None:
     """`add_body` of a body that has been decoded."""
     if caller.session is None:
-        _add(caller, *(fields.get(name) for name in ("metadata", "litellm_session_id", "prompt_cache_key")), config)
+        said = fields.get("metadata"), fields.get("litellm_session_id"), fields.get("prompt_cache_key")
+        _add(caller, *said, config)
 
 
 class _Body(msgspec.Struct):

@@ -17,7 +17,7 @@ def tokens_of(tokenizer: Tokenizer, body: Mapping[str, Any]) -> list[int] | None
     if messages is None:
         return None
     try:
-        text = tokenizer.render(messages, chat.tools_of(body), chat.variables_of(body))
+        text = tokenizer.render(messages, chat.tools_of(body), chat.variables_of(body, tokenizer.variables))
     except (TokenizerError, ValueError):
         return None
     return [token for piece in tokenizer.pieces(text) for token in tokenizer.encode(piece)]

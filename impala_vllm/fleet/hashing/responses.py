@@ -16,11 +16,10 @@ _TOOLS_NOT_MIRRORED = ("custom", "namespace")
 
 def chat_of(body: JsonObject) -> dict[str, Any] | None:
     """A body of /v1/chat/completions with the same prompt."""
-    given, reasoning, tools = body.get("input"), body.get("reasoning"), body.get("tools") or []
     if any(body.get(name) for name in _NOT_MIRRORED):
         return None
-    functions = _functions(tools)
-    messages = _messages(given)
+    reasoning: Any = body.get("reasoning")
+    functions, messages = _functions(body.get("tools")), _messages(body.get("input"))
     if functions is None or messages is None or not isinstance(reasoning, dict | None):
         return None
     instructions = body.get("instructions")
@@ -37,10 +36,10 @@ def chat_of(body: JsonObject) -> dict[str, Any] | None:
 
 
 def _functions(tools: Any) -> list[dict[str, Any]] | None:
-    if not isinstance(tools, list):
+    if not isinstance(tools, list | None):
         return None
     functions: list[dict[str, Any]] = []
-    for tool in cast("list[Any]", tools):
+    for tool in cast("list[Any]", tools or []):
         if not isinstance(tool, dict) or (one := cast("JsonObject", tool)).get("type") in _TOOLS_NOT_MIRRORED:
             return None
         if one.get("type") == "function":
@@ -100,8 +99,8 @@ def _call(item: JsonObject) -> dict[str, Any] | None:
 
 def _thought(item: JsonObject) -> str | None:
     """The first part of the content, or of the summary; empty without either."""
-    content, summary = item.get("content") or [], item.get("summary")
-    if item.get("encrypted_content") or not isinstance(content, list) or not isinstance(summary, list):
+    content, summary = item.get("content"), item.get("summary")
+    if item.get("encrypted_content") or not isinstance(content, list | None) or not isinstance(summary, list):
         return None
     parts = cast("list[Any]", content or summary)
     return _text(parts[0]) if parts else ""
