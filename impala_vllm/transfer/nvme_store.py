@@ -56,9 +56,9 @@ class NvmeStore:
 
     @property
     def is_open(self) -> bool:
-        """Whether the breaker is open: ask for nothing, and do not wait for what was asked."""
+        """Whether the breaker is open, or the thread gone: ask for nothing, and do not wait for what was asked."""
         coordinator = self._coordinator
-        if coordinator.breaker.is_open or self._is_stalled():
+        if self._is_over or coordinator.breaker.is_open or self._is_stalled():
             return True
         oldest_s = coordinator.oldest_read_s
         return oldest_s is not None and self._clock() - oldest_s >= self.limits.stuck_s
@@ -211,7 +211,7 @@ class NvmeStore:
             while not self._is_stopping:
                 coordinator.step()
             coordinator.stop()
-        except Exception:
+        except BaseException:  # a thread that only went away would leave its jobs without results
             logger.exception("%s: the NVMe tier failed and is switched off", self._slab.path)
             coordinator.die()
         finally:

@@ -170,6 +170,10 @@ def next_prompt(agent: int, turns: list[list[list[int]]]) -> list[int]:
     return prompt
 
 
+def answer(client: Client, prompt: list[int], salt: str) -> list[int]:
+    return client.complete(prompt, max_tokens=6, cache_salt=salt)["choices"][0]["token_ids"]
+
+
 def filled(client: Client, stock: Client, salt: str) -> Answers:
     """Stock's answers, after agents have got the same ones and left more KV than HBM and host hold."""
     expected = [live(stock, agent, salt) for agent in range(NUM_AGENTS)]
@@ -197,9 +201,8 @@ def test_after_kill_9_nothing_is_computed_that_the_slab_holds(stock, killed, ser
     assert killed.num_chunks < int(num_filled) < int(num_chunks)
     before = metrics(client, PROMPT, COMPUTED, EXTERNAL, READ)
     prompts = [next_prompt(agent, killed.answers[agent]) for agent in range(NUM_AGENTS)]
-    asked = [client.complete(prompt, max_tokens=6, cache_salt=killed.salt) for prompt in prompts]
-    expected = [stock.complete(prompt, max_tokens=6, cache_salt=killed.salt) for prompt in prompts]
-    assert [a["choices"][0]["token_ids"] for a in asked] == [e["choices"][0]["token_ids"] for e in expected]
+    asked = [answer(client, prompt, killed.salt) for prompt in prompts]
+    assert asked == [answer(stock, prompt, killed.salt) for prompt in prompts]
 
     num_tokens, held_tokens = sum(map(len, prompts)), killed.num_chunks * BLOCK_SIZE
     until(lambda: client.metric(PROMPT) == before[PROMPT] + num_tokens)
@@ -227,6 +230,20 @@ def test_flipped_bits_are_misses(stock, place, client, salt):
             os.pwrite(file.fileno(), bytes([byte ^ 16]), offset)
     assert all_lives(client, salt) == expected
     assert client.metric(WRONG) > wrong
+    assert_left_well(client)
+
+
+def test_a_disk_that_takes_seconds_a_read_changes_no_answer(stock, place, client, salt):
+    """It answers, so it does not pass for broken; and what comes late lands in a host that others use meanwhile."""
+    until(lambda: client.metric(USABLE) == 1)
+    lives, read = filled(client, stock, salt), client.metric(READ)
+    prompts = [next_prompt(agent, lives[agent]) for agent in range(NUM_AGENTS)]
+    expected = [answer(stock, prompt, salt) for prompt in prompts]
+    with place.order("slow"), concurrent.futures.ThreadPoolExecutor(NUM_AGENTS) as pool:
+        assert list(pool.map(lambda prompt: answer(client, prompt, salt), prompts)) == expected
+        until(lambda: client.metric(READ) > read)  # else nothing was read: this test would show nothing
+    assert client.metric(USABLE) == 1
+    assert [answer(client, prompt, salt) for prompt in prompts] == expected
     assert_left_well(client)
 
 
@@ -285,10 +302,10 @@ def test_a_removed_directory_harms_nothing_until_the_server_ends(stock, place, c
     assert_left_well(client)
 
 
-def test_a_thread_that_dies_leaves_a_server_without_nvme(stock, place, server, client, salt):
+def test_a_thread_that_vanishes_leaves_a_server_without_nvme(stock, place, server, client, salt):
     """The last of this server's tests: nothing brings the tier back."""
     expected = filled(client, stock, salt)
-    with place.order("die"):
+    with place.order("vanish"):
         assert all_lives(client, salt) == expected
     assert client.metric(USABLE) == 0
     assert server.log.read_text().count("the NVMe tier failed and is switched off") == 1

@@ -52,7 +52,7 @@ class GatedIo:
         self.name = inner.name
         self.is_waiting = threading.Event()
         """Set once the coordinator waits for ops that are held."""
-        self.fails_at_poll = False
+        self.fails_with: type[BaseException] | None = None
         self._inner = inner
         self._held: list[Op] = []
         self._is_open = False
@@ -65,8 +65,8 @@ class GatedIo:
         self._held += ops
 
     def poll(self, timeout_s: float = 0.0) -> list[Completion]:
-        if self.fails_at_poll:
-            raise RuntimeError("the engine is broken")
+        if self.fails_with is not None:
+            raise self.fails_with("the engine is broken")
         if self._is_open:
             held, self._held = self._held, []
             self._inner.submit(held)
@@ -215,7 +215,10 @@ def test_reads_asked_of_an_open_breaker_come_back_untried(gated):
     gate.open_gate()
 
 
-def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(gated, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit], ids=["it fails", "it only ends"])
+def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(
+    gated, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+):
     store, gate, _ = gated
     most = store.limits.max_in_flight
     gate.open_gate()
@@ -226,7 +229,7 @@ def test_a_dead_coordinator_gives_everything_back_and_takes_nothing_more(gated, 
     store.submit_read(3, to_read([most]))
     store.submit_write(4, to_write(range(30, 35)))
     assert gate.is_waiting.wait(LONG_S)
-    gate.fails_at_poll = True
+    gate.fails_with = error
     gate.wake()
     store._thread.join(LONG_S)
     results = {result.job_id: result for result in store.poll()}
@@ -259,7 +262,7 @@ def test_what_the_disk_may_still_write_into_is_not_given_back_when_the_engine_ca
         raise RuntimeError("cannot close")
 
     gate.close = fail_to_close
-    gate.fails_at_poll = True
+    gate.fails_with = RuntimeError
     gate.wake()
     store._thread.join(LONG_S)
     assert [result.job_id for result in store.poll()] == [2]
