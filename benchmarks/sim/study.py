@@ -46,7 +46,7 @@ class Plan:
 @click.command()
 @click.option("--traces", type=click.Path(path_type=Path), envvar="IMPALA_TRACES", required=True, help="Agents' log.")
 @click.option("--requests", "singles", type=click.Path(path_type=Path), help="Log of requests (mooncake).")
-@click.option("--tasks", type=click.IntRange(min=3), default=20, show_default=True)
+@click.option("--tasks", type=click.IntRange(min=3), default=24, show_default=True)
 @click.option("--turns", type=click.IntRange(min=2), default=30, show_default=True, help="Of a session at most.")
 @click.option("--seeds", type=click.IntRange(min=1), help=f"Default: {SEEDS}.")
 @click.option("--timing", "name", default=timing.DEFAULT, show_default=True)

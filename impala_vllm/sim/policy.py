@@ -3,7 +3,7 @@
 A replica tells it the facts and asks it; a policy never changes a request, a block or the clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from impala_vllm.sim.eviction import Lru, Order
@@ -20,6 +20,8 @@ class Policy:
 
     replan_s: float | None = None
     """Plans change with time alone: be asked again so often while somebody waits. None: only when something happens."""
+    reorder_s: float | None = None
+    """The same of the order of what runs, while somebody in it gets no tokens."""
 
     def __init__(self, replica: "Replica") -> None:
         """Called before the replica has a pool; `idle` must be there afterwards."""
@@ -59,9 +61,13 @@ class Policy:
     def order_running(self) -> None:
         """Sort what runs: earlier ones get the step's tokens first."""
 
-    def victim(self) -> "Request":
-        """Which running request loses its place when HBM is out."""
-        return self.replica.running[-1]
+    def num_after_placed(self, now: float) -> int:
+        """How many of the last in `running` get tokens only after those who are placed in this step."""
+        return 0
+
+    def victim(self, left: Sequence["Request"]) -> "Request":
+        """Which running request loses its place when HBM is out: of those the step has given no tokens yet."""
+        return left[-1]
 
     def stepped(self, step_s: float, prefill: int, context: float, count: int) -> None:
         """`count` steps of this length are done, each with `prefill` prompt tokens, `context` tokens before them."""

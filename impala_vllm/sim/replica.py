@@ -230,6 +230,8 @@ class Replica(Scheduler):
             return None
         if self.policy.replan_s is not None and (self.waiting or self.preempted):
             count = min(count, max(1, int(self.policy.replan_s / step_s)))
+        if self.policy.reorder_s is not None and len(scheduled) < len(self.running):
+            count = min(count, max(1, int(self.policy.reorder_s / step_s)))
         size = self.shape.block_size
         while count > 1:
             missing = sum(-(-(r.num_computed + n * count) // size) - len(r.blocks) for r, n in scheduled)

@@ -81,40 +81,50 @@ class Scheduler:
             if request.held_since_s is None:
                 request.held_since_s = now
         self.policy.order_running()
-        budget = self.shape.max_num_batched_tokens
         scheduled: list[tuple[Request, int]] = []
         self._has_preempted = False
-        index = 0
-        while index < len(self.running) and budget > 0:
-            request = self.running[index]
-            count = min(request.num_tokens - request.num_computed, budget)
-            while not self._grow(request, count):
-                victim = self.policy.victim()
-                place = self.running.index(victim)
-                if place < index:
-                    index -= 1
-                    budget += next((n for r, n in scheduled if r is victim), 0)
-                    scheduled = [(r, n) for r, n in scheduled if r is not victim]
-                self._preempt(victim, now)
-                if victim is request:
-                    break
-            else:
-                scheduled.append((request, count))
-                budget -= count
-                index += 1
-                continue
-            break
+        num_first = len(self.running) - self.policy.num_after_placed(now)
+        first, after = self.running[:num_first], self.running[num_first:]
+        budget = self._advance(first, after, self.shape.max_num_batched_tokens, scheduled, now)
         self.stuck = None
         if not self._has_preempted:
-            self._place(plan, budget, scheduled, now)
+            budget = self._place(plan, budget, scheduled, now)
+        self._advance(after, [], budget, scheduled, now)
         return scheduled
 
-    def _place(self, plan: Iterable[Request], budget: int, scheduled: list[tuple[Request, int]], now: float) -> None:
-        """Let those start who fit with their whole prompt, one after the other until one does not."""
+    def _advance(
+        self,
+        requests: list[Request],
+        behind: list[Request],
+        budget: int,
+        scheduled: list[tuple[Request, int]],
+        now: float,
+    ) -> int:
+        """Give running requests tokens, in this order, until HBM is out; returns what is left of the budget.
+
+        Who loses its place for it is gone from the lists; those `behind` get nothing here and may lose theirs.
+        """
+        index = 0
+        while index < len(requests) and budget > 0:
+            request = requests[index]
+            count = min(request.num_tokens - request.num_computed, budget)
+            while not self._grow(request, count):
+                victim = self.policy.victim([*requests[index:], *behind])
+                (behind if victim in behind else requests).remove(victim)
+                self._preempt(victim, now)
+                if victim is request:
+                    return budget
+            scheduled.append((request, count))
+            budget -= count
+            index += 1
+        return budget
+
+    def _place(self, plan: Iterable[Request], budget: int, scheduled: list[tuple[Request, int]], now: float) -> int:
+        """Let those start who fit with their whole prompt, one after the other until one does not; as `_advance`."""
         size, pool = self.shape.block_size, self.pool
         for request in (*self.loaded, *plan):
             if budget <= 0 or len(self.running) >= self.shape.max_num_seqs:
-                return
+                return budget
             if request not in self.loaded:
                 self.stuck = request
                 limit = (request.num_tokens - 1) // size
@@ -125,9 +135,9 @@ class Scheduler:
                     continue  # what it waits for is on its way into host
                 missing, idle = -(-request.num_tokens // size) - len(hits), pool.num_idle_of(hits)
                 if missing + idle > pool.num_free:
-                    return
+                    return budget
                 if further and further + idle > pool.num_free - self.promised_blocks():
-                    return
+                    return budget
                 self.stuck = None
                 pool.touch(hits)
                 request.blocks = hits
@@ -139,11 +149,12 @@ class Scheduler:
             count = min(request.num_tokens - request.num_computed, budget)
             if not self._grow(request, count):
                 self.stuck = request
-                return
+                return budget
             self.loaded.pop(request, None)
             self.running.append(request)
             scheduled.append((request, count))
             budget -= count
+        return budget
 
     def _load(self, request: Request, count: int, now: float) -> None:
         """Give the request its next `count` blocks and have a tier below fill them."""

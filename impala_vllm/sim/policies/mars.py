@@ -54,16 +54,18 @@ class Mars(Leveled):
             self.inside[name] = None
         self.order.new_round()
 
-    def placed(self, request: Request, now: float) -> None:
-        super().placed(request, now)
+    def served(self, request: Request, now: float) -> None:
+        super().served(request, now)
         self._since_s.pop(request, None)
 
-    def preempted(self, request: Request, now: float) -> None:
-        super().preempted(request, now)
-        self._since_s[request] = now
+    def passed_over(self, request: Request, now: float) -> None:
+        super().passed_over(request, now)
+        self._since_s.setdefault(request, now)
 
     def finish(self, request: Request, now: float) -> None:
-        program: Program = self.programs.finish(request, now)
+        program: Program = self.programs.of(request)
+        super().finish(request, now)
+        self._since_s.pop(request, None)
         self._level_of[program.name] = feedback(request.service_tokens)
         self._tokens_of[program.name] = program.tokens
         if program.name not in self.programs:

@@ -119,6 +119,75 @@ def test_whoever_loses_its_seat_waits_from_then_on(name):
     assert seen == [(21.0, 0.0, 21.0)]
 
 
+@pytest.mark.parametrize("name", ["plas", "atlas", "mars"])
+def test_a_short_turn_does_not_wait_for_the_prompt_of_a_long_one(name, monkeypatch):
+    monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 1000, 2000))
+    monkeypatch.setattr(mars, "PREFILL_TOKENS", (20, 1000, 2000))
+    load = workload(session("long", [640], output=1), session("short", [8], output=1))
+
+    def served(policy):
+        scene = Scene(load, num_blocks=200, policy=policy).play(0.0, 40.0)
+        return scene.ends()["short", 0], scene.ends()["long", 0], scene.replica.num_preemptions
+
+    # Steps of 64 tokens take 33 s: one ends at 66, the next has the short prompt and 56 tokens of the long one.
+    assert served(KINDS[name].make) == (99.0, 335.0, 0)
+    assert served(KINDS["stock"].make)[0] > 330.0
+
+
+@pytest.mark.parametrize("name", ["plas", "atlas", "mars"])
+def test_whoever_would_take_blocks_of_a_prompt_under_way_does_not_overtake_it(name, monkeypatch):
+    monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 1000, 2000))
+    monkeypatch.setattr(mars, "PREFILL_TOKENS", (20, 1000, 2000))
+    load = workload(session("long", [640], output=1), session("short", [8], output=1))
+    scene = Scene(load, num_blocks=161, policy=KINDS[name].make)
+    scene.replica.policy.admits = lambda request: True
+    assert scene.play(0.0, 40.0).order() == ["long", "short"]
+    assert scene.replica.num_preemptions == 0
+
+
+def test_a_step_never_takes_back_tokens_it_has_given(monkeypatch):
+    """Blocks would be found whose KV was never computed."""
+    monkeypatch.setattr(plas, "LEVEL_TOKENS", (6, 1000, 2000))
+    load = workload(session("much", [15], output=12), session("little", [3], output=28))
+    scene = Scene(load, num_blocks=9, policy=Plas)
+    chosen, victim = [], scene.replica.policy.victim
+
+    def noting(left):
+        chosen.append((victim(left).session.session_id, [r.session.session_id for r in left]))
+        return victim(left)
+
+    scene.replica.policy.victim = noting
+    scene.play(0.0, 0.0)
+    assert chosen
+    assert all(name in left for name, left in chosen)
+    assert scene.replica.num_preemptions == len(chosen)
+
+
+def test_plas_promotes_for_a_quantum_and_counts_anew(monkeypatch):
+    monkeypatch.setattr(plas, "LEVEL_TOKENS", (20, 1000, 2000))
+    scene = Scene(workload(session("a", [64, 70], output=1)), policy=Plas)
+    policy, seen = scene.replica.policy, []
+    assert isinstance(policy, Plas)
+    arrive = policy.arrive
+
+    def arriving(request, now):
+        arrive(request, now)
+        if request.index == 0:
+            return
+        program = policy.programs.of(request)
+        program.served_s, program.waits_since_s = 5.0, now - 10.0
+        scene.replica.waiting[request] = None
+        policy.gives_way(now)
+        seen.extend([policy.level(request, now), program.waited_s, program.served_s])
+        request.service_tokens += 21
+        seen.append(policy.level(request, now))
+        del scene.replica.waiting[request]
+
+    policy.arrive = arriving
+    scene.play()
+    assert seen == [0, 0.0, 0.0, 1]
+
+
 def test_atlas_counts_the_longest_chain_of_service_only():
     load = family()
     sibling = replace(load.sessions[1], session_id="d", turns=load.sessions[1].turns[:1])
