@@ -16,7 +16,7 @@ class BodyConfig:
     max_bytes: int = 256 << 20
     """Of one."""
     max_held_bytes: int = 2 << 30
-    """Of all that are being read, or wait for their server's answer to begin."""
+    """Of all that are being read, or wait for their answer's first byte: until then another server may be tried."""
     within_s: float = 120.0
     """From its request's headers to its end."""
 

@@ -133,13 +133,13 @@ class Forward:
             async with self._fleet.flight(replica), await self._ask(replica, call) as response:
                 if response.status in _BUSY and not self._is_last(call):
                     return False
-                call.body.release()
                 head = _head(response, ticket, self._explains)
                 is_kept = response.status == 200 and call.scope["path"] == "/v1/responses"
                 beginning = Beginning(self._stored, replica.server) if is_kept else None
                 async for chunk in response.content.iter_any():
                     if not has_begun:
                         has_begun = True
+                        call.body.release()
                         if response.status == 200:
                             self._router.answer(ticket, asyncio.get_running_loop().time())
                         await send(head)

@@ -162,6 +162,32 @@ async def test_before_the_first_byte_another_server_is_tried(tokenizer, model_di
         assert found.servers[2].served.requests == 4
 
 
+async def test_a_server_that_dies_between_head_and_first_byte_costs_no_answer(tokenizer, model_dir):
+    asked: list[bytes] = []
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        is_turn = asked[-1].startswith(b"POST")
+        length = b"transfer-encoding: chunked" if is_turn else b"content-length: 0"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with (
+        site(tokenizer, model_dir, num_servers=1) as found,
+        await asyncio.start_server(die, "127.0.0.1") as dying,
+    ):
+        fleet = found.gateway.fleet
+        host, port = dying.sockets[0].getsockname()
+        server = fleet.add(parse_address(f"http://{host}:{port}"))
+        await found.until(lambda: server.state is State.UP)
+        for replica, load in fleet.loads.items():
+            load.pending_s = 0.0 if replica.server == server.id else 1000.0
+        assert (await found.chat(turns(0)))[0] == 200
+        assert any(head.startswith(b"POST") for head in asked)
+        assert found.servers[0].served.requests == 1
+
+
 async def test_as_many_are_tried_as_are_open_though_one_has_just_been_found_dead(tokenizer, model_dir, monkeypatch):
     async with site(tokenizer, model_dir, num_servers=3) as found:
         dead, busy, well = found.servers
