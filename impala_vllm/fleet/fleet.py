@@ -65,7 +65,7 @@ class Fleet:
         self._leaving: set[asyncio.Task[None]] = set()
         self._serving: dict[str | None, Serving] = {}
         """Answers of `serving`, until something changes."""
-        self.listed: set[ServerId] = set()
+        self.listed: dict[ServerId, Address] = {}
         """In the file that is followed: they stay until their line goes."""
 
     async def __aenter__(self) -> "Fleet":
@@ -92,12 +92,13 @@ class Fleet:
     def add(self, address: Address) -> Server:
         """Take a server in; the one that is there under this URL already, where there is one.
 
-        One that was being let go stays. Where it publishes is as was said last.
+        One that was being let go stays, and publishes where is said now; where nothing is said, where it did.
         """
         known = self.servers.get(address.url)
         if known is not None:
             known.stay()
-            known.publishes(address.events)
+            if address.events is not None:
+                known.publishes(address.events)
             return known
         hooks = Hooks(self.families.greet, self._changed, self._lost)
         server = Server(address, self.index, self.session, self._context, self._headers, hooks, self._config, self.pace)
@@ -197,12 +198,15 @@ class Fleet:
             await asyncio.sleep(every_s)
 
     def _adopt(self, addresses: Sequence[Address]) -> None:
-        wanted = {address.url for address in addresses}
-        for gone in self.listed - wanted:
+        wanted = {address.url: address for address in addresses}
+        for gone in self.listed.keys() - wanted.keys():
             self._leaving.add(task := asyncio.create_task(self._let_go(gone)))
             task.add_done_callback(self._leaving.discard)
         for address in addresses:
-            self.add(address)
+            server = self.add(address)
+            before = self.listed.get(address.url)
+            if address.events is None and before is not None and before.events is not None:
+                server.publishes(None)
         self.listed = wanted
 
     async def _let_go(self, server_id: ServerId) -> None:

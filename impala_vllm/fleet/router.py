@@ -109,7 +109,8 @@ class Router:
         was_idle = not load.num_running and not load.elsewhere.num_running
         ticket = Ticket(request_id, turn, link, decision, load, prefill_s, was_idle, expected, now)
         if not turn.shows_first_token:
-            self._lapses.add(now + _waits_s(load) + prefill_s, partial(_begin, ticket))
+            waits_s = load.pending_s + load.elsewhere.pending_s
+            self._lapses.add(now + waits_s + prefill_s, partial(_begin, ticket))
         load.start(prefill_s)
         return ticket
 
@@ -151,7 +152,8 @@ class Router:
     def advise(self, turn: Turn, among: Mapping[Replica, Load], now: float) -> Plan:
         """A plan for somebody who sends the turn there, and tells neither of its beginning nor of its end.
 
-        It counts as under way for as long as it should wait and be computed: those who ask at once do not herd.
+        It counts as under way for as long as computing it should take: those who ask at once do not herd, and where
+        prices are wrong the counts do not grow without end.
         """
         self._lapses.look(now)
         plan = self.plan(turn, among)
@@ -159,7 +161,7 @@ class Router:
             load = self.loads[plan.decision.replica]
             prefill_s = self.policy.cost.prefill_s(turn.num_tokens, plan.decision.cached_tokens)
             expected = self._expect(turn, plan.decision, now)
-            self._lapses.add(now + _waits_s(load) + prefill_s, partial(self._lapse, load, prefill_s, expected))
+            self._lapses.add(now + prefill_s, partial(self._lapse, load, prefill_s, expected))
             load.start(prefill_s)
         return plan
 
@@ -232,8 +234,3 @@ def _begin(ticket: Ticket) -> None:
     if not ticket.has_begun:
         ticket.has_begun = True
         ticket.load.answer(ticket.prefill_s)
-
-
-def _waits_s(load: Load) -> float:
-    """Prefill that comes before that of whoever is sent there now."""
-    return load.pending_s + load.elsewhere.pending_s

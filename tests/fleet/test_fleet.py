@@ -76,8 +76,10 @@ async def test_a_server_that_is_down_is_looked_at_before_its_turn(tokenizer):
 
 
 @contextlib.asynccontextmanager
-async def following(path) -> AsyncIterator[Fleet]:
+async def following(path, *known: Address) -> AsyncIterator[Fleet]:
     async with Fleet(MaskIndex(), config=SELDOM) as fleet:
+        for address in known:
+            fleet.add(address)
         task = asyncio.create_task(fleet.follow_file(path, every_s=0.01))
         await until(lambda: fleet.servers.keys() == {A.url, B.url})
         yield fleet
@@ -123,6 +125,15 @@ async def test_a_line_that_names_other_events_has_them_followed(tmp_path, caplog
         await until(lambda: server.address.events is None)
         said = [r.getMessage() for r in caplog.records if "its events are read" in r.getMessage()]
         assert len(said) == 2
+
+
+async def test_a_line_without_events_takes_none_from_a_server_that_was_told_of_them_elsewhere(tmp_path):
+    path = tmp_path / "workers"
+    path.write_text(f"{A.url}\n{B.url}\n")
+    events = Endpoints("tcp://127.0.0.1:7")
+    async with following(path, A._replace(events=events)) as fleet:
+        await until(lambda: A.url in fleet.listed)
+        assert fleet.servers[A.url].address.events == events
 
 
 def test_a_server_that_is_listed_twice_publishes_at_one_place():

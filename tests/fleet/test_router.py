@@ -185,10 +185,10 @@ def test_turns_that_are_advised_at_once_spread_and_are_forgotten_when_they_shoul
     plans = [site.router.advise(site.turn(chain(seed, 200)), site.loads, 0.0) for seed in range(8)]
     assert sorted(load.num_running for load in site.loads.values()) == [2, 2, 2, 2]
     assert {plan.decision.replica for plan in plans} == set(site.loads)
-    longest_s = max(load.pending_s for load in site.loads.values())
-    site.router.tick(longest_s / 2)
-    assert sum(load.num_running for load in site.loads.values()) == 4
-    site.router.tick(longest_s + 0.001)
+    prefill_s = max(load.pending_s for load in site.loads.values()) / 2
+    site.router.tick(prefill_s * 0.99)
+    assert sum(load.num_running for load in site.loads.values()) == 8
+    site.router.tick(prefill_s * 1.01)
     assert all((load.num_running, load.pending_s) == (0, 0.0) for load in site.loads.values())
     assert not any(site.router.residency.depths(chain(seed, 200)) for seed in range(8))
 

@@ -97,9 +97,7 @@ class Admin:
         except BodyError as e:
             return _refused_body(e)
         known = self._fleet.servers.get(address.url)
-        if known is not None and address.events is None:  # said nothing of them
-            address = known.address
-        if known is not None and known.address != address and known.id in self._fleet.listed:
+        if known is not None and known.id in self._fleet.listed and address.events not in (None, known.address.events):
             return JSONResponse({"error": f"{known.id} is in {self._site.options.workers_file}; change its line"}, 409)
         return JSONResponse(self._describe(self._fleet.add(address)), 201 if known is None else 200)
 
