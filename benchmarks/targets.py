@@ -179,6 +179,8 @@ TARGETS: tuple[Target, ...] = (
            at_least=100),
     _study("host and NVMe, hits >= 0.97 of an infinite cache's: % of points",
            "points with host and NVMe where hits are >= 0.97 of an infinite cache's", at_least=100),
+    _study("HBM alone, misses <= 1.25 of those of Belady's MIN under the same schedule: % of points",
+           "points on HBM alone with misses <= 1.25 of those of Belady's MIN", at_least=100),
     *(
         _study(f"{load} at 4x with host 1x: mean stall, to the best rival", "stall / best rival's", at_most=0.8,
                variant=f"{load} 4x, host 1x, GPU links")

@@ -49,6 +49,10 @@ class Ran:
     level: float
     """Working set over HBM as it was: less than asked for where one turn needs more."""
     measures: Measures
+    missed: int | None = None
+    """Blocks that impala looked up in HBM alone and did not find; None: not counted."""
+    fewest: int | None = None
+    """The same of Belady's MIN, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,12 @@ class Bench:
         point = Point(cell.workload, cell.level or 1.0, cell.tiers or "HBM", cell.links or grid.GPU_LINKS)
         setup = grid.setup(load, self._engine, point)
         setup = replace(setup, charge=MEASURED if cell.policy == PAYING else FREE)
-        measures = run(load, setup, _kind(cell.policy)).measures
-        return Ran(cell, load.working_set_tokens() / setup.hbm_tokens, measures)
+        counts_misses = cell.policy == "impala" and cell.tiers == "HBM"
+        found = run(load, setup, _kind(cell.policy), counts_misses=counts_misses)
+        level, misses = load.working_set_tokens() / setup.hbm_tokens, found.misses
+        if misses is None:
+            return Ran(cell, level, found.measures)
+        return Ran(cell, level, found.measures, misses.num_missed, misses.num_fewest)
 
     def _make(self, workload: str, seed: int) -> Workload:
         return self._logs.make(workload, self._scale.tasks, self._scale.turns, seed)

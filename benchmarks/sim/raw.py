@@ -44,8 +44,8 @@ class Raw:
             first, *lines = (json.loads(line) for line in whole.splitlines())
             begun = first["about"]
             for line in lines:
-                ran = Ran(Cell(**line["cell"]), line["level"], Measures(**line["measures"]))
-                self.found[ran.cell] = ran
+                cell, measures = Cell(**line.pop("cell")), Measures(**line.pop("measures"))
+                self.found[cell] = Ran(cell, measures=measures, **line)
         except (ValueError, TypeError, KeyError) as e:
             raise ConfigError(f"{path}: no file of the study's runs ({e}); give --raw another file") from e
         odd = [key for key in {**begun, **about} if begun.get(key) != about.get(key)]

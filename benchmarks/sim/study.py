@@ -18,7 +18,7 @@ from benchmarks.sim import cells, grid, heat, tables
 from benchmarks.sim.cells import PAYING, Cell, Ran, Scale
 from benchmarks.sim.grid import Point
 from benchmarks.sim.raw import Raw
-from benchmarks.sim.verdict import judge
+from benchmarks.sim.verdict import Verdict, judge
 from impala_vllm.cli import out_file
 from impala_vllm.config import ConfigError
 from impala_vllm.replay.measures import mean
@@ -106,7 +106,7 @@ def main(
         click.echo(f"\nstopped; {again}", err=True)
         sys.exit(130)
     found = {point: _by_policy(point, kinds, ran) for point in points}
-    verdicts = [judge(point, found[point], _level(point, ran)) for point in points]
+    verdicts = [_judge(point, kinds, ran) for point in points]
     tables.show(verdicts, Console())
     if html is not None:
         html.write_text(heat.page(found, name), encoding="utf-8")
@@ -156,8 +156,7 @@ def _run(plan: Plan, kept: Raw, scale: Scale, processes: int, console: Console) 
                     cells_left.remove(ran.cell)
                     if not cells_left:
                         mine = {c: kept.found[c] for c in plan.cells(point)}
-                        verdict = judge(point, _by_policy(point, plan.policies, mine), _level(point, mine))
-                        console.print(tables.line(verdict), highlight=False)
+                        console.print(tables.line(_judge(point, plan.policies, mine)), highlight=False)
     return {cell: kept.found[cell] for cell in todo}
 
 
@@ -166,8 +165,11 @@ def _by_policy(point: Point, policies: Sequence[str], ran: Mapping[Cell, Ran]) -
     return {policy: [r.measures for r in _over_seeds(point, policy, ran)] for policy in policies}
 
 
-def _level(point: Point, ran: Mapping[Cell, Ran]) -> float:
-    return mean([r.level for r in _over_seeds(point, "impala", ran)])
+def _judge(point: Point, policies: Sequence[str], ran: Mapping[Cell, Ran]) -> Verdict:
+    ours = _over_seeds(point, "impala", ran)
+    counted = [(r.missed, r.fewest) for r in ours if r.missed is not None and r.fewest is not None]
+    misses = (sum(m for m, _ in counted), sum(f for _, f in counted)) if counted else None
+    return judge(point, _by_policy(point, policies, ran), mean([r.level for r in ours]), misses)
 
 
 def _over_seeds(point: Point, policy: str, ran: Mapping[Cell, Ran]) -> list[Ran]:

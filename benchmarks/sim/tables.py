@@ -8,7 +8,7 @@ from rich.table import Table
 
 from benchmarks.record import Origin, Record
 from benchmarks.sim.grid import Point
-from benchmarks.sim.verdict import LEAST_HITS, LEAST_TASKS, MOST_STALL, ByPolicy, Verdict
+from benchmarks.sim.verdict import LEAST_HITS, LEAST_TASKS, MOST_MISSES, MOST_STALL, ByPolicy, Verdict
 from impala_vllm.replay.measures import mean
 from impala_vllm.sim.measures import Measures
 from impala_vllm.sim.question import NEARLY
@@ -19,6 +19,7 @@ STALLS = f"points with mean stall <= {MOST_STALL} of the best rival's"
 TASKS = f"points with tasks an hour >= {LEAST_TASKS} of the best rival's"
 WINS, PAYS = "points that impala wins or equals", "points that it wins or equals, paying for what it decides"
 HITS = f"points with host and NVMe where hits are >= {LEAST_HITS} of an infinite cache's"
+MISSES = f"points on HBM alone with misses <= {MOST_MISSES} of those of Belady's MIN"
 WHOLE = "all axes"
 """What records of a study say that left none out."""
 
@@ -31,17 +32,33 @@ def line(v: Verdict) -> str:
 
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
     """All of them, and how many keep each bar."""
-    table = Table(
-        "point", "best rival", "stall", "tasks/h", "paying", "stall / bound", "hits / bound", "longest holds s", "",
-        title="impala / best rival, simulated",
-    )  # fmt: skip
+    table = Table(title="impala / best rival, simulated")
+    for heading in (
+        "point",
+        "best rival",
+        "stall",
+        "tasks/h",
+        "paying",
+        "stall / bound",
+        "hits / bound",
+        "misses / MIN",
+    ):
+        table.add_column(heading)
+    table.add_column("longest holds s")
+    table.add_column("")
     for v in verdicts:
         table.add_row(
-            _named(v), v.best, f"{mean(v.stall):.2f}", f"{mean(v.tasks):.3f}",
-            "" if v.paying is None else f"{v.paying[0]:.2f}, {v.paying[1]:.3f}", f"{v.to_bound:.2f}",
-            "" if v.hits is None else f"{v.hits:.3f}", f"{v.held_s:,.0f} / {v.best_held_s:,.0f}",
+            _named(v),
+            v.best,
+            f"{mean(v.stall):.2f}",
+            f"{mean(v.tasks):.3f}",
+            "" if v.paying is None else f"{v.paying[0]:.2f}, {v.paying[1]:.3f}",
+            f"{v.to_bound:.2f}",
+            "" if v.hits is None else f"{v.hits:.3f}",
+            "" if v.misses is None else f"{v.misses:.2f}",
+            f"{v.held_s:,.0f} / {v.best_held_s:,.0f}",
             "" if v.wins else "[red]not won[/]",
-        )  # fmt: skip
+        )
     console.print(table)
     for what, met in _counts(verdicts).items():
         if met:
@@ -70,6 +87,7 @@ def records(
             "hits": f"{_mean(measures['impala'], 'hit_ratio'):.3f}, {v.best} "
             f"{_mean(measures[v.best], 'hit_ratio'):.3f}" + ("" if v.hits is None else f", {v.hits:.3f} of the bound"),
             "a turn is held at most": f"{v.held_s:,.0f} s by impala, {v.best_held_s:,.0f} s by the best rival",
+            **({} if v.misses is None else {"misses": f"{v.misses:.3f} of those of Belady's MIN"}),
             **({} if v.paying is None else {"paying": f"stall {v.paying[0]:.3f}, tasks {v.paying[1]:.3f}"}),
             "": "impala wins or equals it" if v.wins else "**impala does not win**",
         }
@@ -89,6 +107,7 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
         TASKS: [v.ends_many for v in verdicts],
         WINS: [v.wins for v in verdicts],
         PAYS: [v.wins_paying for v in verdicts if v.wins_paying is not None],
+        MISSES: [v.misses_little for v in verdicts if v.misses_little is not None],
         HITS: [v.finds_enough for v in verdicts if v.finds_enough is not None],
     }
 

@@ -13,6 +13,8 @@ MOST_STALL, LEAST_TASKS = 1.02, 0.99
 """Of the best rival: within this impala wins, or is as good."""
 LEAST_HITS = 0.97
 """Of an infinite cache's, with host and NVMe."""
+MOST_MISSES = 1.25
+"""Of Belady's MIN's, on HBM alone."""
 LEAST_STALL_S = 0.01
 """Stalls below it are alike."""
 
@@ -41,6 +43,8 @@ class Verdict:
     """Stall over the bound's that has least."""
     hits: float | None
     """Hit ratio over an infinite cache's; None: not run."""
+    misses: float | None
+    """Over those of Belady's MIN under impala's schedule; None: not counted."""
     held_s: float
     best_held_s: float
     """Longest time that impala and the best rival kept a turn back."""
@@ -63,12 +67,18 @@ class Verdict:
         return None if self.hits is None or self.point.tiers != BOTH else self.hits >= LEAST_HITS
 
     @property
+    def misses_little(self) -> bool | None:
+        return None if self.misses is None else self.misses <= MOST_MISSES
+
+    @property
     def wins_paying(self) -> bool | None:
         return None if self.paying is None else self.paying[0] <= MOST_STALL and self.paying[1] >= LEAST_TASKS
 
 
-def judge(point: Point, by_policy: ByPolicy, level: float | None = None) -> Verdict:
-    """`level`: what the point's came to."""
+def judge(
+    point: Point, by_policy: ByPolicy, level: float | None = None, misses: tuple[int, int] | None = None
+) -> Verdict:
+    """`level`: what the point's came to. `misses`: impala's and Belady's MIN's, over all seeds."""
     ours = by_policy["impala"]
     rivals = [n for n in by_policy if n not in ("impala", PAYING) and not KINDS[n].is_bound]
     best = min(rivals, key=lambda n: stall_s(by_policy[n]))
@@ -85,7 +95,7 @@ def judge(point: Point, by_policy: ByPolicy, level: float | None = None) -> Verd
     to_bound = max(bounds, default=1.0)
     return Verdict(
         point, point.level if level is None else level, best, busiest, stall, tasks, paying, to_bound, hits,
-        held_s, best_held_s,
+        None if misses is None else misses[0] / misses[1] if misses[1] else 1.0, held_s, best_held_s,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ It takes no time and asks for none: `Replica` says when a step is, and how long 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from impala_vllm.sim.accesses import Accesses
 from impala_vllm.sim.policy import Policy
 from impala_vllm.sim.pool import Pool
 from impala_vllm.sim.request import Request
@@ -49,6 +50,8 @@ class Scheduler:
         self.computed_tokens = self.recomputed_tokens = self.num_preemptions = 0
         self.found_tokens = 0
         """Of prompts, by turns when they got their places."""
+        self.accesses: Accesses | None = None
+        """Told what HBM is asked for, where somebody wants to know."""
         self._computed = computed
         self._has_preempted = False
         """In the step at hand: then nobody is placed."""
@@ -140,6 +143,8 @@ class Scheduler:
                     return budget
                 self.stuck = None
                 pool.touch(hits)
+                if self.accesses is not None:
+                    self.accesses.looked_up(request.keys[:limit], len(hits), pool.num_free)
                 request.blocks = hits
                 request.num_computed = len(hits) * size
                 if further:
@@ -198,6 +203,8 @@ class Scheduler:
         if first < last:
             keys = request.keys[first:last]
             self.pool.cache(blocks[first:last], keys)
+            if self.accesses is not None:
+                self.accesses.filled(keys, self.pool.num_free)
             of_prompt = keys[: max(0, request.prompt_tokens // size - first)]
             self.recomputed_tokens += size * len(self._computed.intersection(of_prompt))
             self._computed.update(keys)
@@ -220,4 +227,6 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         owner, num_stem = self.policy.owner(request)
         self.pool.release(request.blocks, owner, num_stem)
+        if self.accesses is not None:
+            self.accesses.let_go(request.keys[: request.num_computed // self.shape.block_size], self.pool.num_free)
         request.blocks = []

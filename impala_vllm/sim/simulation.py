@@ -7,6 +7,7 @@ from random import Random
 
 from impala_vllm.fleet.places import Replica as Place
 from impala_vllm.fleet.places import ServerId
+from impala_vllm.sim.accesses import Accesses
 from impala_vllm.sim.charge import FREE, Charge
 from impala_vllm.sim.client import Client, Served
 from impala_vllm.sim.loop import Loop
@@ -76,6 +77,18 @@ class Outcome:
     computed_tokens: int
     num_preemptions: int
     busy_s: float
+    misses: "Misses | None" = None
+    """Of HBM, where they were counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """Blocks that turns looked up in HBM when they got their places, and did not find."""
+
+    num_looked_up: int
+    num_missed: int
+    num_fewest: int
+    """That Belady's MIN would have missed under the same schedule."""
 
 
 def run(
@@ -84,10 +97,12 @@ def run(
     kind: Kind,
     on_served: Callable[[Served], None] | None = None,
     on_step: Callable[[int, Step], None] | None = None,
+    counts_misses: bool = False,
 ) -> Outcome:
     """Serve all of `workload`. Its longest turn fits `setup.hbm_tokens`.
 
-    `on_served` is told of every turn, `on_step` of every step with the number of its replica.
+    `on_served` is told of every turn, `on_step` of every step with the number of its replica. `counts_misses`: on HBM
+    alone only.
     """
     size = workload.block_size
     num_blocks = setup.hbm_tokens // size
@@ -100,6 +115,9 @@ def run(
     replicas = [
         Replica(loop, setup.timing, shape, kind.make, computed, setup.charge) for _ in range(setup.num_replicas)
     ]
+    accesses = [Accesses() for _ in replicas] if counts_misses and below is None else []
+    for replica, log in zip(replicas, accesses, strict=False):
+        replica.accesses = log
     if on_step is not None:
         for number, replica in enumerate(replicas):
             replica.on_step = partial(on_step, number)
@@ -116,6 +134,7 @@ def run(
         sum(r.computed_tokens for r in replicas),
         sum(r.num_preemptions for r in replicas),
         sum(r.busy_s for r in replicas),
+        _misses(accesses) if accesses else None,
     )
 
 
@@ -126,6 +145,14 @@ def choose(workload: Workload, num_sessions: int | None, seed: int) -> Workload:
     if workload.has_one_clock:
         chosen.sort(key=lambda r: r.arrival_s)
     return workload.only(chosen)
+
+
+def _misses(accesses: Sequence[Accesses]) -> Misses:
+    return Misses(
+        sum(a.num_looked_up for a in accesses),
+        sum(a.num_missed for a in accesses),
+        sum(a.fewest_missed() for a in accesses),
+    )
 
 
 def _router(setup: Setup, loop: Loop, replicas: Sequence[Replica], hbm_tokens: int) -> Router:

@@ -128,6 +128,8 @@ def test_what_is_kept_is_not_run_again(tmp_path, monkeypatch):
     first = invoke(*ONE, "--raw", str(raw))
     lines = raw.read_text().splitlines()
     assert len(lines) == 1 + 3 * 2 + 1, "stock and impala at three points, unbounded once"
+    assert sum('"missed": null' not in line for line in lines[1:]) == 1, "impala's on HBM alone"
+    assert "misses" in first.output
     raw.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # as after a crash
     ran = []
     monkeypatch.setattr(cells.Bench, "run", _noting(cells.Bench.run, ran))
@@ -181,8 +183,10 @@ def test_runs_of_another_study_are_not_taken_for_this_ones(tmp_path):
 def test_what_is_kept_is_read_as_it_was(tmp_path):
     raw = tmp_path / "runs.jsonl"
     ran = Ran(Cell("agents", None, None, None, "unbounded", 2), 3.5, measures(1.25))
-    Raw(raw, {}).add(ran)
-    assert Raw(raw, {}).found == {ran.cell: ran}
+    counted = Ran(Cell("agents", 4.0, "HBM", "GPU links", "impala", 0), 3.5, measures(1.25), 7, 5)
+    for one in (ran, counted):
+        Raw(raw, {}).add(one)
+    assert Raw(raw, {}).found == {ran.cell: ran, counted.cell: counted}
 
 
 def test_the_grid_of_an_hour_has_every_axis_and_fewer_points():
@@ -236,7 +240,8 @@ def test_the_bars_are_rows_of_the_targets():
     lost = {**won, "impala": [measures(3)]}
     points = [POINT, replace(POINT, level=8.0), replace(POINT, tiers="host 1x")]
     found = {points[0]: won, points[1]: lost, points[2]: won}
-    verdicts = [judge(p, by_policy) for p, by_policy in found.items()]
+    misses = {points[0]: (125, 100), points[1]: (126, 100)}
+    verdicts = [judge(p, by_policy, misses=misses.get(p)) for p, by_policy in found.items()]
     made = tables.records(record.origin(), verdicts, found, {"covers": tables.WHOLE})
     rows = [t for t in targets.TARGETS if t.question == "sim/study" and t.variant == "impala"]
     by_metric = {t.metric: t.found(made) for t in rows}
@@ -244,6 +249,7 @@ def test_the_bars_are_rows_of_the_targets():
         tables.STALLS: (67, "2 of 3", 3),
         tables.TASKS: (100, "3 of 3", 3),
         tables.HITS: (100, "2 of 2", 2),
+        tables.MISSES: (50, "1 of 2", 2),
     }
     part = tables.records(record.origin(), verdicts, found, {"covers": "a part"})
     assert all(t.found(part) is None for t in rows)
