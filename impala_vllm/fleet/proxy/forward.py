@@ -86,9 +86,6 @@ class Forward:
 
     async def _answer(self, scope: Scope, body: Body, send: Send) -> None:
         headers = for_server(scope["headers"])
-        if headers is None:
-            await refuse(send, 400, "a header is not text in UTF-8")
-            return
         said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         read = await self._reader.read(scope["path"], said, body.data)
         call = _Call(scope, send, read, headers, body)

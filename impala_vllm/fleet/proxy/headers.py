@@ -1,4 +1,4 @@
-"""Which headers go on, and how: what belongs to one connection does not, values stay as they are byte for byte."""
+"""Which headers go on, and how: what belongs to one connection does not, values stay as they are."""
 
 from collections.abc import Iterable
 
@@ -13,17 +13,15 @@ _OWN = frozenset((b"date", b"server"))
 """Of an answer: the router's own server writes them."""
 
 
-def for_server(headers: Raw) -> list[tuple[str, str]] | None:
-    """A client's headers, its key included; None where a value cannot be sent on as it is.
+def for_server(headers: Raw) -> list[tuple[str, str]]:
+    """A client's headers, its key included.
 
-    The client library writes UTF-8, so what is that keeps its bytes; nothing else is sent in practice.
+    The client library writes UTF-8 and nothing else: values in that, and so in ASCII, keep their bytes; others, which
+    are latin-1 by HTTP's old rule, keep their characters.
     """
     kept = [(name.lower(), value) for name, value in headers]
     dropped = _OF_A_CONNECTION | _MADE_ANEW | _named(kept)
-    try:
-        return [(name.decode("ascii"), value.decode()) for name, value in kept if name not in dropped]
-    except UnicodeDecodeError:
-        return None
+    return [(name.decode("latin-1"), _text(value)) for name, value in kept if name not in dropped]
 
 
 def with_rank(headers: list[tuple[str, str]], dp_rank: int) -> list[tuple[str, str]]:
@@ -42,3 +40,10 @@ def _named(headers: Raw) -> frozenset[bytes]:
     """Further headers that belong to the connection, as it says."""
     said = [value for name, value in headers if name == b"connection"]
     return frozenset(name.strip().lower() for value in said for name in value.split(b","))
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -86,9 +86,6 @@ class StoredRoutes:
             text = "no such response is known here; it came through another router, is long ago, or its server has gone"
             await refuse(send, 404, text)
             return
-        if headers is None:
-            await refuse(send, 400, "a header is not text in UTF-8")
-            return
         try:
             body = await self._bodies.read(scope["headers"], receive)
         except ClientGone:
