@@ -189,8 +189,8 @@ class ImpalaOffloadingSpec(TieringOffloadingSpec):
         io = open_block_io(slab.fd, limits.depth, 2 * limits.stuck_s, memory)
         store = NvmeStore(slab, io, limits)
         logger.info(
-            "impala: NVMe tier of %d chunks in %s, %d filled, by %s",
-            *(slab.num_slots, directory, len(recovered), io.name),
+            "impala: NVMe tier of %d chunks in %s, %d filled, its index read in %.1f s, by %s",
+            *(slab.num_slots, directory, len(recovered), slab.scan_s, io.name),
         )
 
         def row(slot: int) -> memoryview:
