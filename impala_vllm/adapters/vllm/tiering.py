@@ -67,13 +67,13 @@ def _host_gib(engine_args: Any, settings: Config, say: Callable[[str], None]) ->
         if tiers.host_gib:
             _check_room(engine_args, tiers.host_gib, "tiers.host_gib")
         return tiers.host_gib
+    if tiers.nvme_path is None and not _moves_kv():
+        return 0.0  # on a CPU KV lives in host memory already
     found = _auto_gib()
     if tiers.nvme_path is not None:
         size_gib = max(STAGING_GIB, found or 0.0)
         _check_room(engine_args, size_gib, "tiers.nvme_path, without tiers.host_gib")
         return size_gib
-    if not _moves_kv():
-        return 0.0  # on a CPU KV lives in host memory already
     if found is None or found < MIN_AUTO_GIB:
         why = f"there is no {SHM}" if found is None else f"{found:.1f} GiB of shared memory to spare"
         say(f"no host tier: {why}; give --impala-host-gib G, or 0 to be silent")
