@@ -190,6 +190,12 @@ class Enforcer:
         if self.free is not None:
             self.free.release_all()
 
+    def forget_all(self) -> None:
+        """There are no traces any more: nothing idle is anybody's, here and below HBM."""
+        self.reset()
+        if self.tiers is not None:
+            self.tiers.manager.forget_all()
+
     def retire(self) -> None:
         """Give vLLM its own queues' behaviour back: its scheduling policy, least recently used goes first."""
         waiting = create_request_queue(self._scheduler.policy)

@@ -54,6 +54,8 @@ class Observer:
     ) -> None:
         self.identity: Identity | None = identity
         self.identity_error: str | None = None
+        self.on_switch_off: Callable[[], None] | None = None
+        """Called once where identity fails: there are no traces from then on."""
         self.heartbeat = Heartbeat()
         self.num_arrived = 0
         self.num_unfinished = 0
@@ -163,3 +165,5 @@ class Observer:
         self.identity_error = type(error).__name__  # its text may name sessions, and /impala/health is open
         self._num_open.clear()
         logger.error("impala: identity failed and is switched off, serving continues", exc_info=error)
+        if self.on_switch_off is not None:
+            self.on_switch_off()

@@ -58,6 +58,8 @@ class Scheduler:
         scheduler.observer = Observer(identity, markers)
         scheduler.bookkeeper = Bookkeeper.of(scheduler, settings.config, lambda: scheduler.observer.clock())
         identity.on_forget = scheduler.forget
+        if settings.config.mode is Mode.ENFORCE:
+            scheduler.observer.on_switch_off = scheduler.forget_all
         logger.info(
             "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
             "AsyncScheduler" if is_async else "Scheduler",
@@ -210,6 +212,10 @@ class _Enforced(_Observed):
         super().forget(trace_id)
         if self.enforcer is not None:
             self.enforcer.forget(trace_id)
+
+    def forget_all(self) -> None:
+        """Nobody tells traces apart any more."""
+        self._steer(Enforcer.forget_all)
 
     def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
         return self.enforcer.kept_back() if self.enforcer is not None else super()._kept_back()

@@ -21,6 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from impala_vllm.adapters.vllm import choice
+from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.config import load
 from impala_vllm.plugin import register
@@ -135,6 +136,20 @@ def test_finished_turns_are_told_with_final_tokens_only(model, asynchronous, mon
         if i != 2:
             tokens = request.num_prompt_tokens + 40 + 3 * i
             assert (told[f"r{i}"].num_tokens, len(told[f"r{i}"].blocks)) == (tokens, tokens // 32)
+
+
+def test_where_identity_fails_nothing_is_any_traces_any_more(model, monkeypatch):
+    scheduler = build(model, mode="enforce")
+    told = []
+    monkeypatch.setattr(Enforcer, "forget_all", told.append)
+
+    def fail(*_):
+        raise ValueError("broken")
+
+    monkeypatch.setattr(scheduler.observer.identity, "arrive", fail)
+    for request in requests():
+        scheduler.add_request(request)
+    assert told == [scheduler.enforcer]
 
 
 def test_tiers_have_nothing_of_an_adapter_whose_weights_were_loaded_anew(model):

@@ -92,8 +92,7 @@ class TierManager(OffloadingManager):
         """Policy is gone: plain caches again, and nothing is any trace's."""
         self._idle = self.loads.link = None
         self.host_pays = True
-        self.host.chains.release_all()
-        self.turns.forget_all()
+        self.forget_all()
         if self.nvme is not None:
             self.nvme.detach()
 
@@ -235,6 +234,13 @@ class TierManager(OffloadingManager):
         self.one_shots.ended(trace_id)
         if self.nvme is not None:
             self.nvme.chains.release(trace_id)
+
+    def forget_all(self) -> None:
+        """There are no traces any more."""
+        self.host.chains.release_all()
+        self.turns.forget_all()
+        if self.nvme is not None:
+            self.nvme.forget_all()
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges, for the snapshot."""

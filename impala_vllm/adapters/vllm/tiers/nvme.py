@@ -68,8 +68,11 @@ class NvmeTier:
             planner.nvme.bytes_per_s = min(planner.nvme.bytes_per_s, cap)
 
     def detach(self) -> None:
-        """Policy is gone, and with it the traces."""
+        """Policy is gone."""
         self._idle = self._planner = None
+
+    def forget_all(self) -> None:
+        """There are no traces any more."""
         self.chains.release_all()
         self._moves.forget_traces()
         self.demotions.forget()

@@ -65,6 +65,16 @@ def test_what_is_no_traces_takes_no_room_from_any_trace(nvme: int) -> None:
     assert names(tiers.manager.host.pool.keys()) == ["a0000", "a0001", "a0002", "b0000", "c0000", "c0001"]
 
 
+def test_without_traces_any_more_whoever_comes_has_room() -> None:
+    tiers = full_host()
+    running = tiers.arrive("q", keys("d", 1), B)
+    tiers.manager.forget_all()
+    tiers.serve("t", keys("c", 6))
+    assert names(tiers.manager.host.pool.keys()) == names(keys("c", 6))
+    tiers.finish(running)
+    tiers.check_nothing_moves()
+
+
 @pytest.mark.parametrize("policy", [True, False])
 def test_a_request_that_is_left_out_finds_nothing_and_leaves_nothing(policy: bool) -> None:
     tiers = Tiers(8, nvme=8, policy=policy)
