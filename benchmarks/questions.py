@@ -201,12 +201,12 @@ QUESTIONS = {
     "serving/fleet": Question(
         "Several servers under several routers, over HTTP, each router a process",
         "Emulated servers (an engine's timing, real KV events) and recorded coding sessions as chats without ids. A "
-        "token stands for `scale` of the recording's, in the timing too, and times are shorter by `speed`. sticky, "
-        "sticky_least_loaded and programs are told which session a turn belongs to; impala is told nothing. Spread is "
-        "the busiest server's prefill over the mean. Ratios are impala's to the best of the other routers, repetition "
-        "by repetition; sticky, which no router can be, is none of them, nor is an arm that did not serve every turn: "
-        "of it only failures and servers used are told. One machine runs all of it: figures compare arms and say "
-        "nothing absolute.",
+        "token stands for `scale` of the recording's, in the timing and in our prices too, and times are shorter by "
+        "`speed`. sticky, sticky_least_loaded and programs are told which session a turn belongs to; impala is told "
+        "nothing. Spread is the busiest server's prefill over the mean. Ratios are impala's to the router beside "
+        "which it looks worst, of the repetitions in which both served every turn; sticky, which no router can be, "
+        "is none of them. `short of` names who is compared less often than others or not at all, `tried again` what "
+        "failed once. One machine runs all of it: figures compare arms and say nothing absolute.",
     ),
     "serving/partition": Question(
         "How soon is a server known again, once the network is back?",

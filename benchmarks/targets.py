@@ -219,6 +219,8 @@ def table(records: Sequence[Record], targets: Sequence[Target] = TARGETS) -> lis
             continue
         engine = target.engine if r.source == "measured" else "virtual time"
         verdict = "met" if target.is_met(r.p50) else f"**not met** {target.note}".strip()
+        if "short of" in r.params:  # who should have been compared, and was not as often or not at all
+            verdict += f"; short of {r.params['short of']}"
         interval = r.params.get("interval", r.params.get("met", "-"))
         lines.append(f"| {target.what} | {target.asks()} | {r.p50:.3g} | {interval} | {r.n} | {engine} | {verdict} |")
     return lines

@@ -1,36 +1,45 @@
 """Fleets of emulated servers under several routers: tasks an hour, stall, hit ratio, spread of load.
 
-    PATH=ROUTERS/bin:$PATH python -m benchmarks.fleet --traces LOG --record
+    PATH=$PATH:ROUTERS/bin python -m benchmarks.fleet --traces LOG --record
 
 Recorded coding sessions, or without --traces synthetic agents: chats, sent without ids but to routers that cannot do
 without. Routers are processes, servers and clients are this one; figures compare arms and say nothing absolute. A token
-of a server stands for --scale of the recording's, in its timing too, and all times are shorter by --speed. Arms are
-interleaved, every second repetition backwards; routers that are not installed are left out, with a line that says so.
-All defaults, nine arms and five repetitions take about an hour on two cores that do nothing else.
+of a server stands for --scale of the recording's, in its timing and in our router's prices too, and all times are
+shorter by --speed. Arms are interleaved, every second repetition backwards. What fails is done once more; routers that
+are not installed, or fail twice, are left out, and figures say so. Logs of what failed stay in out/fleet, and Ctrl-C
+keeps the repetitions that are whole. All defaults, nine arms and five repetitions take about an hour on two cores that
+do nothing else.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from benchmarks import record
 from benchmarks.fleet import chats, clients, routers, sessions
+from benchmarks.fleet.attempts import Attempts
 from benchmarks.fleet.emulated import EmulatedServer
 from benchmarks.fleet.outcome import Outcome, records, summary
 from impala_vllm.fleet.hashing import Tokenizer
 from impala_vllm.replay import tiny_model
-from impala_vllm.replay.server import ServerError
-from impala_vllm.sim.timing import DEFAULT, load
+from impala_vllm.sim import timing
+from impala_vllm.workload import WorkloadError
 
 BLOCK_TOKENS = 16
 RECORDED_BLOCK_TOKENS = 64
+LONGEST_S = 1200.0
+"""For one arm, once: with a router that hangs, each turn of each session would wait for its own end."""
+LOGS = Path(__file__).parents[2] / "out" / "fleet"
 DIRECT = ("round_robin", "sticky")
 """Clients that choose themselves; the second is told each session's number, which routers are not."""
 
@@ -45,26 +54,30 @@ def main() -> None:
     left_out = {name: reason for name in names if (reason := routers.missing(name)) is not None}
     for name, reason in left_out.items():
         print(f"{name}: left out: {reason}", file=sys.stderr)
-    found: dict[str, list[Outcome]] = {name: [] for name in names if name not in left_out}
-    if not found:
+    attempts = Attempts([name for name in names if name not in left_out], left_out)
+    if not attempts.found:
         sys.exit("no arm is left")
+    origin = record.origin()  # an hour from now the tree may be another one
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
         run = _Runs(args, Path(folder))
-        for repetition in range(args.repetitions):
-            for name in [*found] if repetition % 2 == 0 else [*reversed(found)]:
-                try:
-                    outcome = asyncio.run(run.one(name, repetition))
-                except ServerError as e:
-                    print(f"{name}: dropped: {e}", file=sys.stderr)
-                    del found[name]
-                    continue
-                found[name].append(outcome)
-                print(json.dumps({"arm": name, "repetition": repetition, **outcome._asdict()}), flush=True)
-    for line in summary(found):
+        try:
+            attempts.run(run.one, args.repetitions)
+        except KeyboardInterrupt:
+            print("interrupted; of what is whole:", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            _tell(attempts, args, origin)
+
+
+def _tell(attempts: Attempts, args: argparse.Namespace, origin: record.Origin) -> None:
+    """Whatever has come to its end so far."""
+    found, faults = attempts.found, attempts.faults
+    for line in summary(found, faults):
         print(line, file=sys.stderr)
-    if args.record and any(found.values()):
-        print(record.append(records(found, _params(args), record.origin())))
+    params = _params(args) | ({"tried again": "; ".join(attempts.again)} if attempts.again else {})
+    if args.record and (made := records(found, faults, params, origin)):
+        print(record.append(made))
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,14 +112,25 @@ class _Runs:
         self._args = args
         self._folder = folder
         self._tokenizer = Tokenizer(str(folder))
-        self._timing = load(DEFAULT)
+        self._timing = timing.load(timing.DEFAULT)
         self._hbm_tokens: int = args.hbm_tokens or self._timing.hbm_tokens // args.scale
         self._words = chats.Words(self._tokenizer)
-        coarser = args.scale * BLOCK_TOKENS // RECORDED_BLOCK_TOKENS
-        self._pool = sessions.recorded(args.traces, args.turns, coarser, args.max_gap_s) if args.traces else None
+        self._pool = _recorded(args) if args.traces else None
+        self._logs = LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        """Of routers that failed."""
 
-    async def one(self, name: str, seed: int) -> Outcome:
-        """One arm, once. Raises ServerError where its router does not come up, or does not last."""
+    def one(self, name: str, seed: int) -> Outcome:
+        """One arm, once, everything anew. Raises ServerError where its router does not come up, or does not last."""
+        places = (self._logs / f"{name}-{seed}-{attempt}.log".replace(" ", "-") for attempt in count(1))
+        log = next(place for place in places if not place.exists())
+        outcome = asyncio.run(self._one(name, seed, log))
+        if outcome.is_whole():
+            log.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # logs of failures are there, or none was written
+                self._logs.rmdir()
+        return outcome
+
+    async def _one(self, name: str, seed: int, log: Path) -> Outcome:
         args, lot = self._args, Random(seed)
         asked = self._sessions(lot)
         async with AsyncExitStack() as stack:
@@ -115,14 +139,16 @@ class _Runs:
             if name in routers.ARMS:
                 site = routers.Site(servers, self._folder, self._timing, args.scale, args.speed, self._hbm_tokens)
                 arm = routers.ARMS[name]
-                urls = [await stack.enter_async_context(routers.running(name, arm, site, self._folder))]
+                urls = [await stack.enter_async_context(routers.running(name, arm, site, log))]
                 told = urls[0] if arm.is_told else None
             pick = clients.in_turn(urls) if name != "sticky" else clients.by_session(urls)
             client = await stack.enter_async_context(clients.http())
-            waited = await clients.send(
-                client, asked, pick, clients.Load(args.spread_s / args.speed, args.concurrency), lot, told
-            )
-            return Outcome.of(waited, [server.served for server in servers])
+            load = clients.Load(args.spread_s / args.speed, args.concurrency)
+            async with asyncio.timeout(LONGEST_S):
+                waited = await clients.send(client, asked, pick, load, lot, told)
+            outcome = Outcome.of(waited, [server.served for server in servers])
+        print(json.dumps({"arm": name, "repetition": seed, **outcome._asdict()}), flush=True)
+        return outcome
 
     def _sessions(self, lot: Random) -> list[list[chats.Ask]]:
         args = self._args
@@ -140,6 +166,23 @@ class _Runs:
             tokens_each=self._args.scale,
             tells_tokens=True,
         )
+
+
+def _recorded(args: argparse.Namespace) -> list[list[sessions.Step]]:
+    """The sessions of the log; ends with one line where they are none that this benchmark can send."""
+    coarser = args.scale * BLOCK_TOKENS // RECORDED_BLOCK_TOKENS
+    try:
+        pool = sessions.recorded(args.traces, args.turns, coarser, args.max_gap_s)
+    except (WorkloadError, OSError) as e:
+        sys.exit(f"--traces: {e}")
+    if not pool:
+        sys.exit(f"--traces {args.traces.name}: no session of {sessions.MIN_TURNS} turns")
+    if odd := {step.block_tokens // coarser for steps in pool for step in steps} - {RECORDED_BLOCK_TOKENS}:
+        sys.exit(
+            f"--traces {args.traces.name}: blocks of {min(odd)} tokens, and only those of {RECORDED_BLOCK_TOKENS} "
+            "can be sent as words; take another log"
+        )
+    return pool
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:

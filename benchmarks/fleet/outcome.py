@@ -1,4 +1,8 @@
-"""What a run of an arm came to, and the records of many: medians, and impala over the best of the packaged routers."""
+"""What a run of an arm came to, and the records of many: medians, and impala over the best of the packaged routers.
+
+Where an arm has fewer repetitions than ours, or none, every record of the run says so: a ratio is to the best of those
+that there are.
+"""
 
 import json
 import statistics
@@ -59,23 +63,43 @@ _ALWAYS = frozenset({"servers_used", "failures"})
 """What may be said of an arm that did not serve every turn."""
 
 
-def best_rival(found: Mapping[str, Sequence[Outcome]], metric: str) -> str | None:
-    """The arm that is best at a metric in the median, of those that served every turn; None where there is none."""
-    rivals = [name for name, outcomes in found.items() if _is_whole(outcomes) and name not in NO_RIVAL]
-    choose = min if _KINDS[metric][1] == "lower" else max
-    return choose(rivals, key=lambda name: _median(found[name], metric), default=None)
+Found = Mapping[str, Mapping[int, Outcome]]
+"""By arm and number of the repetition."""
 
 
-def ratios(found: Mapping[str, Sequence[Outcome]], metric: str) -> tuple[str, list[float]] | None:
-    """Ours over the best rival's, repetition by repetition, and who that is; None where we did not serve every turn."""
-    rival = best_rival(found, metric)
-    if rival is None or not _is_whole(found.get(OURS, ())):
+class Comparison(NamedTuple):
+    """Ours over the best rival's."""
+
+    to: str
+    values: list[float]
+    """A repetition each, of those that both served whole."""
+
+
+def compared(found: Found, metric: str) -> Comparison | None:
+    """Ours to the rival beside which we look worst, in the median; None without one, or where we failed a turn."""
+    ours = found.get(OURS, {})
+    if len(_whole(ours)) != len(ours):
         return None
-    pairs = zip(found[OURS], found[rival], strict=True)
-    return rival, [getattr(ours, metric) / getattr(theirs, metric) for ours, theirs in pairs]
+    rivals: list[Comparison] = []
+    for name, outcomes in found.items():
+        if name not in NO_RIVAL and (pairs := [(ours[n], o) for n, o in _whole(outcomes).items() if n in ours]):
+            rivals.append(Comparison(name, [getattr(a, metric) / getattr(b, metric) for a, b in pairs]))
+    choose = max if _KINDS[metric][1] == "lower" else min
+    return choose(rivals, key=lambda rival: statistics.median(rival.values), default=None)
 
 
-def summary(found: Mapping[str, Sequence[Outcome]]) -> list[str]:
+def short(found: Found, faults: Mapping[str, str]) -> str | None:
+    """Who is compared and has fewer whole repetitions than others, and why; None: nobody."""
+    asked = max(map(len, found.values()), default=0)
+    missed: list[str] = []
+    for name in {**found, **faults}:
+        number = len(_whole(found.get(name, {})))
+        if number < asked and (name == OURS or name not in NO_RIVAL):
+            missed.append(f"{name}: {number} of {asked}" + (f" ({faults[name]})" if name in faults else ""))
+    return "; ".join(missed) or None
+
+
+def summary(found: Found, faults: Mapping[str, str]) -> list[str]:
     """One JSON line an arm, and one a comparison."""
     lines = [
         json.dumps(
@@ -86,35 +110,43 @@ def summary(found: Mapping[str, Sequence[Outcome]]) -> list[str]:
         for arm, outcomes in found.items()
         if outcomes
     ]
+    less = {"short of": missed} if (missed := short(found, faults)) else {}
     for metric in _COMPARED:
-        if (compared := ratios(found, metric)) is not None:
-            rival, values = compared
-            lines.append(json.dumps({"ratio of": metric, "to": rival, "median": statistics.median(values)}))
+        if (ratios := compared(found, metric)) is not None:
+            told = {"to": ratios.to, "of": len(ratios.values), "median": statistics.median(ratios.values)}
+            lines.append(json.dumps({"ratio of": metric} | told | less))
     return lines
 
 
-def records(found: Mapping[str, Sequence[Outcome]], params: dict[str, Any], origin: Origin) -> list[Record]:
+def records(found: Found, faults: Mapping[str, str], params: dict[str, Any], origin: Origin) -> list[Record]:
     """Of every arm and metric; of an arm that did not serve every turn, only how many failed and who was asked."""
+    if missed := short(found, faults):
+        params = params | {"short of": missed}
     made = [
-        origin.record(QUESTION, arm, params, metric, unit, better, [float(getattr(o, metric)) for o in outcomes])
+        origin.record(
+            QUESTION, arm, params, metric, unit, better, [float(getattr(o, metric)) for o in outcomes.values()]
+        )
         for arm, outcomes in found.items()
         if outcomes
         for metric, (unit, better) in _KINDS.items()
         if metric in _ALWAYS or _is_whole(outcomes)
     ]
     for metric in _COMPARED:
-        if (compared := ratios(found, metric)) is not None:
-            rival, values = compared
-            r = ratio([1.0] * len(values), values)
-            told = {"to": rival, "interval": f"{r.low:.4f}-{r.high:.4f} ({r.coverage:.0%})"}
+        if (ratios := compared(found, metric)) is not None:
+            r = ratio([1.0] * len(ratios.values), ratios.values)
+            told = {"to": ratios.to, "interval": f"{r.low:.4f}-{r.high:.4f} ({r.coverage:.0%})"}
             better = _KINDS[metric][1]
-            made.append(origin.record(QUESTION, OURS, params | told, f"{metric} ratio", "x", better, values))
+            made.append(origin.record(QUESTION, OURS, params | told, f"{metric} ratio", "x", better, ratios.values))
     return made
 
 
-def _is_whole(outcomes: Sequence[Outcome]) -> bool:
-    return bool(outcomes) and all(outcome.is_whole() for outcome in outcomes)
+def _whole(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
+    return {number: outcome for number, outcome in outcomes.items() if outcome.is_whole()}
 
 
-def _median(outcomes: Sequence[Outcome], metric: str) -> float:
-    return statistics.median(getattr(o, metric) for o in outcomes)
+def _is_whole(outcomes: Mapping[int, Outcome]) -> bool:
+    return bool(outcomes) and len(_whole(outcomes)) == len(outcomes)
+
+
+def _median(outcomes: Mapping[int, Outcome], metric: str) -> float:
+    return statistics.median(getattr(o, metric) for o in outcomes.values())

@@ -1,8 +1,9 @@
 """Routers under test, each a process of its own: how it is started, what it is told, and where it comes from.
 
 Others get their defaults, and what their manuals ask an operator to measure: the size of KV and the cost of a step.
-Options are those of vllm-router 0.1.17 and sglang-router 0.3.2. Put their commands on PATH; each may live in an
-environment of its own.
+What is in tokens or seconds is in those that are sent, ours (`ours`) as theirs; their thresholds are ratios and counts.
+Options are those of vllm-router 0.1.17 and sglang-router 0.3.2. Put their commands at the end of PATH; each may live in
+an environment of its own.
 """
 
 import asyncio
@@ -25,7 +26,6 @@ from impala_vllm.sim.timing import Timing
 START_S = 300.0
 SETTLES_S = 10.0
 """Routers answer before they have found all their servers; they are given so long."""
-_IMPALA = "from impala_vllm.cli.main import main; main()"
 
 
 class Site(NamedTuple):
@@ -51,10 +51,10 @@ class Arm(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def running(name: str, arm: Arm, site: Site, folder: Path) -> AsyncIterator[str]:
+async def running(name: str, arm: Arm, site: Site, log: Path) -> AsyncIterator[str]:
     """Its address, once it serves. Raises ServerError, in the end too where it has died meanwhile."""
     env = {"PYTHONPATH": os.pathsep.join(part or str(Path.cwd()) for part in sys.path)} if arm.package is None else {}
-    process = Server(name, arm.command(site), folder / f"{name}.log", env)
+    process = Server(name, arm.command(site), log, env)
     process.start()
     try:
         await asyncio.to_thread(process.wait_ready, START_S)
@@ -73,7 +73,7 @@ async def _hashes(process: Server) -> None:
     until_s = time.monotonic() + START_S
     async with aiohttp.ClientSession() as client:
         while time.monotonic() < until_s:
-            with contextlib.suppress(aiohttp.ClientError):
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 async with client.post(process.url + "/v1/impala/route", json=body) as response:
                     if (await response.json()).get("is_hashed"):
                         return
@@ -83,7 +83,8 @@ async def _hashes(process: Server) -> None:
 
 def _impala(site: Site) -> list[str]:
     workers = [word for server in site.servers for word in ("--worker", server.url)]
-    return [sys.executable, "-c", _IMPALA, "router", *workers, "--tokenizer", str(site.tokenizer), "--port", "{port}"]
+    scaled = [sys.executable, "-m", "benchmarks.fleet.ours", str(site.tokens_each), str(site.speed)]
+    return [*scaled, "router", *workers, "--tokenizer", str(site.tokenizer), "--port", "{port}"]
 
 
 def _vllm(policy: str, *more: str) -> Callable[[Site], list[str]]:
@@ -162,4 +163,4 @@ def missing(name: str) -> str | None:
     package = ARMS[name].package if name in ARMS else None
     if package is None or shutil.which(package) is not None:
         return None
-    return f"no command {package}; `pip install {package}` in any environment, and put its bin on PATH"
+    return f"no command {package}; `pip install {package}` in any environment, and put its bin at the end of PATH"

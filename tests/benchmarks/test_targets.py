@@ -27,6 +27,11 @@ def test_a_missed_target_says_so_and_why() -> None:
     assert row(made(0.27)).endswith("| **not met** Why. |")
 
 
+def test_a_figure_that_lacks_some_of_those_it_is_compared_with_says_so() -> None:
+    told = {"short of": "one: 1 of 5 (it died)"}
+    assert row(made(0.2, **told)).endswith("| met; short of one: 1 of 5 (it died) |")
+
+
 def test_the_newest_record_counts() -> None:
     assert "| 0.2 |" in row(made(0.4), made(0.2))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 from impala_vllm.config import MetadataConfig
+from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.fleet.addresses import Address
 from impala_vllm.fleet.asking import AskingConfig
 from impala_vllm.fleet.fleet import Fleet
@@ -19,7 +20,7 @@ from impala_vllm.fleet.proxy.stored import Stored, StoredRoutes
 from impala_vllm.fleet.registry import Registry, RegistryConfig, SharedIndex
 from impala_vllm.fleet.residency import Residency
 from impala_vllm.fleet.router import Router
-from impala_vllm.fleet.scoring import Policy
+from impala_vllm.fleet.scoring import Policy, ScoringConfig
 
 logger = logging.getLogger("impala.fleet")
 
@@ -39,6 +40,9 @@ class RouterOptions:
     registry: str | None = None
     """redis://..., shared with other routers; None: this one is alone."""
     index: IndexConfig = field(default_factory=IndexConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    """Of prefill, until it has been measured."""
     sharing: RegistryConfig = field(default_factory=RegistryConfig)
     asking: AskingConfig = field(default_factory=AskingConfig)
     bodies: BodyConfig = field(default_factory=BodyConfig)
@@ -55,7 +59,8 @@ class Gateway:
         shared = SharedIndex(local) if options.registry is not None else None
         self.fleet = Fleet(shared or local, options.tokenizer, options.server_key, options.asking)
         residency = Residency(self.fleet.index, options.index)
-        self.router = Router(self.fleet.loads, residency, Policy(), Random())
+        policy = Policy(options.scoring, StepCost(options.cost))
+        self.router = Router(self.fleet.loads, residency, policy, Random())
         self.fleet.on_lost = self.router.leave
         self.registry: Registry | None = None
         if shared is not None and options.registry is not None:

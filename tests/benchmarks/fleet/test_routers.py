@@ -7,8 +7,12 @@ import sys
 import aiohttp
 import pytest
 
-from benchmarks.fleet import routers
+from benchmarks.fleet import ours, routers
 from benchmarks.fleet.emulated import EmulatedServer
+from impala_vllm.core.cost import StepCost
+from impala_vllm.fleet.index import Depths
+from impala_vllm.fleet.places import Replica, ServerId
+from impala_vllm.fleet.scoring import Load, Policy, Question
 from impala_vllm.replay.server import ServerError
 from impala_vllm.sim.timing import load
 
@@ -49,6 +53,23 @@ def test_program_scheduling_is_calibrated_for_the_servers(site):
         assert found == pytest.approx(wanted)
 
 
+def test_our_prices_are_in_what_is_sent_as_the_servers_are():
+    """A prompt that is 32 times shorter on servers four times faster costs a quarter, and is judged alike."""
+    ships, scaled = Policy(), Policy(ours.scoring(32, 4.0), StepCost(ours.cost(32, 4.0)))
+    replicas = [Replica(ServerId(name)) for name in "ab"]
+    loads = {replica: Load(capacity_tokens=1000) for replica in replicas}
+    for load_of in loads.values():
+        load_of.num_running, load_of.num_traces = 2, 3
+    whole, part = (
+        policy.explain(Question(tokens, tokens // 100, {replicas[0]: Depths(40, 40, 40, 40)}), loads)
+        for policy, tokens in ((ships, 64_000), (scaled, 2_000))
+    )
+    for replica in replicas:
+        assert part[replica] == pytest.approx([seconds / 4.0 for seconds in whole[replica]])
+        assert part[replica].crowd_s > 0.0
+    assert scaled.config.stay_s == ships.config.stay_s / 4.0
+
+
 async def test_every_server_and_its_events_are_told(site):
     async with site.servers[0] as one, site.servers[1] as two:
         for name, arm in routers.ARMS.items():
@@ -66,7 +87,7 @@ async def test_a_router_that_dies_meanwhile_is_not_measured(site, tmp_path, monk
     arm = routers.Arm(lambda _: [sys.executable, "-c", TELLS_ITS_PID, "{port}"], "a package")
 
     async def measured(dies: bool) -> None:
-        async with routers.running("it", arm, site, tmp_path) as url, aiohttp.ClientSession() as client:
+        async with routers.running("it", arm, site, tmp_path / "it.log") as url, aiohttp.ClientSession() as client:
             async with client.get(url) as response:
                 pid = int(await response.text())
             if dies:
