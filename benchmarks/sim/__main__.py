@@ -99,6 +99,7 @@ def _records(question: str, pairs: list[Pair], params: dict[str, object]) -> lis
         found = [p for p in pairs if p.policy == policy]
         for metric, values in (
             ("stall simulated / virtual", [p.stall_s / p.virtual_stall_s for p in found]),
+            ("hit ratio simulated / virtual", [p.hits for p in found]),
             ("hit ratio simulated - virtual", [p.hit_ratio - p.virtual_hit_ratio for p in found]),
         ):
             unit = "x" if "/" in metric else ""

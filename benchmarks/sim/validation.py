@@ -37,6 +37,13 @@ class Pair:
     hit_ratio: float
     virtual_hit_ratio: float
 
+    @property
+    def hits(self) -> float:
+        """One over the other; 1 where both are as good as nothing."""
+        if abs(self.hit_ratio - self.virtual_hit_ratio) <= NOTHING:
+            return 1.0
+        return self.hit_ratio / max(NOTHING, self.virtual_hit_ratio)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

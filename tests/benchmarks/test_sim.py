@@ -60,3 +60,9 @@ def test_an_arm_that_is_off_and_arms_that_change_places_are_said():
     assert not validation.same_ranking(off)
     fewer_hits = [good[0], dataclasses.replace(good[1], hit_ratio=0.4), good[2]]
     assert [v.is_close for v in validation.verdicts(fewer_hits)] == [True, False, True]
+
+
+def test_hits_are_compared_as_a_ratio_and_nothing_is_like_nothing():
+    assert Pair("stock", 1, 1, 0.45, 0.5).hits == pytest.approx(0.9)
+    assert Pair("stock", 1, 1, 0.001, 0.008).hits == 1.0
+    assert Pair("stock", 1, 1, 0.2, 0.0).hits > 2
