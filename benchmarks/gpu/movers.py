@@ -92,7 +92,7 @@ class Batch:
     def impala_ranges(self) -> Move:
         """Our kernel over bare addresses: what vLLM's functions are given."""
         addresses = self._addresses()
-        return lambda: ops.copy_ranges(*addresses, self.place)
+        return lambda: ops.copy_ranges(*addresses(), self.place)
 
     def vllm_dma(self) -> Move:
         """vLLM's batched copy by the DMA engines. Raises ImportError without vLLM; the move raises RuntimeError on a
@@ -103,7 +103,7 @@ class Batch:
 
         def move() -> None:
             self._check_stream()
-            _custom_ops.swap_blocks_batch(*addresses, is_src_access_order_any=any_order)
+            _custom_ops.swap_blocks_batch(*addresses(), is_src_access_order_any=any_order)
 
         return move
 
@@ -116,7 +116,7 @@ class Batch:
 
         def move() -> None:
             self._check_stream()
-            swap_blocks_batch(*addresses, bytes_per_chunk=chunk)
+            swap_blocks_batch(*addresses(), bytes_per_chunk=chunk)
 
         return move
 
@@ -144,14 +144,15 @@ class Batch:
         if not device.takes_batched_copies(self.place):
             raise RuntimeError("the driver batches no copies on the default stream")
 
-    def _addresses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Addresses and sizes in pinned memory, as vLLM's worker keeps them."""
-        size = self.source.shape[1]
-        made = (
-            self.source.data_ptr() + self.source_ids * size,
-            self.target.data_ptr() + self.target_ids * size,
-            torch.full((len(self.source_ids),), size, dtype=torch.int64),
-        )
-        if self.place.type != "cuda":
-            return made
-        return made[0].pin_memory(), made[1].pin_memory(), made[2].pin_memory()
+    def _addresses(self) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+        """Fills pinned memory with addresses and sizes anew for each move, as vLLM's worker does for each job."""
+        size, count = self.source.shape[1], len(self.source_ids)
+        pinned = self.place.type == "cuda"
+        source, target, sizes = (torch.empty(count, dtype=torch.int64, pin_memory=pinned) for _ in range(3))
+
+        def filled() -> tuple[Tensor, Tensor, Tensor]:
+            torch.add(self.source.data_ptr(), self.source_ids, alpha=size, out=source)
+            torch.add(self.target.data_ptr(), self.target_ids, alpha=size, out=target)
+            return source, target, sizes.fill_(size)
+
+        return filled

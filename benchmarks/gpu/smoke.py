@@ -23,13 +23,13 @@ class Answer(NamedTuple):
     num_cached: int
 
 
-def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
-    """Notes in which mode the stock engine has run, for the sessions to come.
+def run(out: Out, runner: str | None = None, graphs: str | None = None, arm: str = "stock") -> None:
+    """Notes in which mode the stock engine has run, for what comes after it; what is not asked for is as there.
 
     Raises AssertionError where the same prompt gets another answer, or a tier gives nothing back.
     """
     model = tiny_model.build("1m" if device.is_rehearsal() else "26m")
-    mode = Mode("v1", False) if device.is_rehearsal() else _mode(runner, graphs == "yes")
+    mode = Mode("v1", False) if device.is_rehearsal() else _mode(known_mode(out), runner, graphs)
     block_size = 32 if device.is_rehearsal() else 16
     setting = Setting(
         model,
@@ -70,9 +70,10 @@ def run(out: Out, runner: str, graphs: str, arm: str = "stock") -> None:
         out.note(mode=[mode.runner, mode.has_graphs, mode.attention])
 
 
-def _mode(runner: str, has_graphs: bool) -> Mode:
+def _mode(known: Mode, runner: str | None, graphs: str | None) -> Mode:
     """Without graphs, with the attention that needs nothing compiled: the way with the fewest layers."""
-    return Mode(runner, has_graphs, None if has_graphs else "TRITON_ATTN")
+    has_graphs = known.has_graphs if graphs is None else graphs == "yes"
+    return Mode(runner or known.runner, has_graphs, None if has_graphs else "TRITON_ATTN")
 
 
 def _answer(llm: Any, prompt: tuple[int, ...]) -> Answer:

@@ -33,7 +33,8 @@ class Step:
 
 REHEARSAL_PATIENCE = 10
 """Limits are those of a machine with a GPU; where there is none, twenty others may be at work."""
-ARMS = ("stock", "upstream", "impala")
+ARMS = ("stock", "impala", "upstream")
+"""As many as the rest of a short loan allows: impala against stock first."""
 OWN_SWAP = "impala-vllm-swap"
 """impala with vLLM's own worker: what of a difference is the copies' doing."""
 
@@ -60,11 +61,10 @@ STEPS = (
     _smoke("graphs", runner="v2", graphs="yes"),
     # The least that can run, where graphs did not: what follows takes the mode that did.
     replace(_smoke("eager", runner="v1", graphs="no"), instead_of="engine-graphs"),
-    _smoke("impala", runner="v2", graphs="yes", arm="impala"),
-    _smoke("impala-v1", runner="v1", graphs="yes", arm="impala"),
+    _smoke("impala", arm="impala"),
+    _smoke("impala-v1", runner="v1", arm="impala"),
     *(_sessions("1b", arm, 80, 170) for arm in ARMS),
-    # As many of these as the rest of a short loan allows: impala against stock first.
-    *(_sessions("8b", arm, 70, 150) for arm in ("stock", "impala", "upstream")),
+    *(_sessions("8b", arm, 70, 150) for arm in ARMS),
     _smoke("offload", runner="v2", graphs="yes", arm="upstream"),
     _sessions("1b", OWN_SWAP, 80, 170),
     _smoke("fp8", runner="v2", graphs="yes", arm="impala-fp8"),
