@@ -18,6 +18,8 @@ from tests.ops.memory import CANARY, layers, packed, random_bytes, some_ids
         (1000, [8], False, False),
         (1, [65536, 65536], False, True),
         (9, [65536], True, True),
+        (63, [65536], False, True),
+        (1000, [1000], True, True),
     ],
 )
 def test_pack_and_unpack_are_naives_to_the_bit(
@@ -29,7 +31,8 @@ def test_pack_and_unpack_are_naives_to_the_bit(
     table = PageTable.of(pages)
     ids = some_ids(num_blocks, num_pages, seed=2)
     run_slab, (run,) = layers(num_blocks, [table.run_bytes], gap_bytes=16 if strided else 0, seed=3)
-    sums = torch.full((num_blocks,), -1) if checked else None
+    sums_and_canaries = torch.full((num_blocks + 2,), -1)
+    sums = sums_and_canaries[1:-1] if checked else None
     wanted_run, wanted_sums = torch.empty_like(run), torch.empty(num_blocks, dtype=torch.int64)
     naive.pack_pages(table, ids, wanted_run, wanted_sums)
     canaries = run_slab.clone()
@@ -48,6 +51,7 @@ def test_pack_and_unpack_are_naives_to_the_bit(
 
     assert torch.equal(slab, wanted_slab)
     assert sums is None or torch.equal(sums, wanted_sums)
+    assert sums_and_canaries[[0, -1]].tolist() == [-1, -1]
     run.copy_(layers(num_blocks, [table.run_bytes], gap_bytes=16 if strided else 0, seed=3)[1][0])
     assert torch.equal(run_slab, canaries)
 
