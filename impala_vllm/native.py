@@ -17,7 +17,7 @@ class BlockIo:
     """What block I/O a directory offers. None: unknown, because the native module is absent."""
 
     io_uring: bool | None = None
-    """The kernel lets this process make an io_uring and does what it is asked for, proven by a read."""
+    """As `can_use_io_uring`."""
     direct_io: bool | None = None
     """The file system takes O_DIRECT, proven by a write and a read."""
     direct_alignment_bytes: int | None = None
@@ -40,6 +40,15 @@ def probe_block_io(directory: str | os.PathLike[str]) -> BlockIo:
     found = native.probe_block_io(os.fspath(directory))
     alignment = found.direct_alignment_bytes
     return BlockIo(found.io_uring, alignment is not None, alignment)
+
+
+def can_use_io_uring() -> bool:
+    """Whether the kernel lets this process make an io_uring and does what it is asked for, proven by a read.
+
+    Takes three seconds where it is asked and never answers. Raises AttributeError with a module of an earlier build.
+    """
+    native = _native()
+    return native is not None and native.can_use_io_uring()
 
 
 class UringFile(Protocol):

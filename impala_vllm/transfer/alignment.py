@@ -8,7 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from impala_vllm.transfer.block_io import Op
 
@@ -53,10 +53,16 @@ def address_of(buffer: memoryview) -> int:
         ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
 
 
-def check_ops(ops: Sequence[Op], alignment_bytes: int) -> None:
-    """Raise ValueError for the first op that an engine of this alignment must not start."""
+def check_ops(ops: Sequence[Op], alignment_bytes: int, in_flight: Collection[int] = ()) -> None:
+    """Raise ValueError for the first op that an engine of this alignment must not start; `in_flight` are tokens."""
+    tokens: set[int] = set()
     for op in ops:
         buffer = op.buffer
+        if op.token in in_flight or op.token in tokens:
+            raise ValueError(f"op {op.token}: another op in flight has this token")
+        tokens.add(op.token)
+        if not buffer.nbytes:
+            raise ValueError(f"op {op.token}: the buffer is empty")
         if not buffer.contiguous:
             raise ValueError(f"op {op.token}: the buffer is not contiguous")
         if buffer.readonly and not op.is_write:

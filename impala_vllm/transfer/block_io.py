@@ -4,6 +4,7 @@ An engine moves whole buffers at given offsets and can take their checksum on th
 of its methods may be called by two at once. Which engine is at hand is decided by `open_block_io`.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -59,8 +60,8 @@ class BlockIo(Protocol):
     def submit(self, ops: Sequence[Op]) -> None:
         """Start the ops, in any order. Never waits for the disk.
 
-        Raises ValueError, starting none, on a misaligned op, a buffer with gaps, one to read into that is read-only,
-        and on a closed engine.
+        Raises ValueError, starting none, on a misaligned op, a buffer that is empty or has gaps, one to read into that
+        is read-only, a token in flight already, and on a closed engine.
         """
         ...
 
@@ -114,20 +115,24 @@ def open_block_io(
 def _proven(io: "UringIo", file_bytes: int) -> "UringIo":
     """`io`, which has read the file's first block. Raises OSError, the engine closed, where it cannot.
 
-    A container's rules may allow a ring to be made and registered and refuse every op on it.
+    A container's rules may allow a ring to be made and registered and refuse every op on it, or never answer one: that
+    is found out on a pipe, as an engine waits for what the disk was asked for.
     """
+    from impala_vllm import native
     from impala_vllm.transfer.alignment import aligned_buffer
 
-    if file_bytes < io.alignment_bytes:
-        return io  # nothing to read
     try:
+        if not native.can_use_io_uring():
+            raise OSError(errno.ENOSYS, "a ring is made, and nothing that it is asked for is done")
+        if file_bytes < io.alignment_bytes:
+            return io  # nothing to read
         io.submit([Op(0, False, 0, aligned_buffer(io.alignment_bytes))])
         done: list[Completion] = []
         while not done:
             done = io.poll(PROOF_S)
         if done[0].error is not None:
             raise done[0].error
-    except OSError:
+    except (OSError, AttributeError):
         io.close()
         raise
     return io

@@ -29,7 +29,7 @@ class ThreadPoolIo:
         self.is_direct = is_direct(self._fd)
         self.alignment_bytes = DIRECT_ALIGNMENT_BYTES if self.is_direct else 1
         self.name = f"{num_threads} threads"
-        self._num_in_flight = 0
+        self._tokens: set[int] = set()  # submitted and not polled
         self._is_closed = False
         self._todo: SimpleQueue[tuple[Op, float] | None] = SimpleQueue()
         self._done: SimpleQueue[Completion | None] = SimpleQueue()  # None: a wake-up
@@ -41,13 +41,13 @@ class ThreadPoolIo:
 
     @property
     def num_in_flight(self) -> int:
-        return self._num_in_flight
+        return len(self._tokens)
 
     def submit(self, ops: Sequence[Op]) -> None:
         self._check_open()
-        check_ops(ops, self.alignment_bytes)
+        check_ops(ops, self.alignment_bytes, self._tokens)
         now = time.monotonic()
-        self._num_in_flight += len(ops)
+        self._tokens.update(op.token for op in ops)
         for op in ops:
             self._todo.put((op, now))
 
@@ -60,7 +60,7 @@ class ThreadPoolIo:
         # No more than are there now: whoever wakes all the time must not keep us here.
         found += [self._done.get_nowait() for _ in range(self._done.qsize())]
         done = [completion for completion in found if completion is not None]
-        self._num_in_flight -= len(done)
+        self._tokens.difference_update(completion.token for completion in done)
         return done
 
     def wake(self) -> None:
@@ -75,7 +75,7 @@ class ThreadPoolIo:
         for thread in self._threads:
             thread.join()
         os.close(self._fd)
-        self._num_in_flight = 0
+        self._tokens.clear()
 
     def _check_open(self) -> None:
         if self._is_closed:

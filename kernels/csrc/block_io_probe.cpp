@@ -38,28 +38,6 @@ bool is_done_in_time(UringFile& file) {
     }
 }
 
-// Have a byte of a pipe read as a slab's blocks are: a container's rules may let an io_uring be made and registered and
-// refuse every op on it.
-bool can_use_io_uring() {
-    int ends[2];
-    if (pipe2(ends, O_CLOEXEC) != 0) return false;
-    const Fd out(ends[0]), in(ends[1]);
-    auto byte = std::make_unique<char>();
-    if (write(in.get(), byte.get(), 1) != 1) return false;
-    try {
-        auto file = std::make_unique<UringFile>(out.get(), 1, 1, kDeadline_s);
-        const Transfer transfer{0, {false, 0, byte.get(), 1}};
-        file->submit({transfer});
-        if (is_done_in_time(*file)) return file->take().front().error == 0;
-        // The kernel may still write there, and to close the file would wait for that.
-        (void)byte.release();
-        (void)file.release();
-        return false;
-    } catch (const std::system_error&) {
-        return false;
-    }
-}
-
 // Write and read one run of `alignment` bytes at an address, offset and length that are multiples of it and no more.
 bool round_trips(int fd, char* base, std::size_t alignment) {
     char* const sent = base + alignment;
@@ -83,6 +61,26 @@ std::optional<std::size_t> direct_alignment(int fd) {
 }
 
 }  // namespace
+
+bool can_use_io_uring() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
+    const Fd out(ends[0]), in(ends[1]);
+    auto byte = std::make_unique<char>();
+    if (write(in.get(), byte.get(), 1) != 1) return false;
+    try {
+        auto file = std::make_unique<UringFile>(out.get(), 1, 1, kDeadline_s);
+        const Transfer transfer{0, {false, 0, byte.get(), 1}};
+        file->submit({transfer});
+        if (is_done_in_time(*file)) return file->take().front().error == 0;
+        // The kernel may still write there, and to close the file would wait for that.
+        (void)byte.release();
+        (void)file.release();
+        return false;
+    } catch (const std::system_error&) {
+        return false;
+    }
+}
 
 BlockIo probe_block_io(const std::string& directory) {
     std::string path = directory + "/.impala-probe-XXXXXX";

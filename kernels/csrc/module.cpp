@@ -19,6 +19,11 @@ impala::BlockIo probe_block_io(const std::string& directory) {
     return impala::probe_block_io(directory);
 }
 
+bool can_use_io_uring() {
+    nb::gil_scoped_release unlocked;
+    return impala::can_use_io_uring();
+}
+
 // OSError(errno, text), which Python turns into the class for that errno.
 void translate(const std::exception_ptr& thrown, void*) {
     try {
@@ -37,6 +42,7 @@ NB_MODULE(_native, m) {
         .def_ro("io_uring", &impala::BlockIo::io_uring)
         .def_ro("direct_alignment_bytes", &impala::BlockIo::direct_alignment_bytes);
     m.def("probe_block_io", &probe_block_io, nb::arg("directory"));
+    m.def("can_use_io_uring", &can_use_io_uring);
 
     m.attr("HAS_CHECKSUM") = impala::has_checksum();
     nb::class_<PythonUringFile>(m, "UringFile")

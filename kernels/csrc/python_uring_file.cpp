@@ -91,6 +91,10 @@ void PythonUringFile::submit(nb::iterable ops) {
             throw std::invalid_argument("op " + std::to_string(token) + ": its offset " + std::to_string(offset) +
                                         " is negative");
         }
+        // One that is done and not polled yet is in flight for Python, no longer for the file.
+        if (buffers_.count(token)) {
+            throw std::invalid_argument("op " + std::to_string(token) + ": another op in flight has this token");
+        }
         PythonBuffer buffer = buffer_of(op, token, is_write);
         transfers.push_back({token, {is_write, static_cast<std::uint64_t>(offset), buffer.address(), buffer.length()}});
         buffers.push_back(std::move(buffer));

@@ -124,6 +124,23 @@ class BlockIoContract:
             io.submit([Op(1, False, 0, filled(BLOCK_BYTES, 5).toreadonly())])
         with pytest.raises(ValueError, match="op 2"):
             io.submit([Op(2, False, 0, filled(2 * BLOCK_BYTES, 5)[::2])])
+        with pytest.raises(ValueError, match="op 3"):
+            io.submit([Op(3, False, 0, filled(BLOCK_BYTES, 5)[:0])])
+        assert io.num_in_flight == 0
+
+    def test_a_token_names_one_op_until_it_was_polled(self, io: BlockIo):
+        buffer, other = filled(BLOCK_BYTES, 5), filled(BLOCK_BYTES, 6)
+        with pytest.raises(ValueError, match="op 1"):
+            io.submit([Op(1, False, 0, buffer), Op(1, False, 0, other)])
+        assert io.num_in_flight == 0
+        io.submit([Op(token, False, 0, aligned_buffer(BLOCK_BYTES)) for token in range(20)])
+        tokens = {completion.token for completion in io.poll(LONG_S)}  # by then others are done, too
+        for token in set(range(20)) - tokens:
+            with pytest.raises(ValueError, match=f"op {token}:"):
+                io.submit([Op(token, False, 0, other)])
+        again = min(tokens)
+        io.submit([Op(again, False, 0, other)])
+        assert collect(io, 20 - len(tokens) + 1).keys() == set(range(20)) - tokens | {again}
         assert io.num_in_flight == 0
 
     def test_a_read_past_the_end_is_an_error(self, io: BlockIo):

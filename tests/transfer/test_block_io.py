@@ -75,6 +75,22 @@ def test_where_a_ring_can_be_made_but_moves_nothing_threads_do_the_work(
     io.close()
 
 
+def test_where_a_ring_takes_ops_and_never_answers_threads_do_the_work_and_no_op_is_left_with_it(
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if not use_direct(fd) or not native.probe_block_io(tmp_path).io_uring:
+        pytest.skip("no io_uring here")
+
+    def forbidden(self: UringIo, ops: object) -> None:
+        raise AssertionError("the file was asked: its engine could never be closed")
+
+    monkeypatch.setattr(native, "can_use_io_uring", lambda: False)
+    monkeypatch.setattr(UringIo, "submit", forbidden)
+    io = open_block_io(fd)
+    assert isinstance(io, ThreadPoolIo)
+    io.close()
+
+
 UNDER_A_FILTER = """
 import ctypes, os, struct, sys
 from impala_vllm import native
