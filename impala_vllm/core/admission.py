@@ -5,12 +5,13 @@ its recompute would have paid for the wait. A turn is admitted when it fits besi
 that runs nothing holds nobody; a turn past its bound is never held. Bytes are counted in blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.rank import Waiting
+from impala_vllm.core.types import RequestId
 
 MAX_PASSED = 64
 """After so many turns that found no room the rest of the queue is held unseen: bounds the cost of a step."""
@@ -69,11 +70,13 @@ class Admission:
         free_blocks: int,
         num_running: int,
         now: float,
+        skipped: Collection[RequestId] = (),
     ) -> Plan:
         """Admit turns in rank order while they fit beside what is kept. O(admitted + `MAX_PASSED`).
 
-        `asking` is in order of rank: preempted turns and those past their bound first, then by priority.
-        `free_blocks` are all blocks no request references, kept ones included.
+        `asking` is in order of rank: by priority, then preempted turns and those past their bound first.
+        `free_blocks` are all blocks no request references, kept ones included. `skipped` could not begin for another
+        reason than room, since something ran last: where nothing runs they do not count as admitted.
         """
         if not self.config.enabled:
             return Plan(list(asking), 0)
@@ -86,9 +89,9 @@ class Admission:
             if num_passed == MAX_PASSED:
                 break
             turn = ask.turn
+            if held_priority is not None and turn.priority > held_priority:
+                break  # the client said that the one held comes first
             if turn.arrived_s > late_s and not turn.preempted:
-                if held_priority is not None and turn.priority > held_priority:
-                    break  # the client said that the one held comes first
                 if room < 0:
                     break  # whatever they ask for
                 if ask.new_blocks > room - ask.own_idle_blocks:
@@ -97,6 +100,7 @@ class Admission:
                     continue
             admitted.append(ask)
             room -= ask.new_blocks + ask.own_idle_blocks
-        if not admitted and asking and num_running == 0:
-            admitted.append(asking[0])
+        if num_running == 0 and all(ask.turn.request_id in skipped for ask in admitted):
+            able = next((ask for ask in asking if ask.turn.request_id not in skipped), None)
+            admitted = [*admitted, able] if able is not None else list(asking)
         return Plan(admitted, len(asking) - len(admitted))

@@ -1,5 +1,7 @@
 """Rank and admission on schedules small enough to know the best order."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,20 @@ def test_the_clients_priority_is_the_major_key() -> None:
     assert order([turn("short", 10, priority=1), turn("long", 9000, priority=0)]) == ["long", "short"]
 
 
+def test_neither_a_long_wait_nor_a_preemption_makes_a_turn_urgent() -> None:
+    turns = [
+        turn("batch", 10, arrived_s=0.0, priority=1),
+        turn("pushed out", 10, arrived_s=0.0, priority=1, preempted=True),
+        turn("urgent", 100_000, arrived_s=999.0, priority=0),
+    ]
+    assert order(turns, now=1000.0) == ["urgent", "pushed out", "batch"]
+
+
+def test_a_turn_past_its_bound_waits_for_an_urgent_one_that_finds_no_room() -> None:
+    asks = [ask("urgent", 80, priority=0), ask("late", 10, arrived_s=-300.0, priority=1)]
+    assert admitted(1.0, asks, free=100, running=1) == []
+
+
 def test_a_preempted_turn_is_never_overtaken() -> None:
     assert order([turn("short", 10), turn("back", 9000, preempted=True)]) == ["back", "short"]
 
@@ -45,7 +61,7 @@ def ask(name: str, new: int, own: int = 0, arrived_s: float = 0.0, **more: int) 
     return Asking(turn(name, 1000, arrived_s=arrived_s, **more), new, own)
 
 
-def admitted(wait_s: float, asks: list[Asking], free: int, running: int, **more: float) -> list[str]:
+def admitted(wait_s: float, asks: list[Asking], free: int, running: int, **more: Any) -> list[str]:
     """Who is admitted beside idle KV whose trace is expected back after `wait_s`."""
     kept = IDLE_BLOCKS if ADMISSION.keeps(IDLE_TOKENS, wait_s) else 0
     plan = ADMISSION.plan(asks, kept, free, running, 0.0, **more)
@@ -87,6 +103,14 @@ def test_a_smaller_turn_passes_a_blocked_head() -> None:
 
 def test_an_idle_engine_holds_nobody() -> None:
     assert admitted(1.0, [ask("a", 80), ask("b", 90)], free=100, running=0) == ["a"]
+
+
+def test_an_idle_engine_is_not_kept_idle_by_turns_that_cannot_begin() -> None:
+    asks = [ask("no adapter", 80), ask("able", 90), ask("as able", 90)]
+    assert admitted(1.0, asks, free=100, running=0, skipped={"no adapter"}) == ["able"]
+    asks = [ask("no adapter", 10), ask("able", 90)]
+    assert admitted(1.0, asks, free=100, running=0, skipped={"no adapter"}) == ["no adapter", "able"]
+    assert admitted(1.0, asks, free=100, running=0, skipped={"no adapter", "able"}) == ["no adapter", "able"]
 
 
 def test_nobody_is_held_past_the_bound() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.kv_cache_interface import is_full_attention_spec
 from vllm.v1.request import RequestStatus
 
@@ -67,12 +68,20 @@ class Asks:
         # Without it a resume looks like a new prompt, and order by work would put it last.
         self._config = config if self._group is not None else replace(config, enabled=False)
         self._tiers = tiers
+        self.goes_by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
+        self.skipped = set[RequestId]()
+        """Who was passed over for another reason than room; whoever reads it clears it."""
         self._order = RankOrder()
         """As last judged."""
         self._passing: list[Request] = []
         self._rotation = Rotation(cost)
         self._late_s = math.inf
         """Not before then is one of them past its bound, and has to be judged again."""
+
+    @property
+    def knows_reach(self) -> bool:
+        """Can it tell how much of a prompt is in HBM?"""
+        return self._group is not None
 
     def ranked(self, waiting: "WaitingQueue", now: float) -> Ranked:
         """Everybody who waits, best first.
@@ -84,6 +93,8 @@ class Asks:
             # Whom a step skipped, for a limit on adapters say, is back where it stood.
             if request not in members or request.status == RequestStatus.PREEMPTED:
                 order.discard(request)
+            else:
+                self.skipped.add(RequestId(request.request_id))
         again = dict.fromkeys(self._passing)
         again.update(dict.fromkeys(r for r in waiting.take_added() if r not in order))
         due = self._due(len(waiting), now)
@@ -98,9 +109,7 @@ class Asks:
                 self._passing.append(request)
             else:
                 order.put(request, *judged)
-        stuck = waiting.left_over()  # it lets the others by, once
-        requests, asks = order.passed_by(stuck) if stuck is not None else (order.requests, order.asks)
-        return Ranked(self._passing, requests, asks)
+        return Ranked(self._passing, *order.passed_by(waiting.left_over()))
 
     def _due(self, num_waiting: int, now: float) -> "Sequence[Request]":
         """Who of those ranked is judged again."""
@@ -157,7 +166,7 @@ class Asks:
             request.num_tokens,
             reach_tokens,
             expected,
-            request.priority,
+            request.priority if self.goes_by_priority else 0,
             is_preempted,
             load_s,
         )

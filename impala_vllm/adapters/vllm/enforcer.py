@@ -91,10 +91,13 @@ class Enforcer:
         self._asks = Asks(scheduler, self.turns, self.cost, self.lengths, config.rank, self.tiers)
         self.waiting = WaitingQueue(scheduler.waiting)
         scheduler.waiting = self.waiting
+        self._fault: Exception | None = None
+        """Of ours, inside vLLM's own step; raised by the next plan."""
+        self._num_free = 0
         self.free: FreeQueue | None = None
         if len(scheduler.kv_cache_config.kv_cache_groups) == 1 and scheduler.cache_config.enable_prefix_caching:
             pool = scheduler.kv_cache_manager.block_pool
-            self.free = FreeQueue(pool.free_block_queue, self.idle.cheapest_first)
+            self.free = FreeQueue(pool.free_block_queue, self._cheapest_first)
             pool.free_block_queue = self.free  # type: ignore[assignment]
 
     def arrive(
@@ -211,7 +214,9 @@ class Enforcer:
         self.reset()
 
     def plan(self, now: float) -> None:
-        """Decide this step: order what runs, order and admit what waits."""
+        """Decide this step: order what runs, order and admit what waits. Raises whatever went wrong since the last."""
+        if self._fault is not None:
+            raise self._fault
         if now - self._refreshed_s >= REFRESH_S + REFRESH_S_PER_TRACE * self.turns.num_traces:
             self.gaps.refresh(now)
             self._refreshed_s = now
@@ -219,7 +224,7 @@ class Enforcer:
             self._judge_idle(self.free, now)
         running = self._scheduler.running
         if len(running) > 1 and self._scheduler._inflight_prefills:
-            running.sort(key=lambda r: r.num_tokens - r.num_computed_tokens if r.is_prefill_chunk else 0)
+            running.sort(key=self._place_in_step)
         if not len(self.waiting):
             self._planned, self._fetching = ((), []), _NOBODY
             self.num_held = self._num_ranked = 0
@@ -227,8 +232,9 @@ class Enforcer:
             return
         self._admit(now)
 
-    def scheduled(self, output: "SchedulerOutput", now: float) -> None:
-        """A step was built: note what it will compute, to learn from when it is done. Raises Stalled."""
+    def scheduled(self, output: "SchedulerOutput", now: float, is_throttled: bool = False) -> None:
+        """A step was built: note what it will compute, to learn from when it is done. `is_throttled`: it was to place
+        no prefill. Raises Stalled."""
         for new in output.scheduled_new_reqs:
             turn = self.turns.get(RequestId(new.req_id))
             if turn is not None and not turn.has_begun:  # model runner V2 calls resumed ones new as well
@@ -237,6 +243,12 @@ class Enforcer:
                 if self._supersedes and self.free is not None and turn.trace_id is not None:
                     # What the turn did not take of its trace's KV is superseded: nobody goes on from there.
                     self.free.release(turn.trace_id)
+        if output.total_num_scheduled_tokens:
+            self._asks.skipped.clear()
+        num_free = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        has_placed = output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids
+        self.waiting.stepped(bool(has_placed) or num_free > self._num_free, is_throttled)
+        self._num_free = num_free
         self._watchdog.watch(output, self._num_ranked, now)
         self._timer.planned(output, now)
 
@@ -281,10 +293,27 @@ class Enforcer:
             free.new_round()
             self._round_s = now
 
+    def _place_in_step(self, request: "Request") -> tuple[int, int]:
+        """Running prefills with the least left first, the client's priority before."""
+        left = request.num_tokens - request.num_computed_tokens if request.is_prefill_chunk else 0
+        return (request.priority if self._asks.goes_by_priority else 0), left
+
+    def _cheapest_first(self, trace_ids: "Iterable[TraceId]") -> list[TraceId]:
+        """`IdleKv`'s answer; where it fails, amid vLLM's step, any order will do."""
+        trace_ids = list(trace_ids)
+        try:
+            return self.idle.cheapest_first(trace_ids)
+        except Exception as e:
+            self._fault = e
+            return trace_ids
+
     def _admit(self, now: float) -> None:
         passing, requests, asks = self._asks.ranked(self.waiting, now)
         fetching: frozenset[str] = _NOBODY
-        if self.free is None:
+        if self._watchdog.lets_all_through:
+            others = set(passing)
+            requests = admitted = [request for request in self.waiting if request not in others]
+        elif self.free is None or not self._asks.knows_reach:
             admitted = requests
         else:
             num_free, num_running = self.free.num_free_blocks, len(self._scheduler.running)
@@ -298,7 +327,7 @@ class Enforcer:
                 # A streaming session whose client thinks holds blocks too, but moves nothing.
                 num_running += len(self._scheduler.kv_holding_waiting) - self._scheduler.num_waiting_for_streaming_input
             kept = 0 if _fit(asks, self.free.num_unclaimed) else self.idle.kept_blocks
-            plan = self.admission.plan(asks, kept, num_free, num_running, now)
+            plan = self.admission.plan(asks, kept, num_free, num_running, now, self._asks.skipped)
             request_of = self._scheduler.requests
             admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
         self._num_ranked = len(requests)

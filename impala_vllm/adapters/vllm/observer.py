@@ -71,10 +71,13 @@ class Observer:
         self.clock = clock
         self._tool_call_tokens = tool_call_tokens
         self._num_open: dict[RequestId, int] = {}
+        self._link_of: dict[RequestId, Link] = {}
+        """Of open turns."""
         self._links: deque[Answered] = deque(maxlen=MAX_LINKS)
 
     def on_arrival(self, request: "Request") -> Link | None:
-        """Before the scheduler queues `request`. Whose turn it is; None where nobody can tell."""
+        """Before the scheduler queues `request`. Whose turn it is; None where nobody can tell, and for further children
+        of one `n > 1` request, whose turn is known (`link_of`)."""
         started_ns = time.perf_counter_ns()
         now = self.clock()
         self.num_arrived += 1
@@ -102,6 +105,10 @@ class Observer:
             except Exception as e:
                 self._switch_off(e)
         self.spent_ns += time.perf_counter_ns() - started_ns
+
+    def link_of(self, request: "Request") -> Link | None:
+        """Whose turn an open request is, or is a part of."""
+        return self._link_of.get(facts.turn_id(request))
 
     def shared_depth(self, request: "Request") -> int:
         """Leading blocks of an open request that live traces share with it; 0 where nobody can tell."""
@@ -146,6 +153,7 @@ class Observer:
         link = identity.arrive(facts.arrival(request), now)
         self.num_links += 1
         self._links.append(Answered(turn, link, request))
+        self._link_of[turn] = link
         return link
 
     def _finish(self, identity: Identity, request: "Request", now: float) -> None:
@@ -155,6 +163,7 @@ class Observer:
             self._num_open[turn] = left
         elif left == 0:
             del self._num_open[turn]
+            self._link_of.pop(turn, None)
             identity.finish(facts.finish(request, self._tool_call_tokens), now)
 
     def _can_link(self, request: "Request") -> bool:
@@ -164,6 +173,7 @@ class Observer:
         self.identity = None
         self.identity_error = type(error).__name__  # its text may name sessions, and /impala/health is open
         self._num_open.clear()
+        self._link_of.clear()
         logger.error("impala: identity failed and is switched off, serving continues", exc_info=error)
         if self.on_switch_off is not None:
             self.on_switch_off()

@@ -3,22 +3,18 @@
 A step moves a handful of a long queue, so nothing is sorted or copied.
 """
 
-import sys
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from impala_vllm.core import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vllm.v1.request import Request
 
     from impala_vllm.core.admission import Asking
     from impala_vllm.core.rank import Key
-
-
-_IN_TIME: "Key" = (rank.IN_TIME, -sys.maxsize, 0.0, 0.0)
 
 
 class RankOrder:
@@ -43,9 +39,9 @@ class RankOrder:
         return self._entry_of[request][1]
 
     def in_time(self) -> "Iterator[tuple[Request, Asking]]":
-        """Who is neither preempted nor past its bound, best first."""
-        first = bisect_left(self._keys, _IN_TIME)
-        return zip(self.requests[first:], self.asks[first:], strict=True)
+        """Who is neither preempted nor past its bound, best first. O(n)."""
+        entries = zip(self._keys, self.requests, self.asks, strict=True)
+        return ((request, ask) for key, request, ask in entries if key[1] == rank.IN_TIME)
 
     def put(self, request: "Request", key: "Key", ask: "Asking") -> None:
         """Place the request, wherever it stood before."""
@@ -66,13 +62,17 @@ class RankOrder:
             index += 1
         del self._keys[index], self.requests[index], self.asks[index]
 
-    def passed_by(self, request: "Request") -> "tuple[list[Request], list[Asking]]":
-        """`requests` and `asks` with the request behind all others; preempted and late ones are never passed."""
-        entry = self._entry_of.get(request)
-        if entry is None or entry[0][0] != rank.IN_TIME:
-            return self.requests, self.asks
-        at = self.requests.index(request)
-        requests, asks = self.requests.copy(), self.asks.copy()
-        requests.append(requests.pop(at))
-        asks.append(asks.pop(at))
+    def passed_by(self, stuck: "Iterable[Request]") -> "tuple[list[Request], list[Asking]]":
+        """`requests` and `asks` with these behind all others of their priority, in the order given; preempted and late
+        ones are never passed."""
+        requests, asks = self.requests, self.asks
+        for request in stuck:
+            key, ask = self._entry_of.get(request, (None, None))
+            if key is None or ask is None or key[1] != rank.IN_TIME:
+                continue
+            if requests is self.requests:
+                requests, asks = requests.copy(), asks.copy()
+            at, end = requests.index(request), bisect_left(self._keys, (key[0], rank.PASSED_BY, 0.0, 0.0))
+            requests.insert(end - 1, requests.pop(at))
+            asks.insert(end - 1, asks.pop(at))
         return requests, asks

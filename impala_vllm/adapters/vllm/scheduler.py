@@ -158,7 +158,7 @@ class _Enforced(_Observed):
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
             self._leave_out(request)
-            link = self._arrived(request)
+            link = self._arrived(request) or self.observer.link_of(request)
             trace_id = link.trace_id if link is not None else None
             stem, trace = self._stem_blocks(request), self._trace(trace_id)
             self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem, trace))
@@ -167,7 +167,7 @@ class _Enforced(_Observed):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self._steer(lambda policy: policy.plan(self.observer.clock()))
         output = super().schedule(throttle_prefills)
-        self._steer(lambda policy: policy.scheduled(output, self.observer.clock()))
+        self._steer(lambda policy: policy.scheduled(output, self.observer.clock(), throttle_prefills))
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
@@ -238,8 +238,11 @@ class _Enforced(_Observed):
             verb(self.enforcer)
         except Exception:
             logger.exception("impala: policy failed and falls back to stock order, serving continues")
-            self.enforcer.retire()
-            self.enforcer = None
+            policy, self.enforcer = self.enforcer, None
+            try:
+                policy.retire()
+            except Exception:
+                logger.exception("impala: policy left some of its order behind")
         self.observer.spent_ns += time.perf_counter_ns() - started_ns
 
 

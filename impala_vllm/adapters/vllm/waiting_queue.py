@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, KeysView
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
+MAX_STUCK = 8
+"""So many that find no room are passed by the next; more are tried in turn."""
+
 
 class WaitingQueue(RequestQueue):
     """Every waiting request in order of arrival, and the admitted ones in order of rank."""
@@ -20,15 +23,27 @@ class WaitingQueue(RequestQueue):
         self._gone: dict[Request, None] = {}
         self._admitted: deque[Request] = deque()
         self._tried: Request | None = None
+        self._stuck: deque[Request] = deque(maxlen=MAX_STUCK)
 
     def admit(self, requests: Iterable[Request]) -> None:
         """The plan of the coming step, best first. Replaces the one before."""
         self._admitted = deque(requests)
         self._tried = None
 
-    def left_over(self) -> Request | None:
-        """The request the last step looked at and could not place. None: it had no seat or token left to try."""
-        return self._tried if self._tried in self._requests else None
+    def stepped(self, is_anew: bool, is_throttled: bool = False) -> None:
+        """A step has looked at the plan. `is_anew`: it placed somebody, or there is more room than before, so whoever
+        found none may be tried again. A throttled one places no prefill, whoever it is of."""
+        if is_anew:
+            self._stuck.clear()
+        if self._tried is not None and not is_throttled:
+            self._stuck.append(self._tried)
+
+    def left_over(self) -> list[Request]:
+        """Who was looked at of late and could not be placed, the last `MAX_STUCK`, first tried first.
+
+        A step looks at no more than one of them; at none where no seat or token is left.
+        """
+        return [request for request in dict.fromkeys(self._stuck) if request in self._requests]
 
     def take_added(self) -> list[Request]:
         """Who was queued, or queued again, since the last call and is still here; in that order."""

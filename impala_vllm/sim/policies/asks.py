@@ -136,4 +136,4 @@ class Asks:
 def _passed_by(entry: Entry) -> Entry:
     """A head that found no room a step ago lets the others by, once; preempted and late ones never do."""
     key, request, ask = entry
-    return ((rank.PASSED_BY, *key[1:]), request, ask) if key[0] == rank.IN_TIME else entry
+    return ((key[0], rank.PASSED_BY, *key[2:]), request, ask) if key[1] == rank.IN_TIME else entry

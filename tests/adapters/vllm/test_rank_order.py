@@ -21,17 +21,19 @@ class Named:
     name: int
 
 
-ACTIONS = st.lists(st.tuples(st.sampled_from(["put", "discard"]), st.integers(0, 7), st.integers(0, 3)), max_size=60)
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["put", "discard"]), st.integers(0, 7), st.integers(0, 1), st.integers(0, 3)), max_size=60
+)
 
 
-@given(ACTIONS, st.integers(0, 7))
-def test_it_is_as_if_sorted_anew(actions: list[tuple[str, int, int]], stuck: int):
+@given(ACTIONS, st.lists(st.integers(0, 7), max_size=4, unique=True))
+def test_it_is_as_if_sorted_anew(actions: list[tuple[str, int, int, int]], stuck: list[int]):
     requests: list[Any] = [Named(i) for i in range(8)]
     order, model = RankOrder(), dict[int, tuple[Any, Any]]()
-    for number, (action, name, cost) in enumerate(actions):
+    for number, (action, name, priority, cost) in enumerate(actions):
         model.pop(name, None)
         if action == "put":
-            key = (rank.IN_TIME if cost else rank.LATE, 0, float(cost), 0.0)
+            key = (priority, rank.IN_TIME if cost else rank.LATE, float(cost), 0.0)
             model[name] = key, number
             order.put(requests[name], key, number)  # type: ignore[arg-type]
         else:
@@ -40,14 +42,14 @@ def test_it_is_as_if_sorted_anew(actions: list[tuple[str, int, int]], stuck: int
     assert [requests.index(r) for r in order.requests] == [name for name, _ in expected]
     assert order.asks == [ask for _, (_, ask) in expected]
 
-    behind, asks = order.passed_by(requests[stuck])
-    if stuck in model and model[stuck][0][0] == rank.IN_TIME:
-        expected.sort(key=lambda item: item[0] == stuck)
+    behind, asks = order.passed_by(requests[name] for name in stuck)
+    passed = {name: n for n, name in enumerate(stuck, 1) if name in model and model[name][0][1] == rank.IN_TIME}
+    expected.sort(key=lambda item: (item[1][0][0], passed.get(item[0], 0)))
     assert [(requests.index(r), ask) for r, ask in zip(behind, asks, strict=True)] == [
         (n, ask) for n, (_, ask) in expected
     ]
     assert len(order) == len(model)
-    in_time = [(n, ask) for n, (key, ask) in sorted(model.items(), key=lambda i: i[1]) if key[0] == rank.IN_TIME]
+    in_time = [(n, ask) for n, (key, ask) in sorted(model.items(), key=lambda i: i[1]) if key[1] == rank.IN_TIME]
     assert [(requests.index(r), ask) for r, ask in order.in_time()] == in_time
     assert all((request in order) == (n in model) for n, request in enumerate(requests))
     assert all(order.ask(requests[n]) == ask for n, (_, ask) in model.items())

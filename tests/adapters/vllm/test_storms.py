@@ -251,7 +251,7 @@ def test_a_smaller_priority_goes_first_whatever_the_work(model, asynchronous):
     ]
     rng.shuffle(asks)
     late = Ask("00 late", 1.0, blocks(11, 77), priority=0)
-    storm = Storm(build(model, asynchronous, 13), [*asks, late])
+    storm = Storm(build(model, asynchronous, 13, scheduling_policy="priority"), [*asks, late])
     storm.run()
     assert [name for name in storm.served if name != late.name] == sorted(ask.name for ask in asks)
     assert storm.served.index(late.name) < 4, "it came while others were waiting, and more urgent"
@@ -261,9 +261,26 @@ def test_a_smaller_priority_goes_first_whatever_the_work(model, asynchronous):
 def test_an_urgent_turn_that_needs_much_room_is_not_passed_by_small_ones_that_can_wait(model, asynchronous):
     small = [Ask(f"small {i}", 0.25 * i, blocks(3, i), 10, priority=1) for i in range(160)]
     urgent = Ask("urgent", 5.1, blocks(12, 401), priority=0)
-    storm = Storm(build(model, asynchronous, 13), [*small, urgent])
+    storm = Storm(build(model, asynchronous, 13, scheduling_policy="priority"), [*small, urgent])
     storm.run()
     assert storm.waits["urgent"] < HOLD_S / 2
+
+
+@BOTH
+def test_an_urgent_turn_is_not_passed_by_those_that_can_wait_however_long_they_have(model, asynchronous):
+    batch = [Ask(f"batch {i:03}", 0.0, blocks(6, i), 40, priority=1) for i in range(80)]
+    urgent = [Ask(f"urgent {i}", 2 * HOLD_S + 5.0 * i, blocks(6, 200 + i), priority=0) for i in range(6)]
+    storm = Storm(build(model, asynchronous, 13, scheduling_policy="priority"), [*batch, *urgent])
+    storm.run()
+    assert max(storm.waits[ask.name] for ask in batch) > 3 * HOLD_S, "few waited long: this test would show nothing"
+    assert max(storm.waits[ask.name] for ask in urgent) < HOLD_S / 2
+
+
+def test_a_priority_counts_where_vllm_goes_by_it(model):
+    asks = [Ask(f"{n}", 0.01 * n, blocks(8, n), priority=-n) for n in range(6)]
+    storm = Storm(build(model, False, 13), asks)
+    storm.run()
+    assert storm.served == sorted(storm.served)
 
 
 @BOTH
