@@ -33,7 +33,7 @@ from impala_vllm.sim.sessions import Workload
 from impala_vllm.sim.simulation import Arrivals, Setup, run
 from impala_vllm.workload import WorkloadError
 
-QUESTIONS = re.compile(r"serving/(baseline|agents|tiers|tiers-host|tiers-slow)(-[0-9.]+x)?")
+QUESTIONS = re.compile(r"serving/(baseline|agents|tiers[a-z-]*)(-[0-9.]+x)?")
 POLICIES = {arm: policy for arms in (COUNTERPARTS, WITH_HOST, WITH_NVME) for policy, arm in arms.items()}
 _POOL = re.compile(r"HBM pool (\d+) blocks of (\d+)")
 _TURNS = re.compile(r"first (\d+) turns")
@@ -171,10 +171,12 @@ def same_ranking(compared: Sequence[Compared]) -> bool:
 
 def _case(run: Sequence[Record]) -> Case | None:
     params, figures = run[0].params, {(r.variant, r.metric): r.p50 for r in run}
-    arms = [arm for arm in dict.fromkeys(r.variant for r in run) if (arm, "stall_mean_s") in figures]
+    arms = [
+        arm for arm in dict.fromkeys(r.variant for r in run) if arm in POLICIES and (arm, "stall_mean_s") in figures
+    ]
     pool, turns = _POOL.search(str(params["engine"])), _TURNS.match(str(params["scale"]))
     is_batch = params.get("load") == "closed loop, whole batch, starts over 5 s"
-    if pool is None or turns is None or not is_batch or len(arms) < 2 or not set(arms) <= set(POLICIES):
+    if pool is None or turns is None or not is_batch or len(arms) < 2:
         return None
     tiers = _TIER.findall(str(params.get("tiers", "")))
     return Case(

@@ -25,6 +25,10 @@ class OracleGaps(GapForecast):
         self._back_s[trace_id] = math.inf if gap_s is None else now + gap_s
         self._last_s[trace_id] = math.inf if gap_s is None else gap_s
 
+    def gone(self, trace_id: TraceId) -> None:
+        """It came back and was taken for another trace: this one will not."""
+        self._back_s[trace_id] = math.inf
+
     def forget(self, trace_id: TraceId) -> None:
         super().forget(trace_id)
         self._back_s.pop(trace_id, None)
@@ -33,9 +37,8 @@ class OracleGaps(GapForecast):
     def quantile_remaining_s(self, trace_id: TraceId, chance: float, now: float) -> float | None:
         if self.silent_s(trace_id, now) is None:
             return None
-        left_s = self._back_s.get(trace_id, math.inf) - now
-        # It came back and was taken for another trace: this one will not.
-        return left_s if left_s >= 0 else math.inf
+        # Overdue: it waits for children that are served as slowly as everybody.
+        return max(0.0, self._back_s.get(trace_id, math.inf) - now)
 
     def chance_within(self, trace_id: TraceId, within_s: float, now: float) -> float | None:
         left_s = self.quantile_remaining_s(trace_id, 0.5, now)
@@ -51,9 +54,18 @@ class Oracle(Impala):
     def __init__(self, replica: "Replica") -> None:
         self._told = OracleGaps()
         super().__init__(replica, gaps=self._told)
+        self._silent: dict[str, TraceId] = {}
+        """What each session was taken for when it went silent."""
+
+    def arrive(self, request: Request, now: float) -> None:
+        super().arrive(request, now)
+        before = self._silent.pop(request.session.session_id, None)
+        if before is not None and before != self.trace_of(request):
+            self._told.gone(before)
 
     def finish(self, request: Request, now: float) -> None:
         trace_id = self.trace_of(request)
         super().finish(request, now)
         if trace_id is not None:
             self._told.tell(trace_id, now, request.turn.next_gap_s)
+            self._silent[request.session.session_id] = trace_id

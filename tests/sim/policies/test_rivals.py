@@ -439,13 +439,41 @@ def test_the_oracle_knows_when_a_trace_is_back():
     assert seen == [29.5]
 
 
-def test_what_the_oracle_expected_and_did_not_come_never_will():
-    scene = Scene(workload(session("a", [16], output=1)), policy=Oracle)
-    gaps = scene.replica.policy.gaps
-    gaps.finish(TraceId("t"), 1.0, "tool")
-    gaps.tell(TraceId("t"), 1.0, 5.0)
-    assert gaps.quantile_remaining_s(TraceId("t"), 0.5, 2.0) == 4.0
-    assert gaps.quantile_remaining_s(TraceId("t"), 0.5, 6.5) == math.inf
+def test_the_oracle_waits_for_a_parent_that_is_late():
+    # The parent ends at 4.25 + its output and is told 1 + 3 + 1 s: what its child's turns take is the server's doing.
+    load, late = family(), []
+    scene = Scene(load, policy=Oracle)
+    policy = scene.replica.policy
+    assert isinstance(policy, Oracle)
+    parent, served = load.roots()[0].session_id, scene.client.served
+
+    def look():
+        name = policy._silent.get(parent)
+        if name is not None and not any(s.session_id == parent and s.index == 1 for s in served):
+            late.append(policy.gaps.quantile_remaining_s(name, 0.5, scene.loop.now))
+        if len(served) < load.num_turns():
+            scene.loop.at(scene.loop.now + 0.5, look)
+
+    scene.loop.at(0.5, look)
+    scene.play()
+    assert 0.0 in late, "it was overdue"
+    assert math.inf not in late
+
+
+def test_the_oracle_gives_up_a_trace_whose_session_came_back_as_another():
+    one = session("a", [16, 16], output=1, gap_s=20.0)
+    other = session("b", [16], output=1).turns[0]
+    load = workload(replace(one, turns=(one.turns[0], replace(other, gap_s=20.0))))
+    scene = Scene(load, policy=Oracle)
+    policy = scene.replica.policy
+    assert isinstance(policy, Oracle)
+    told: list[float | None] = []
+    scene.loop.at(10.0, lambda: told.append(policy.gaps.quantile_remaining_s(policy._silent["a"], 0.5, 10.0)))
+    names: list[TraceId] = []
+    scene.loop.at(10.0, lambda: names.append(policy._silent["a"]))
+    scene.loop.at(30.0, lambda: told.append(policy.gaps.quantile_remaining_s(names[0], 0.5, 30.0)))
+    scene.play()
+    assert told == [19.0, math.inf]
 
 
 def resumed_at(policy, *calls_s, second_call_s=None):
