@@ -171,9 +171,7 @@ def same_ranking(compared: Sequence[Compared]) -> bool:
 
 def _case(run: Sequence[Record]) -> Case | None:
     params, figures = run[0].params, {(r.variant, r.metric): r.p50 for r in run}
-    arms = [
-        arm for arm in dict.fromkeys(r.variant for r in run) if arm in POLICIES and (arm, "stall_mean_s") in figures
-    ]
+    arms = [arm for arm, metric in figures if metric == "stall_mean_s" and arm in POLICIES]
     pool, turns = _POOL.search(str(params["engine"])), _TURNS.match(str(params["scale"]))
     is_batch = params.get("load") == "closed loop, whole batch, starts over 5 s"
     if pool is None or turns is None or not is_batch or len(arms) < 2:

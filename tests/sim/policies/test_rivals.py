@@ -440,7 +440,7 @@ def test_the_oracle_knows_when_a_trace_is_back():
 
 
 def test_the_oracle_waits_for_a_parent_that_is_late():
-    # The parent ends at 4.25 + its output and is told 1 + 3 + 1 s: what its child's turns take is the server's doing.
+    # It is expected after the tools that are recorded; what the turns of its child take is the server's doing.
     load, late = family(), []
     scene = Scene(load, policy=Oracle)
     policy = scene.replica.policy
