@@ -29,6 +29,7 @@ from impala_vllm.workload.read import load
 from impala_vllm.workload.source import lines
 
 LEVELS = tuple(i / 10 for i in range(1, 10))
+MEDIAN = LEVELS.index(0.5)
 EDGES_S = tuple(0.05 * 2 ** (i / 4) for i in range(77))
 """Where a forecast's curve is read, up to seven hours."""
 TTL_S = 300.0
@@ -74,9 +75,9 @@ class Forecast:
     """Share of gaps that end no later, as forecast."""
     curve: tuple[float, ...]
     """Chance to have ended by each of `EDGES_S`."""
-    session_s: float
-    global_s: float
-    """Running medians; the session's before its first gap is the global one."""
+    session_s: tuple[float, ...]
+    global_s: tuple[float, ...]
+    """By `LEVELS`, of all gaps that have ended; the session's before its first gap are the global ones."""
 
 
 @click.command()
@@ -185,22 +186,31 @@ def _ask(
     quantiles = tuple(forecast.quantile_remaining_s(trace_id, level * ends, now_s) or 0.0 for level in LEVELS)
     length_s = gap.length_s if gap.length_s is not None else EDGES_S[-1]
     place = (forecast.chance_within(trace_id, length_s, now_s) or 0.0) / ends if ends else 1.0
-    overall = seen[len(seen) // 2]
-    return Forecast(gap, quantiles, place, curve, mine[len(mine) // 2] if mine else overall, overall)
+    return Forecast(gap, quantiles, place, curve, _quantiles(mine or seen), _quantiles(seen))
+
+
+def _quantiles(ordered: Sequence[float]) -> tuple[float, ...]:
+    return tuple(ordered[int(level * len(ordered))] for level in LEVELS)
 
 
 def score(made: Sequence[Forecast]) -> dict[str, float]:
     """All figures, by name."""
     scored = [f for f in made if f.gap.is_scored and f.gap.length_s is not None]
     errors = {
-        "forecast": [_error(f.quantiles_s[4], f) for f in scored],
-        "session's median": [_error(f.session_s, f) for f in scored],
-        "global median": [_error(f.global_s, f) for f in scored],
+        "forecast": [_error(f.quantiles_s[MEDIAN], f) for f in scored],
+        "session's median": [_error(f.session_s[MEDIAN], f) for f in scored],
+        "global median": [_error(f.global_s[MEDIAN], f) for f in scored],
         f"fixed {TTL_S:g} s": [_error(TTL_S, f) for f in scored],
     }
     found = {f"log error, {name}": mean(values) for name, values in errors.items()}
     found["log error / session's median's"] = mean(errors["forecast"]) / mean(errors["session's median"])
-    found["pinball loss of the logarithm"] = mean([_pinball(f) for f in scored])
+    losses = {
+        "forecast": [_pinball(f.quantiles_s, f) for f in scored],
+        "session's quantiles": [_pinball(f.session_s, f) for f in scored],
+        "global quantiles": [_pinball(f.global_s, f) for f in scored],
+        f"fixed {TTL_S:g} s": [_pinball((TTL_S,) * len(LEVELS), f) for f in scored],
+    }
+    found |= {f"pinball loss of the logarithm, {name}": mean(values) for name, values in losses.items()}
     for level in LEVELS:
         found[f"ended by the forecast's {level:.0%}"] = mean([float(f.place <= level) for f in scored])
     return found | retained(made)
@@ -249,10 +259,10 @@ def _error(said_s: float, f: Forecast) -> float:
     return abs(math.log(max(LEAST_S, said_s) / max(LEAST_S, f.gap.length_s)))
 
 
-def _pinball(f: Forecast) -> float:
+def _pinball(quantiles_s: Sequence[float], f: Forecast) -> float:
     assert f.gap.length_s is not None
     truth, losses = math.log(max(LEAST_S, f.gap.length_s)), 0.0
-    for level, said_s in zip(LEVELS, f.quantiles_s, strict=True):
+    for level, said_s in zip(LEVELS, quantiles_s, strict=True):
         over = truth - math.log(max(LEAST_S, min(said_s, EDGES_S[-1])))
         losses += max(level * over, (level - 1) * over)
     return losses / len(LEVELS)

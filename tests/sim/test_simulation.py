@@ -1,5 +1,10 @@
 """Whole runs: deterministic, complete, and in the order that must hold."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from impala_vllm.config import ConfigError
@@ -24,6 +29,33 @@ def test_the_same_arguments_give_the_same_run_to_the_bit(name):
     setup = Setup(TIMING, hbm_tokens=200)
     first, second = (run(agents(), setup, KINDS[name]) for _ in range(2))
     assert first == second
+
+
+ALL_KINDS = """
+from impala_vllm.sim.policies import KINDS
+from impala_vllm.sim.simulation import Setup, run
+from tests.sim.scenes import TIMING
+from tests.sim.test_simulation import agents
+for kind in KINDS.values():
+    for setup in (Setup(TIMING, 200), Setup(TIMING, 200, 2, host_tokens=200, nvme_tokens=800, router="impala")):
+        print(kind.name, run(agents(4), setup, kind))
+"""
+
+
+def test_the_seed_of_hashes_changes_no_bit():
+    found: list[str] = []
+    for seed in "12":
+        done = subprocess.run(
+            [sys.executable, "-c", ALL_KINDS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(done.stdout)
+    assert found[0] == found[1]
+    assert found[0].count("Measures(") == 2 * len(KINDS)
 
 
 @pytest.mark.parametrize("name", KINDS)

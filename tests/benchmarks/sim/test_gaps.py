@@ -1,5 +1,6 @@
 """The evaluation of the gap forecast: nothing is known ahead, and what is held is counted right."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.sim import gaps
-from benchmarks.sim.gaps import EDGES_S, LEVELS, TTL_S, Forecast, Gap
+from benchmarks.sim.gaps import EDGES_S, LEVELS, MEDIAN, TTL_S, Forecast, Gap
 
 SESSIONS = Path(__file__).parents[2] / "data" / "sessions.weka.jsonl.zst"
 WITHOUT_ENDS = Path(__file__).parents[2] / "data" / "agents.requests.jsonl.zst"
@@ -28,7 +29,8 @@ def said(length_s, ends_s, tokens=100):
     """A forecast that is sure of `ends_s`; None: never."""
     curve = tuple(float(ends_s is not None and edge >= ends_s) for edge in EDGES_S)
     at_s = EDGES_S[-1] if ends_s is None else ends_s
-    return Forecast(Gap(0.0, length_s, tokens, None, True), (at_s,) * len(LEVELS), 0.5, curve, 10.0, 10.0)
+    medians = (10.0,) * len(LEVELS)
+    return Forecast(Gap(0.0, length_s, tokens, None, True), (at_s,) * len(LEVELS), 0.5, curve, medians, medians)
 
 
 def test_a_forecast_does_not_see_how_long_its_gap_will_be():
@@ -48,7 +50,19 @@ def test_the_last_silence_of_a_session_is_held_for_and_not_scored():
 
 def test_running_medians_are_of_gaps_that_have_ended():
     made = list(gaps.forecasts([session(1.0, 9.0, 3.0)], 1, Random(0)))
-    assert [(f.session_s, f.global_s) for f in made] == [(1.0, 1.0), (9.0, 9.0), (3.0, 3.0)]
+    assert [(f.session_s[MEDIAN], f.global_s[MEDIAN]) for f in made] == [(1.0, 1.0), (9.0, 9.0), (3.0, 3.0)]
+    assert made[2].session_s == (1.0,) * 3 + (3.0,) * 3 + (9.0,) * 3
+
+
+def test_every_baseline_has_its_pinball_loss_and_one_that_knows_has_none():
+    exact = [replace(said(10.0, 10.0), session_s=(5.0,) * 9, global_s=(20.0,) * 9)]
+    found = gaps.score(exact)
+    losses = {name: value for name, value in found.items() if name.startswith("pinball")}
+    # Off by log 2, below or above: levels lose half of that on average.
+    assert list(losses.values()) == pytest.approx([0.0, 0.5 * math.log(2), 0.5 * math.log(2), 0.5 * math.log(30)])
+    assert [name.split(", ")[1] for name in losses] == [
+        "forecast", "session's quantiles", "global quantiles", "fixed 300 s",
+    ]  # fmt: skip
 
 
 def test_a_forecast_that_knows_holds_what_is_needed_and_no_more():
