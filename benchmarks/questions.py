@@ -246,6 +246,11 @@ QUESTIONS = {
         "the rate at which n would be live if nobody were slowed; sustained is the highest whose p95 slowdown (stall "
         "over stall alone) is at most 2.",
     ),
+    "micro/simulator": Question(
+        "How much can be simulated?",
+        "Requests that a simulation serves in a minute of one core's time, and its process's memory at its peak: a "
+        "recorded log on one replica, as `impala simulate` takes it, or generated one-turn requests on many.",
+    ),
     "sim/study": Question(
         "Where does impala not win?",
         "Each point is a workload, an oversubscription of HBM, tiers and links; all policies of docs/policies.md serve "

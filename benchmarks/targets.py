@@ -195,6 +195,11 @@ TARGETS: tuple[Target, ...] = (
                variant=f"{load} 4x, host 1x, GPU links")
         for load in ("agents", "mix")
     ),
+    Target("Simulator, 1,000 replicas and 1,000,000 requests: GiB at most", "micro/simulator", "peak memory", at_most=8,
+           variant="impala", engine="-", params={"load": "generated requests", "replicas": 1000, "requests": 10**6}),
+    Target("Simulator, recorded sessions: requests a minute of one core", "micro/simulator",
+           "requests a minute of one core", at_least=50_000, variant="impala", params={"load": "recorded sessions"},
+           engine="-"),
     *(_block_io(f"{verb} {kib} KiB", _FIO, 0.9) for verb in ("read", "write") for kib in (64, 256)),
     _block_io("read 64 KiB", "8 threads", 1.3, note=_DISK_IS_SLOW),
     _block_io("write 64 KiB", "8 threads", 1.3),
