@@ -127,6 +127,7 @@ _SEAMS: list[tuple[str, str, tuple[str, ...] | None]] = [
         ("self", "engine_id", "num_chunks"),
     ),
     ("vllm.v1.request:Request.get_finished_reason", "how a turn ended", ("self",)),
+    ("vllm.v1.engine.core:EngineCore.collective_rpc", "tiers: changed weights", ("self", "method")),
     ("vllm.v1.engine.core:EngineCore.__init__", "the snapshot method", ("self", "vllm_config")),
     ("vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async", "/impala/*", ("self", "method")),
     ("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "tenant and session id", ("self", "request")),

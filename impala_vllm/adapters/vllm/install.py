@@ -1,4 +1,4 @@
-"""Hooks impala into vLLM's argument handling: the one place that replaces vLLM functions.
+"""Hooks impala into vLLM's argument handling: the one place outside the engine that replaces vLLM functions.
 
 Three functions of EngineArgs are wrapped. Each wrapper calls the original first and then
 does nothing unless impala is selected, so an installed but unselected impala changes nothing.

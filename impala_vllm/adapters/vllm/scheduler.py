@@ -22,6 +22,7 @@ from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.observer import Observer
 from impala_vllm.adapters.vllm.snapshot import install_snapshot
 from impala_vllm.adapters.vllm.tiers.policy import tier_manager
+from impala_vllm.adapters.vllm.weight_changes import install_watch
 from impala_vllm.config import Mode
 from impala_vllm.core.identity import Identity
 from impala_vllm.core.traces import Trace
@@ -53,6 +54,7 @@ class Scheduler:
             scheduler = (EnforcedAsync if is_async else EnforcedSync)(vllm_config, *args, **kwargs)
             scheduler.enforcer = Enforcer(scheduler, settings.config, markers)
             scheduler.enforcer.traces = identity.traces
+            install_watch()
         else:
             scheduler = (ObservedAsync if is_async else ObservedSync)(vllm_config, *args, **kwargs)
         scheduler.observer = Observer(identity, markers)
@@ -183,6 +185,18 @@ class _Enforced(_Observed):
         if done:
             self._steer(Enforcer.reset)
         return done
+
+    def reset_connector_cache(self) -> bool:
+        manager = tier_manager(self)
+        if manager is not None and self.connector.connector_scheduler._current_batch_jobs_to_flush:
+            return True  # it was just emptied, and vLLM's connector asserts that there was a step since
+        return super().reset_connector_cache()
+
+    def weights_changed(self) -> None:
+        """What lies in our tiers is of weights that are gone; HBM is left to whoever changed them, as in vLLM."""
+        if tier_manager(self) is not None:
+            logger.info_once("impala: weights were changed: the tiers are emptied, now and whenever that happens")
+            self.reset_connector_cache()
 
     def _free_request_blocks(self, request: Request) -> None:
         self._steer(lambda policy: policy.claim(request, self._stem_blocks(request)))

@@ -407,7 +407,8 @@ def test_what_a_connector_keeps_after_the_end_is_still_its_traces(model, monkeyp
     assert not scheduler.enforcer._unfreed
 
 
-def test_a_session_whose_client_thinks_is_no_reason_to_hold_others(model):
+def tiered(model):
+    """A scheduler over vLLM's own connector, with a host tier that nobody moves bytes for."""
     settings = load(None, {"mode": ("test", "enforce")})
     config = EngineArgs(
         model=model,
@@ -425,7 +426,25 @@ def test_a_session_whose_client_thinks_is_no_reason_to_hold_others(model):
         ),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = False
-    scheduler = from_config(config, num_blocks=12)
+    return from_config(config, num_blocks=12)
+
+
+def test_weights_that_change_empty_the_tiers_however_often_between_two_steps(model):
+    scheduler = tiered(model)
+    manager, side = scheduler.enforcer.tiers.manager, scheduler.connector.connector_scheduler
+    send(scheduler, "r", [7] * 128)
+    complete(scheduler, scheduler.schedule())
+    scheduler.schedule()
+    assert side._jobs
+    assert len(manager.host.pool) > 0
+    for _ in range(3):
+        scheduler.weights_changed()
+        assert (len(manager.host.pool), len(side._jobs)) == (0, 0)
+    assert scheduler.reset_connector_cache()
+
+
+def test_a_session_whose_client_thinks_is_no_reason_to_hold_others(model):
+    scheduler = tiered(model)
     session = send(scheduler, "session", [7] * 64, resumable=True)
     send(scheduler, "idle", [8] * 128)
     complete(scheduler, scheduler.schedule())
