@@ -18,8 +18,6 @@ from tests.ops.memory import CANARY, layers, packed, random_bytes, some_ids
         (1000, [8], False, False),
         (1, [65536, 65536], False, True),
         (9, [65536], True, True),
-        (63, [65536], False, True),
-        (1000, [1000], True, True),
     ],
 )
 def test_pack_and_unpack_are_naives_to_the_bit(

@@ -20,7 +20,6 @@ from tests.ops.memory import layers, packed, random_bytes, some_ids
         (63, [8200, 24], True),
         (9, [65536], True),
         (1, [65536, 65536], False),
-        (63, [65536], False),
         (1000, [8], False),
         (1000, [1000], True),
     ],
@@ -74,9 +73,7 @@ def test_pages_lie_in_rows_where_layers_say_so(num_rows: int, per_row: int, page
     assert torch.equal(zeros[at], pool[0][at])
 
 
-@pytest.mark.parametrize(
-    ("num_blocks", "page_bytes"), [(1, [8]), (63, [8200, 24]), (1000, [8]), (1000, [64, 8]), (9, [65536])]
-)
+@pytest.mark.parametrize(("num_blocks", "page_bytes"), [(1, [8]), (63, [8200, 24]), (1000, [8]), (9, [65536])])
 def test_scatter_undoes_gather(num_blocks: int, page_bytes: list[int]) -> None:
     slab, pages = layers(num_blocks, page_bytes, gap_bytes=8, seed=1)
     staged_slab, staged = packed(num_blocks, page_bytes, seed=2)

@@ -84,10 +84,20 @@ def test_a_mover_that_cannot_run_is_left_out_and_named(out: Out, monkeypatch: py
     def broken(self: Batch) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(Batch, "impala_ranges", broken)
+    monkeypatch.setattr(Batch, "torch_copies", broken)
     bandwidth.run(out)
-    assert said(out).count("impala_ranges left out (RuntimeError: no such kernel)") == 1
-    assert not any(variant == "impala_ranges" for variant, _ in figures(out))
+    assert said(out).count("torch_copies left out (RuntimeError: no such kernel)") == 1
+    assert not any(variant == "torch_copies" for variant, _ in figures(out))
+
+
+def test_a_mover_of_ours_that_cannot_run_fails_the_step(out: Out, monkeypatch: pytest.MonkeyPatch):
+    def broken(self: Batch) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Batch, "courier", broken)
+    for step in (bandwidth, overlap):
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            step.run(out)
 
 
 def test_tuning_sets_dma_against_the_kernel_and_leaves_launches_as_they_were(out: Out, streams: list[str]):
