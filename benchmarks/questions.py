@@ -214,6 +214,12 @@ QUESTIONS = {
         "is none of them. `short of` names who is compared less often than others or not at all, `tried again` what "
         "failed once. One machine runs all of it: figures compare arms and say nothing absolute.",
     ),
+    "serving/fleet-engines": Question(
+        "Recorded sessions without ids before two real engines",
+        "Through `impala router`, as chats on a tiny model: turns that failed, and what the engines hit, to one cache "
+        "that never forgets (`hits / bound`). Each engine has HBM for `room` of all distinct blocks. round_robin sends "
+        "turns to the same engines one after the other, later and under another cache salt.",
+    ),
     "serving/partition": Question(
         "How soon is a server known again, once the network is back?",
         "Router and emulated server in two network namespaces, the cable between them pulled while the server goes on "

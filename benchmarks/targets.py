@@ -112,6 +112,12 @@ def _fleet(what: str, metric: str, at_most: float | None = None, at_least: float
     )
 
 
+def _engines(what: str, metric: str, at_most: float | None = None, at_least: float | None = None) -> Target:
+    what = f"24 recorded sessions without ids before 2 engines: {what}"
+    where = {"sessions": 24, "engines": 2}
+    return Target(what, "serving/fleet-engines", metric, at_most, at_least, "impala", where, is_measured=True)
+
+
 def _study(what: str, metric: str, **bound: Any) -> Target:
     """Of a study that leaves no axis out; `variant` a point, or all of them."""
     whole = {"covers": "all axes"}
@@ -182,6 +188,8 @@ TARGETS: tuple[Target, ...] = (
     _fleet("mean stall", "stall_mean_s ratio", at_most=0.7),
     _fleet("tasks/h", "tasks_per_hour ratio", at_least=1.15),
     _fleet("prefill seconds of the busiest server to the mean", "spread", at_most=1.3),
+    _engines("failed turns", "failures", at_most=0),
+    _engines("hits, to one cache that never forgets", "hits / bound", at_least=0.95),
     _study("mean stall <= 1.02 of the best rival's: % of points", "points with mean stall <= 1.02 of the best rival's",
            at_least=100),
     _study("tasks/h >= 0.99 of the best rival's: % of points", "points with tasks an hour >= 0.99 of the best rival's",

@@ -35,8 +35,6 @@ from impala_vllm.replay import tiny_model
 from impala_vllm.sim import timing
 from impala_vllm.workload import WorkloadError
 
-BLOCK_TOKENS = 16
-RECORDED_BLOCK_TOKENS = 64
 LONGEST_S = 1200.0
 """For one arm, once: with a router that hangs, each turn of each session would wait for its own end."""
 LOGS = Path(__file__).parents[2] / "out" / "fleet"
@@ -60,7 +58,10 @@ def main() -> None:
     origin = record.origin()  # an hour from now the tree may be another one
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
-        run = _Runs(args, Path(folder))
+        try:
+            run = _Runs(args, Path(folder))
+        except (WorkloadError, OSError) as e:
+            sys.exit(f"--traces {e}")
         try:
             attempts.run(run.one, args.repetitions)
         except KeyboardInterrupt:
@@ -98,8 +99,9 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.traces is None:
         args.scale = 1
-    elif args.scale * BLOCK_TOKENS % RECORDED_BLOCK_TOKENS:
-        parser.error(f"--scale: a multiple of {RECORDED_BLOCK_TOKENS // BLOCK_TOKENS}, so that blocks stay whole")
+    elif args.scale <= 0 or args.scale * sessions.BLOCK_TOKENS % sessions.RECORDED_BLOCK_TOKENS:
+        least = sessions.RECORDED_BLOCK_TOKENS // sessions.BLOCK_TOKENS
+        parser.error(f"--scale: a multiple of {least}, so that blocks stay whole")
     elif args.turns < sessions.MIN_TURNS:
         parser.error(f"--turns: {sessions.MIN_TURNS} at least, as recorded sessions have")
     return args
@@ -115,7 +117,7 @@ class _Runs:
         self._timing = timing.load(timing.DEFAULT)
         self._hbm_tokens: int = args.hbm_tokens or self._timing.hbm_tokens // args.scale
         self._words = chats.Words(self._tokenizer)
-        self._pool = _recorded(args) if args.traces else None
+        self._pool = sessions.scaled(args.traces, args.turns, args.scale, args.max_gap_s) if args.traces else None
         self._logs = LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
         """Of routers that failed."""
 
@@ -166,23 +168,6 @@ class _Runs:
             tokens_each=self._args.scale,
             tells_tokens=True,
         )
-
-
-def _recorded(args: argparse.Namespace) -> list[list[sessions.Step]]:
-    """The sessions of the log; ends with one line where they are none that this benchmark can send."""
-    coarser = args.scale * BLOCK_TOKENS // RECORDED_BLOCK_TOKENS
-    try:
-        pool = sessions.recorded(args.traces, args.turns, coarser, args.max_gap_s)
-    except (WorkloadError, OSError) as e:
-        sys.exit(f"--traces: {e}")
-    if not pool:
-        sys.exit(f"--traces {args.traces.name}: no session of {sessions.MIN_TURNS} turns")
-    if odd := {step.block_tokens // coarser for steps in pool for step in steps} - {RECORDED_BLOCK_TOKENS}:
-        sys.exit(
-            f"--traces {args.traces.name}: blocks of {min(odd)} tokens, and only those of {RECORDED_BLOCK_TOKENS} "
-            "can be sent as words; take another log"
-        )
-    return pool
 
 
 def _params(args: argparse.Namespace) -> dict[str, Any]:

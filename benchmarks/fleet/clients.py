@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
+from types import MappingProxyType
 
 import aiohttp
 
@@ -15,6 +16,7 @@ from benchmarks.fleet.chats import Ask
 Pick = Callable[[int], str]
 """The address for a turn of the session of that number."""
 PATIENCE_S = 600.0
+EMULATED: Mapping[str, str] = MappingProxyType({"model": "emulated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,12 @@ async def send(
     load: Load,
     lot: Random,
     router: str | None = None,
+    fields: Mapping[str, str] = EMULATED,
 ) -> Waited:
-    """All sessions, to their ends. `router`: it is told which session a turn belongs to, and when one has ended."""
+    """All sessions, to their ends. `router`: it is told which session a turn belongs to, and when one has ended.
+
+    `fields`: what every request says besides.
+    """
     waited = Waited()
     begin_s = time.monotonic()
     left = iter(enumerate(sessions))
@@ -61,7 +67,7 @@ async def send(
     async def lane(start_s: float) -> None:
         await asyncio.sleep(start_s)
         for number, asks in left:
-            await _session(client, number, asks, pick, router, waited)
+            await _session(client, number, asks, pick, router, fields, waited)
 
     lanes = min(len(sessions), load.concurrency or len(sessions))
     await asyncio.gather(*(lane(lot.uniform(0.0, load.spread_s)) for _ in range(lanes)))
@@ -70,17 +76,25 @@ async def send(
 
 
 async def _session(
-    client: aiohttp.ClientSession, number: int, asks: Sequence[Ask], pick: Pick, router: str | None, waited: Waited
+    client: aiohttp.ClientSession,
+    number: int,
+    asks: Sequence[Ask],
+    pick: Pick,
+    router: str | None,
+    fields: Mapping[str, str],
+    waited: Waited,
 ) -> None:
     headers = {"X-Session-ID": f"session-{number}"} if router is not None else {}
     stall_s = 0.0
     for ask in asks:
         await asyncio.sleep(ask.gap_s)
-        body = {"model": "emulated", "messages": ask.messages, "max_tokens": ask.num_output, "stream": True}
+        body = {**fields, "messages": ask.messages, "max_tokens": ask.num_output, "stream": True}
         start_s = time.monotonic()
         try:
             async with client.post(pick(number) + "/v1/chat/completions", json=body, headers=headers) as response:
-                is_whole = (await response.text()).endswith("data: [DONE]\n\n")
+                text = await response.text()
+            # vLLM ends a stream that failed like any other.
+            is_whole = text.endswith("data: [DONE]\n\n") and 'data: {"error"' not in text
         except (aiohttp.ClientError, TimeoutError):
             is_whole = False
         stall_s += time.monotonic() - start_s

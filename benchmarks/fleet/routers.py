@@ -59,7 +59,7 @@ async def running(name: str, arm: Arm, site: Site, log: Path) -> AsyncIterator[s
     try:
         await asyncio.to_thread(process.wait_ready, START_S)
         if arm.package is None:
-            await _hashes(process)
+            await until_hashing(process, "emulated")
         await asyncio.sleep(SETTLES_S)
         yield process.url
         process.check_alive()
@@ -67,9 +67,9 @@ async def running(name: str, arm: Arm, site: Site, log: Path) -> AsyncIterator[s
         await asyncio.to_thread(process.stop)
 
 
-async def _hashes(process: Server) -> None:
-    """Until it has loaded its tokenizer: it would route by load before."""
-    body = {"model": "emulated", "messages": [{"role": "user", "content": "hello"}]}
+async def until_hashing(process: Server, model: str) -> None:
+    """Until our router has loaded its tokenizer: it would route by load before. Raises ServerError."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
     until_s = time.monotonic() + START_S
     async with aiohttp.ClientSession() as client:
         while time.monotonic() < until_s:

@@ -6,8 +6,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from impala_vllm.fleet.places import BlockKey, key_of
-from impala_vllm.workload import load
+from impala_vllm.workload import WorkloadError, load
 
+BLOCK_TOKENS, RECORDED_BLOCK_TOKENS = 16, 64
+"""Of what is sent (`chats` has as many words for each recorded block), and of the recording."""
 MAX_GAP_S = 120.0
 MIN_TURNS = 3
 """Shorter ones are left out."""
@@ -51,6 +53,22 @@ def recorded(path: Path, num_turns: int, coarser: int = 1, max_gap_s: float = MA
         if len(steps) >= MIN_TURNS:
             sessions.append(steps)
     return sessions
+
+
+def scaled(path: Path, num_turns: int, scale: int, max_gap_s: float) -> list[list[Step]]:
+    """As `recorded`, for sending at a `scale`-th as words. Raises WorkloadError where nothing in it can be."""
+    coarser, rest = divmod(scale * BLOCK_TOKENS, RECORDED_BLOCK_TOKENS)
+    assert coarser, scale
+    assert not rest, scale
+    pool = recorded(path, num_turns, coarser, max_gap_s)
+    if not pool:
+        raise WorkloadError(f"{path.name}: no session of {MIN_TURNS} turns; give a longer log")
+    if odd := {step.block_tokens // coarser for steps in pool for step in steps} - {RECORDED_BLOCK_TOKENS}:
+        raise WorkloadError(
+            f"{path.name}: blocks of {min(odd)} tokens, and only those of {RECORDED_BLOCK_TOKENS} become words here; "
+            "give another log"
+        )
+    return pool
 
 
 def chosen(pool: Sequence[list[Step]], number: int, lot: Random) -> list[list[Step]]:

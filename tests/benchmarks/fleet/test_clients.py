@@ -77,6 +77,11 @@ async def test_a_closed_loop_has_so_many_sessions_and_no_more():
     assert fake.most <= 2
 
 
+async def test_an_answer_that_tells_of_an_error_is_a_failure():
+    waited = await sent(Fake('data: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'), 2)
+    assert waited.num_failures == 6
+
+
 async def test_an_answer_without_its_end_is_a_failure():
     waited = await sent(Fake("data: {}\n\n"), 2)
     assert waited.num_failures == 6
