@@ -90,12 +90,13 @@ def running(todo: Sequence[Cell], scale: Scale, processes: int) -> Iterator[Iter
     if processes == 1:
         yield _here(todo, scale)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (scale,))
     try:
         yield (future.result() for future in as_completed([pool.submit(_run, cell) for cell in todo]))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 

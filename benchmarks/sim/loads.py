@@ -29,9 +29,6 @@ class Logs:
     requests: Workload | None
     """In sessions, as `impala simulate` recognises them."""
 
-    def names(self) -> tuple[str, ...]:
-        return ("agents", "requests", "labelling", "mix") if self.requests is not None else ("agents", "labelling")
-
     def make(self, name: str, num_tasks: int, max_turns: int, seed: int) -> Workload:
         """So many tasks of one kind, picked by `seed`. Labelling jobs and requests are ten to a task.
 
@@ -48,6 +45,11 @@ class Logs:
         third = max(1, num_tasks // 3)
         agents = choose(_short(self.agents, max_turns), third, seed)
         return mixed((agents, labelling(10 * third, rng), window(self.requests, 10 * third, rng)), rng)
+
+
+def names(has_requests: bool) -> tuple[str, ...]:
+    """Of the workloads there are, with or without a log of requests."""
+    return ("agents", "requests", "labelling", "mix") if has_requests else ("agents", "labelling")
 
 
 def read(agents: Path, requests: Path | None) -> Logs:

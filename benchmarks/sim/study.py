@@ -6,6 +6,7 @@ same command goes on where it was stopped. `--quick` is a corner of it, `--full`
 
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import record
-from benchmarks.sim import cells, grid, heat, tables
+from benchmarks.sim import cells, grid, heat, loads, tables
 from benchmarks.sim.cells import PAYING, Cell, Ran, Scale
 from benchmarks.sim.grid import Point
 from benchmarks.sim.raw import Raw
@@ -83,7 +84,7 @@ def main(
     try:
         kinds = _kinds(policies)
         engine = timing.load(name)
-        known = ("agents", "requests", "labelling", "mix") if singles is not None else ("agents", "labelling")
+        known = loads.names(singles is not None)
         if unknown := [w for w in workloads if w not in known]:
             raise ConfigError(f"--workload: {', '.join(unknown)} is none; choose from {', '.join(known)}")
         if html is not None:
@@ -101,10 +102,12 @@ def main(
     except (WorkloadError, ValueError) as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenProcessPool) as e:
         again = f"the same command goes on with {raw}" if raw is not None else "nothing was kept: give --raw FILE"
-        click.echo(f"\nstopped; {again}", err=True)
-        sys.exit(130)
+        is_asked = isinstance(e, KeyboardInterrupt)
+        what = "stopped" if is_asked else "error: a process was killed, for want of memory perhaps"
+        click.echo(f"\n{what}; {again}", err=True)
+        sys.exit(130 if is_asked else 2)
     found = {point: _by_policy(point, kinds, ran) for point in points}
     verdicts = [_judge(point, kinds, ran) for point in points]
     tables.show(verdicts, Console())

@@ -1,5 +1,6 @@
 """The study of policies: what is run at a point, and who is said to win there."""
 
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -96,7 +97,7 @@ def test_short_sessions_keep_what_their_last_turn_needs_to_know():
     assert made == logs.make("agents", 4, 3, seed=0)
     assert all(len(s.turns) <= 3 for s in made.sessions)
     assert all(s.turns[-1].next_gap_s is None for s in made.sessions)
-    assert logs.names() == ("agents", "labelling")
+    assert loads.names(False) == ("agents", "labelling")
 
 
 CORNER = ["--traces", str(SESSIONS), "--tasks", "3", "--turns", "2", "--workload", "agents", "--quick"]
@@ -161,6 +162,16 @@ def test_a_study_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch):
     assert result.exit_code == 130
     assert str(raw) in result.output.replace("\n", "")
     assert len(raw.read_text().splitlines()) == 1 + 2
+
+
+def test_a_process_that_is_killed_ends_the_study_with_a_line(tmp_path, monkeypatch):
+    def breaking(self, cell):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(cells.Bench, "run", breaking)
+    result = invoke(*ONE, "--raw", str(tmp_path / "runs.jsonl"))
+    assert result.exit_code == 2
+    assert "the same command goes on" in result.output
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
