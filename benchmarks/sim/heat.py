@@ -16,8 +16,10 @@ MOST = 8.0
 """Ratios beyond it have the last colour."""
 
 
-def page(found: Mapping[Any, Mapping[str, Sequence[Measures]]], timing: str) -> str:
-    """`found`: measures by point and policy; a point has `workload` and says in words what else it is."""
+def page(
+    found: Mapping[Any, Mapping[str, Sequence[Measures]]], timing: str, names: Mapping[Any, str] | None = None
+) -> str:
+    """`found`: measures by point and policy; a point has `workload` and says in words, or in `names`, what it is."""
     workloads = list(dict.fromkeys(point.workload for point in found))
     parts = [
         "<!doctype html><meta charset=utf-8><title>Policies in virtual time</title>",
@@ -27,18 +29,18 @@ def page(found: Mapping[Any, Mapping[str, Sequence[Measures]]], timing: str) -> 
     ]
     for workload in workloads:
         points = {p: by_policy for p, by_policy in found.items() if p.workload == workload}
-        parts.append(f"<h2>{html.escape(workload)}</h2><img alt='' src='data:image/png;base64,{_map(points)}'>")
+        parts.append(f"<h2>{html.escape(workload)}</h2><img alt='' src='data:image/png;base64,{_map(points, names or {})}'>")
     return "".join(parts)
 
 
-def _map(points: Mapping[Any, Mapping[str, Sequence[Measures]]]) -> str:
+def _map(points: Mapping[Any, Mapping[str, Sequence[Measures]]], names: Mapping[Any, str]) -> str:
     policies = [n for n in next(iter(points.values())) if n != "impala"]
     ratios = [[over(by_policy[n], by_policy["impala"]) for by_policy in points.values()] for n in policies]
     figure = Figure(figsize=(2.5 + 0.75 * len(points), 2.2 + 0.35 * len(policies)), layout="constrained")
     axes = figure.subplots()
     colours = [[math.log(min(MOST, max(1 / MOST, r))) for r in row] for row in ratios]
     axes.imshow(colours, cmap="RdYlGn", vmin=-math.log(MOST), vmax=math.log(MOST), aspect="auto")
-    axes.set_xticks(range(len(points)), [str(p).partition(" ")[2] for p in points], rotation=40, ha="right", fontsize=8)
+    axes.set_xticks(range(len(points)), [names.get(p, str(p)).partition(" ")[2] for p in points], rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(policies)), policies, fontsize=8)
     for y, row in enumerate(ratios):
         for x, ratio in enumerate(row):

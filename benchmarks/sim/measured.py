@@ -96,10 +96,13 @@ def main(traces: Path | None, name: str, no_record: bool) -> None:
             raise WorkloadError(f"no measured record of {log.name}; give --traces the log that the records name")
         vocabulary = Vocabulary.of_model(tiny_model.build("1m"))
         compared: list[Compared] = []
+        made: dict[tuple[int, int, int], Plan] = {}
         for case in found:
             with console.status(str(case)):
-                plan = _plan(case, Source(log, case.seed, vocabulary, case.num_tasks))
-                if plan is None:
+                key = case.num_tasks, case.num_turns, case.seed
+                plan = made.get(key) or _plan(case, Source(log, case.seed, vocabulary, case.num_tasks))
+                made[key] = plan
+                if (plan.num_turns(), plan.prompt_tokens()) != (case.num_requests, case.prompt_tokens):
                     console.print(f"{case}: {log.name} does not give that load any more; left out", highlight=False)
                     continue
                 compared += compare(case, workload(plan, case.block_size, vocabulary), engine)
@@ -192,12 +195,9 @@ def _case(run: Sequence[Record]) -> Case | None:
     )
 
 
-def _plan(case: Case, source: Source) -> Plan | None:
-    """The load of the record; None where the log gives another one."""
+def _plan(case: Case, source: Source) -> Plan:
     experiment = replace(EXPERIMENTS["agents"], scale=Scale(num_turns=case.num_turns))
-    plan = plans.agent_sessions(source, experiment)
-    is_same = (plan.num_turns(), plan.prompt_tokens()) == (case.num_requests, case.prompt_tokens)
-    return plan if is_same else None
+    return plans.agent_sessions(source, experiment)
 
 
 def _show(compared: Iterable[Compared], console: Console) -> None:

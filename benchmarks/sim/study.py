@@ -112,7 +112,7 @@ def main(
     verdicts = [_judge(point, kinds, ran) for point in points]
     tables.show(verdicts, Console())
     if html is not None:
-        html.write_text(heat.page(found, name), encoding="utf-8")
+        html.write_text(heat.page(found, name, {v.point: tables.named(v) for v in verdicts}), encoding="utf-8")
     if not no_record:
         is_whole = kind != "quick" and not (workloads or levels) and singles is not None and policies == "all"
         params: dict[str, object] = {

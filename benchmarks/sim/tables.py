@@ -24,10 +24,15 @@ WHOLE = "all axes"
 """What records of a study say that left none out."""
 
 
+def named(v: Verdict) -> str:
+    """The point, and its load where that is not the one asked for."""
+    return str(v.point) if v.level >= NEARLY * v.point.level else f"{v.point} (in fact {v.level:.2g}x)"
+
+
 def line(v: Verdict) -> str:
     """As soon as all runs of a point are there."""
     verdict = "" if v.wins else f"  <- not won{_patience(v)}"
-    return f"{_named(v)}: stall {mean(v.stall):.2f} of {v.best}, tasks {mean(v.tasks):.2f} of {v.busiest}{verdict}"
+    return f"{named(v)}: stall {mean(v.stall):.2f} of {v.best}, tasks {mean(v.tasks):.2f} of {v.busiest}{verdict}"
 
 
 def show(verdicts: Sequence[Verdict], console: Console) -> None:
@@ -48,7 +53,7 @@ def show(verdicts: Sequence[Verdict], console: Console) -> None:
     table.add_column("")
     for v in verdicts:
         table.add_row(
-            _named(v),
+            named(v),
             v.best,
             f"{mean(v.stall):.2f}",
             f"{mean(v.tasks):.3f}",
@@ -110,11 +115,6 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
         MISSES: [v.misses_little for v in verdicts if v.misses_little is not None],
         HITS: [v.finds_enough for v in verdicts if v.finds_enough is not None],
     }
-
-
-def _named(v: Verdict) -> str:
-    """The point, and its load where that is not the one asked for."""
-    return str(v.point) if v.level >= NEARLY * v.point.level else f"{v.point} (in fact {v.level:.2g}x)"
 
 
 def _patience(v: Verdict) -> str:
