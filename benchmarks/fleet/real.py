@@ -121,7 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet.real", description=main.__doc__)
     parser.add_argument("--traces", type=Path, required=True, help="recorded sessions")
     parser.add_argument("--sessions", type=int, default=24)
-    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--scale", type=int, default=32, help="recorded tokens to a token that is sent")
     parser.add_argument("--speed", type=float, default=8.0, help="how much shorter gaps are")
     parser.add_argument("--spread-s", type=float, default=15.0, help="sessions start within so many seconds")
