@@ -29,7 +29,8 @@ def page(
     ]
     for workload in workloads:
         points = {p: by_policy for p, by_policy in found.items() if p.workload == workload}
-        parts.append(f"<h2>{html.escape(workload)}</h2><img alt='' src='data:image/png;base64,{_map(points, names or {})}'>")
+        image = _map(points, names or {})
+        parts.append(f"<h2>{html.escape(workload)}</h2><img alt='' src='data:image/png;base64,{image}'>")
     return "".join(parts)
 
 
@@ -40,7 +41,8 @@ def _map(points: Mapping[Any, Mapping[str, Sequence[Measures]]], names: Mapping[
     axes = figure.subplots()
     colours = [[math.log(min(MOST, max(1 / MOST, r))) for r in row] for row in ratios]
     axes.imshow(colours, cmap="RdYlGn", vmin=-math.log(MOST), vmax=math.log(MOST), aspect="auto")
-    axes.set_xticks(range(len(points)), [names.get(p, str(p)).partition(" ")[2] for p in points], rotation=40, ha="right", fontsize=8)
+    labels = [names.get(p, str(p)).partition(" ")[2] for p in points]
+    axes.set_xticks(range(len(points)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(policies)), policies, fontsize=8)
     for y, row in enumerate(ratios):
         for x, ratio in enumerate(row):
