@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from impala_vllm.fleet.places import BlockKey, Replica, ServerId, Tier
-from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, SharedIndex
+from impala_vllm.fleet.registry import Registry, RegistryConfig, RegistryError, SharedIndex, readings, telling
 from impala_vllm.fleet.registry import layout as layouts
-from impala_vllm.fleet.registry import readings, telling
 from impala_vllm.fleet.registry.source import Source
 from impala_vllm.fleet.scoring import Elsewhere, Load
 from tests.fleet.cable import Cable
