@@ -4,6 +4,7 @@ Simulated. All policies serve the same sessions at a point. Each run is on disk 
 same command goes on where it was stopped. `--quick` is a corner of it, `--full` all of it.
 """
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -77,6 +78,7 @@ def main(
     no_record: bool,
 ) -> None:
     """Compare every policy everywhere. Exit 1 where impala neither wins nor equals the best rival."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # processes of the pool end with this one
     console = Console(stderr=True)
     kind = kind or "hour"
     scale = Scale(traces, singles, tasks, turns, name)
