@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import sys
 import tempfile
 from contextlib import AsyncExitStack
@@ -56,6 +57,7 @@ def main() -> None:
     if not attempts.found:
         sys.exit("no arm is left")
     origin = record.origin()  # an hour from now the tree may be another one
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, what is whole is kept
     with tempfile.TemporaryDirectory() as folder:
         tiny_model._tokenizer().save_pretrained(folder)  # pyright: ignore[reportPrivateUsage]
         try:
