@@ -122,6 +122,11 @@ QUESTIONS = {
         "Sessions with short gaps arrive at 0.95 of the rate that stock gets through, 16 requests in service at most, "
         "no eviction. Only order can help here: mean stall should fall, and p99 must not pay for it.",
     ),
+    "serving/fits-batch": Question(
+        "When everybody has KV and a running slot",
+        "The same sessions with slots for all: order cannot help, so nothing should be lost to it. Mean stall within "
+        "1 % of stock's.",
+    ),
     "serving/head-of-line": Question(
         "Do short turns suffer from one long generation?",
         "Fifty short turns alone, then fifty behind a generation of 1,500 tokens, in one run. JCT of a single turn is "
@@ -145,6 +150,7 @@ QUESTIONS = {
         "off but still evicts trace by trace.",
     ),
     "sim/compute-bound": Question("Order where compute is short, over seeds", _VIRTUAL),
+    "sim/fits-batch": Question("The same with a running slot for everybody, over seeds", _VIRTUAL),
     "sim/drift": Question("A workload that flips every minute, over seeds", _VIRTUAL),
     "sim/fan-out": Question("Parents with forks and a join, over seeds", _VIRTUAL),
     "sim/head-of-line": Question("Short turns beside a long generation, over seeds", _VIRTUAL),

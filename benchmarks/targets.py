@@ -147,6 +147,7 @@ TARGETS: tuple[Target, ...] = (
     Target("Compute-bound: mean stall", "serving/compute-bound", "stall_mean_s ratio", at_most=0.6,
            note=_NO_ROOM_FOR_ORDER),
     Target("Compute-bound: p99 stall", "serving/compute-bound", "stall_p99_s ratio", at_most=1.2),
+    Target("Every request fits the batch: mean stall", "serving/fits-batch", "stall_mean_s ratio", at_most=1.01),
     Target("Fifty short turns beside one of 1,500 tokens: their p95, to without it", "serving/head-of-line",
            "jct_p95_s of short-beside-long / jct_p95_s of short-alone", at_most=1.3),
     Target("The long one's latency", "serving/head-of-line", "jct_mean_s of long ratio", at_most=1.5),

@@ -45,6 +45,23 @@ def _tiers(name: str, arms: tuple[str, ...], **more: Any) -> Experiment:
     )
 
 
+def _crowd(name: str, max_num_seqs: int) -> Experiment:
+    """Many sessions at nearly what the engine can do, with room for all KV and so many running slots."""
+    return Experiment(
+        name,
+        _PAIR,
+        plans.crowd,
+        ("requests_per_s", *AGENT_FIGURES),
+        (*AGENT_RATIOS, "stall_p99_s", "requests_per_s"),
+        num_sessions=160,
+        # Short gaps: it is compute that sessions wait for, neither tools nor KV.
+        scale=Scale(num_turns=10, gap=60.0, max_gap_s=0.5),
+        capacity_share=0.95,
+        num_pairs=5,
+        machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", str(max_num_seqs))},
+    )
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
     for e in (
@@ -119,19 +136,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             scale=Scale(num_turns=10),
             num_pairs=5,
         ),
-        Experiment(
-            "compute-bound",
-            _PAIR,
-            plans.crowd,
-            ("requests_per_s", *AGENT_FIGURES),
-            (*AGENT_RATIOS, "stall_p99_s", "requests_per_s"),
-            num_sessions=160,
-            # Short gaps and few slots: it is compute that sessions wait for, neither tools nor KV.
-            scale=Scale(num_turns=10, gap=60.0, max_gap_s=0.5),
-            capacity_share=0.95,
-            num_pairs=5,
-            machine={"hbm_blocks": 6000, "extra_args": ("--max-num-seqs", "16")},
-        ),
+        _crowd("compute-bound", 16),
+        _crowd("fits-batch", 256),
         _tiers("tiers", ("stock-lru-fs", "impala-tiers"), links=_GPU_LINKS),
         _tiers("tiers-slow", ("stock-lru-fs", "impala-tiers"), links=_SLOW_LINKS),
         _tiers("tiers-host", ("stock-lru", "impala-host"), links=_GPU_LINKS),
