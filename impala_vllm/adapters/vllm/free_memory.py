@@ -19,17 +19,21 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 _V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def free_bytes() -> int:
-    """What may still be taken: the machine's, or the least of the limits on this process."""
+def of_machine() -> int:
+    """Bytes that may still be taken of the machine's memory, by whomever."""
     import psutil
 
+    available: int = psutil.virtual_memory().available
+    return available
+
+
+def of_container() -> int | None:
+    """Bytes that the limits on this process leave; None: there are none."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8")
     except OSError:
-        own = ""
-    limited = below_limits(CGROUP_ROOT, own)
-    available: int = psutil.virtual_memory().available
-    return available if limited is None else min(available, limited)
+        return None
+    return below_limits(CGROUP_ROOT, own)
 
 
 def below_limits(root: Path, own: str) -> int | None:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from impala_vllm.adapters.vllm import free_memory, model_identity
+from impala_vllm.adapters.vllm import accelerators, free_memory, model_identity
 from impala_vllm.config import Config, ConfigError, KvFormat, Mode
 
 SHM = "/dev/shm"
 """Where vLLM makes the host tier's memory."""
 FREE_SHARE = 0.25
-"""Of free memory, for the host tier: what else the machine runs is unknown."""
+"""Of free memory, most for one server's host tier: what else the machine runs is unknown."""
+MACHINE_SHARE = 0.5
+"""Of free memory, for the host tiers of all servers of a machine: they may start together, one for each accelerator."""
 SHM_SHARE = 0.8
 MIN_AUTO_GIB = 1.0
 STAGING_GIB = 1.0
@@ -69,7 +71,7 @@ def _host_gib(engine_args: Any, settings: Config, say: Callable[[str], None]) ->
         return tiers.host_gib
     if tiers.nvme_path is None and not _moves_kv():
         return 0.0  # on a CPU KV lives in host memory already
-    found = _auto_gib()
+    found = _auto_gib(engine_args)
     if tiers.nvme_path is not None:
         size_gib = max(STAGING_GIB, found or 0.0)
         _check_room(engine_args, size_gib, "tiers.nvme_path, without tiers.host_gib")
@@ -164,10 +166,17 @@ def _reason_against(config: Any, settings: Config) -> str | None:
     return None
 
 
-def _auto_gib() -> float | None:
-    """A share of what is free; None: there is no shared memory."""
+def _auto_gib(engine_args: Any) -> float | None:
+    """A share of what is free for us; None: there is no shared memory."""
     shm = _shm_gib()
-    return min(free_memory.free_bytes() / GIB * FREE_SHARE, shm * SHM_SHARE) if shm is not None else None
+    if shm is None:
+        return None
+    num_ranks = engine_args.data_parallel_size_local or engine_args.data_parallel_size
+    num_used = engine_args.tensor_parallel_size * engine_args.pipeline_parallel_size * num_ranks
+    share = min(FREE_SHARE, MACHINE_SHARE * num_used / max(1, accelerators.count()))
+    limited = free_memory.of_container()
+    free = [free_memory.of_machine() / GIB * share] + ([limited / GIB * FREE_SHARE] if limited is not None else [])
+    return min(*free, shm * SHM_SHARE)
 
 
 def _shm_gib() -> float | None:
@@ -181,12 +190,11 @@ def _shm_gib() -> float | None:
 
 def _check_room(engine_args: Any, size_gib: float, key: str) -> None:
     """Raise ConfigError where the host tier that was asked for cannot be made."""
-    from vllm.platforms import current_platform
-
-    if not (_moves_kv() or current_platform.is_cpu()):
+    platform = _platform()
+    if not (_moves_kv() or platform.is_cpu()):
         raise ConfigError(
             f"{key}: vLLM moves KV to host memory on CUDA, ROCm and XPU, and impala on CPUs; this platform is "
-            f"{current_platform.device_name}: drop --impala-host-gib and --impala-nvme-path"
+            f"{platform.device_name}: drop --impala-host-gib and --impala-nvme-path"
         )
     if not _is_first(engine_args) or engine_args.data_parallel_size_local == 0:
         return  # the engines have the room already, or are elsewhere
@@ -207,6 +215,10 @@ def _is_first(engine_args: Any) -> bool:
 
 def _moves_kv() -> bool:
     """vLLM's own workers can copy between device and host here."""
+    return _platform().is_cuda_alike() or _platform().is_xpu()
+
+
+def _platform() -> Any:
     from vllm.platforms import current_platform
 
-    return current_platform.is_cuda_alike() or current_platform.is_xpu()
+    return current_platform

@@ -19,13 +19,15 @@ CPU, GPU, OTHER = ("cpu", True, False), ("cuda", False, True), ("npu", False, Fa
 def machine(monkeypatch):
     """What this machine has: kind of platform, free memory and shared memory, in GiB; a CPU with enough, at first."""
 
-    def have(platform=CPU, free_gib=64.0, shm_gib=64.0):
+    def have(platform=CPU, free_gib=64.0, shm_gib=64.0, num_accelerators=2, limit_gib=None):
         name, is_cpu, is_gpu = platform
         fake = SimpleNamespace(device_name=name, is_cpu=lambda: is_cpu, is_cuda_alike=lambda: is_gpu)
-        fake.is_xpu, fake.device_type = lambda: False, "cpu"
-        monkeypatch.setattr("vllm.platforms.current_platform", fake)
-        monkeypatch.setattr(tiering.free_memory, "free_bytes", lambda: int(free_gib * GIB))
+        fake.is_xpu = lambda: False
+        monkeypatch.setattr(tiering, "_platform", lambda: fake)
+        monkeypatch.setattr(tiering.free_memory, "of_machine", lambda: int(free_gib * GIB))
+        monkeypatch.setattr(tiering.free_memory, "of_container", lambda: limit_gib and int(limit_gib * GIB))
         monkeypatch.setattr(tiering, "_shm_gib", lambda: shm_gib)
+        monkeypatch.setattr(tiering.accelerators, "count", lambda: num_accelerators)
 
     have()
     return have
@@ -35,6 +37,7 @@ def build(settings, num_local=1, connector=None, has_inner_state=False, nnodes=1
     """What `tiering` makes of the settings, and what it says."""
     args, said = SimpleNamespace(kv_transfer_config=connector, data_parallel_size_local=num_local), []
     args._api_process_rank, args._api_process_count = 0, num_front_ends
+    args.tensor_parallel_size, args.pipeline_parallel_size, args.data_parallel_size = 2, 1, num_local
     model = SimpleNamespace(model="m", revision="0" * 40, quantization=None, hf_config=None, is_encoder_decoder=False)
     model.runner_type, model.has_inner_state = "generate", has_inner_state
 
@@ -148,6 +151,26 @@ def test_a_default_start_goes_on_without_shared_memory(machine, shm_gib, says):
     connector, (said,) = build(Config())
     assert connector is None
     assert said.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("num_accelerators", "num_local", "gib"), [(0, 1, 16), (1, 1, 16), (2, 1, 16), (4, 1, 16), (8, 1, 8), (8, 4, 16)]
+)
+def test_a_server_leaves_room_for_those_on_the_machines_other_accelerators(machine, num_accelerators, num_local, gib):
+    machine(GPU, num_accelerators=num_accelerators)  # two are used a rank
+    extra = build(Config(), num_local)[0].kv_connector_extra_config
+    assert extra["cpu_bytes_to_use"] * num_local == gib * GIB
+
+
+@pytest.mark.parametrize(("limit_gib", "gib"), [(32, 8), (1000, 16)])
+def test_a_container_has_a_share_of_what_its_limit_leaves_if_that_is_less(machine, limit_gib, gib):
+    machine(GPU, limit_gib=limit_gib)
+    assert build(Config())[0].kv_connector_extra_config["cpu_bytes_to_use"] == gib * GIB
+
+
+def test_a_containers_own_memory_is_not_for_servers_on_other_accelerators(machine):
+    machine(GPU, free_gib=1000.0, limit_gib=32, num_accelerators=8)
+    assert build(Config())[0].kv_connector_extra_config["cpu_bytes_to_use"] == 8 * GIB
 
 
 def test_the_least_of_memory_and_shared_memory_sizes_the_default(machine):
