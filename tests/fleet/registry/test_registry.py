@@ -162,6 +162,22 @@ async def test_a_long_telling_is_spread_over_beats_that_renew_its_lease(site, mo
     assert len(begun) == 1
 
 
+async def test_a_telling_gives_way_after_every_so_many_blocks(site, monkeypatch):
+    written: list[int] = []
+    fill = layouts.fill
+
+    async def noted(client, where, generation, held):
+        written.append(len(held))
+        await fill(client, where, generation, held)
+
+    monkeypatch.setattr(layouts, "fill", noted)
+    hears = site.router(a=True)
+    hears.index.store(A, Tier.HBM, blocks(*range(64, 64 * 5001, 64)), 0.0)  # all in one portion of the index
+    await site.meet(hears)
+    assert sum(written) == 5000
+    assert max(written) <= 2000
+
+
 async def test_what_another_told_meanwhile_is_told_anew_by_who_has_the_lease(site, begun):
     hears, reads = site.router(a=True), site.router(a=False)
     hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
