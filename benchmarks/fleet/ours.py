@@ -43,7 +43,7 @@ def main() -> None:
     """Run the command line behind the two figures."""
     tokens_each, speed = int(sys.argv[1]), float(sys.argv[2])
     scaled = partial(RouterOptions, scoring=scoring(tokens_each, speed), cost=cost(tokens_each, speed))
-    vars(proxy)["RouterOptions"] = scaled  # where the command looks it up
+    proxy.__dict__["RouterOptions"] = scaled  # where the command looks it up
     cli.main(sys.argv[3:])
 
 
