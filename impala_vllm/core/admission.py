@@ -2,7 +2,8 @@
 
 Admission protects the working set that pays: idle KV is kept while its trace will probably be back before
 its recompute would have paid for the wait. A turn is admitted when it fits beside what is kept; an engine
-that runs nothing holds nobody; a turn past its bound is never held. Bytes are counted in blocks.
+that runs nothing is never left idle; a turn past its bound is held by more urgent ones alone. Bytes are counted in
+blocks.
 """
 
 from collections.abc import Collection, Sequence

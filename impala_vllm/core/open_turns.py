@@ -13,10 +13,12 @@ from impala_vllm.core.types import RequestId, TraceId
 class OpenTurn:
     """What policy remembers of an unfinished request."""
 
-    __slots__ = ("arrived_s", "has_begun", "reach_blocks", "stem_blocks", "trace_id")
+    __slots__ = ("arrived_s", "has_begun", "is_sample", "reach_blocks", "stem_blocks", "trace_id")
 
-    def __init__(self, trace_id: TraceId | None, arrived_s: float) -> None:
+    def __init__(self, trace_id: TraceId | None, arrived_s: float, is_sample: bool = False) -> None:
+        """`is_sample`: one more answer to a turn that is open already."""
         self.trace_id = trace_id
+        self.is_sample = is_sample
         self.arrived_s = arrived_s
         self.reach_blocks = self.stem_blocks = 0
         self.has_begun = False
@@ -125,6 +127,11 @@ class OpenTurns(Generic[TurnT]):
     def trace_of(self, turn: TurnT) -> TraceId | None:
         """Whose turn it is. None: nobody's, or the table has forgotten the trace while the turn was open."""
         return turn.trace_id if turn.trace_id in self._known else None
+
+    def forget_all(self) -> None:
+        """There are no traces any more; open turns are nobody's."""
+        for trace_id in list(self._known):
+            self.forget(trace_id)
 
     def forget(self, trace_id: TraceId) -> None:
         """The trace left the table."""

@@ -103,9 +103,13 @@ class Enforcer:
     def arrive(
         self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0, trace: Trace | None = None
     ) -> None:
-        """`request` is about to be queued, a turn of `trace`; others share its first `stem_blocks`."""
+        """`request` is about to be queued, a turn of `trace`; others share its first `stem_blocks`.
+
+        One more sample of a turn has a `trace_id` and no `trace`.
+        """
         parent = trace.parent_trace_id if trace is not None else None
-        self.turns.arrive(RequestId(request.request_id), OpenTurn(trace_id, now), request.num_tokens, now, parent)
+        turn = OpenTurn(trace_id, now, is_sample=trace_id is not None and trace is None)
+        self.turns.arrive(RequestId(request.request_id), turn, request.num_tokens, now, parent)
         if self.tiers is not None:
             self.tiers.arrive(request, trace, stem_blocks)
 
@@ -126,6 +130,7 @@ class Enforcer:
             turn.stem_blocks = stem_blocks
             self._unfreed[request.request_id] = turn
         is_known = self.turns.trace_of(turn) is not None
+        is_known = is_known and not turn.is_sample
         if is_known and self.traces is not None and trace is not None:
             parent = self.traces.drained_by(trace)
             if parent is not None:
@@ -195,6 +200,7 @@ class Enforcer:
 
     def forget_all(self) -> None:
         """There are no traces any more: nothing idle is anybody's, here and below HBM."""
+        self.turns.forget_all()
         self.reset()
         if self.tiers is not None:
             self.tiers.manager.forget_all()
@@ -240,7 +246,7 @@ class Enforcer:
             if turn is not None and not turn.has_begun:  # model runner V2 calls resumed ones new as well
                 self.longest_wait_s = max(self.longest_wait_s, now - turn.arrived_s)
                 self._begun(turn)
-                if self._supersedes and self.free is not None and turn.trace_id is not None:
+                if self._supersedes and self.free is not None and turn.trace_id is not None and not turn.is_sample:
                     # What the turn did not take of its trace's KV is superseded: nobody goes on from there.
                     self.free.release(turn.trace_id)
         if output.total_num_scheduled_tokens:
@@ -310,25 +316,26 @@ class Enforcer:
     def _admit(self, now: float) -> None:
         passing, requests, asks = self._asks.ranked(self.waiting, now)
         fetching: frozenset[str] = _NOBODY
+        if self.tiers is not None:
+            ready = self.tiers.load(asks, now)
+            if len(ready) < len(asks):
+                fetching = frozenset(a.turn.request_id for a in asks).difference(a.turn.request_id for a in ready)
+            asks = ready
+        request_of = self._scheduler.requests
         if self._watchdog.lets_all_through:
-            others = set(passing)
+            others, fetching = set(passing), _NOBODY
             requests = admitted = [request for request in self.waiting if request not in others]
         elif self.free is None or not self._asks.knows_reach:
-            admitted = requests
+            admitted = [request_of[ask.turn.request_id] for ask in asks]
         else:
             num_free, num_running = self.free.num_free_blocks, len(self._scheduler.running)
             if self.tiers is not None:
-                ready = self.tiers.load(asks, now)
-                if len(ready) < len(asks):
-                    fetching = frozenset(a.turn.request_id for a in asks).difference(a.turn.request_id for a in ready)
-                asks = ready
                 # Loads hold only what they load; the rest of their prompts is promised room.
                 num_free -= self._scheduler._inflight_prefill_reserved_blocks()
                 # A streaming session whose client thinks holds blocks too, but moves nothing.
                 num_running += len(self._scheduler.kv_holding_waiting) - self._scheduler.num_waiting_for_streaming_input
             kept = 0 if _fit(asks, self.free.num_unclaimed) else self.idle.kept_blocks
             plan = self.admission.plan(asks, kept, num_free, num_running, now, self._asks.skipped)
-            request_of = self._scheduler.requests
             admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
         self._num_ranked = len(requests)
         self.num_held = len(requests) - len(admitted)

@@ -160,9 +160,11 @@ class _Enforced(_Observed):
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
             self._leave_out(request)
-            link = self._arrived(request) or self.observer.link_of(request)
+            link = self._arrived(request)
+            is_turn = link is not None  # else one more sample of one, if anything
+            link = link or self.observer.link_of(request)
             trace_id = link.trace_id if link is not None else None
-            stem, trace = self._stem_blocks(request), self._trace(trace_id)
+            stem, trace = self._stem_blocks(request), self._trace(trace_id) if is_turn else None
             self._steer(lambda policy: policy.arrive(request, trace_id, self.observer.clock(), stem, trace))
         super(_Observed, self).add_request(request)
 

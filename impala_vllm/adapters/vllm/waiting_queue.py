@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, KeysView
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
-MAX_STUCK = 8
-"""So many that find no room are passed by the next; more are tried in turn."""
+MAX_STUCK = 64
+"""So many that find no room are passed by all others; then they are tried again."""
 
 
 class WaitingQueue(RequestQueue):
@@ -23,7 +23,7 @@ class WaitingQueue(RequestQueue):
         self._gone: dict[Request, None] = {}
         self._admitted: deque[Request] = deque()
         self._tried: Request | None = None
-        self._stuck: deque[Request] = deque(maxlen=MAX_STUCK)
+        self._stuck: dict[Request, None] = {}
 
     def admit(self, requests: Iterable[Request]) -> None:
         """The plan of the coming step, best first. Replaces the one before."""
@@ -36,14 +36,17 @@ class WaitingQueue(RequestQueue):
         if is_anew:
             self._stuck.clear()
         if self._tried is not None and not is_throttled:
-            self._stuck.append(self._tried)
+            self._stuck.pop(self._tried, None)
+            self._stuck[self._tried] = None
+            if len(self._stuck) > MAX_STUCK:
+                self._stuck.clear()
 
     def left_over(self) -> list[Request]:
-        """Who was looked at of late and could not be placed, the last `MAX_STUCK`, first tried first.
+        """Who was looked at of late and could not be placed, last tried last.
 
         A step looks at no more than one of them; at none where no seat or token is left.
         """
-        return [request for request in dict.fromkeys(self._stuck) if request in self._requests]
+        return [request for request in self._stuck if request in self._requests]
 
     def take_added(self) -> list[Request]:
         """Who was queued, or queued again, since the last call and is still here; in that order."""

@@ -44,12 +44,12 @@ class Watchdog:
         scheduler = self._scheduler
         is_paused = scheduler.pause_state != PauseState.UNPAUSED
         # A turn whose KV is being loaded is in neither list.
-        loads = len(scheduler.kv_holding_waiting) > scheduler.num_waiting_for_streaming_input
-        loads = loads or (self._tiers is not None and self._tiers.is_loading(now))
+        is_placed = len(scheduler.kv_holding_waiting) > scheduler.num_waiting_for_streaming_input
+        loads = is_placed or (self._tiers is not None and self._tiers.is_loading(now))
         moves = output.num_scheduled_tokens or scheduler.running or loads or is_paused
         was_idle = now - self._watched_s >= STALLED_S / 2  # an engine with something to do takes steps
         self._watched_s, is_trial, self._is_trial = now, self._is_trial, False
-        if is_trial and output.num_scheduled_tokens:
+        if is_trial and (output.num_scheduled_tokens or is_placed):
             raise Stalled(f"{self._num_waiting} turns waited and nothing was scheduled for {STALLED_S:.0f} s")
         if moves or not num_waiting:
             self._still_since_s, self.lets_all_through = None, False

@@ -407,7 +407,7 @@ def test_what_a_connector_keeps_after_the_end_is_still_its_traces(model, monkeyp
     assert not scheduler.enforcer._unfreed
 
 
-def tiered(model):
+def tiered(model, num_blocks=12):
     """A scheduler over vLLM's own connector, with a host tier that nobody moves bytes for."""
     settings = load(None, {"mode": ("test", "enforce")})
     config = EngineArgs(
@@ -426,7 +426,31 @@ def tiered(model):
         ),
     ).create_engine_config()
     config.scheduler_config.async_scheduling = False
-    return from_config(config, num_blocks=12)
+    return from_config(config, num_blocks)
+
+
+def test_who_waits_for_nvme_is_not_shown_to_a_step_where_nobody_can_tell_what_is_in_reach_either(model):
+    scheduler = tiered(model, 100)
+    policy = scheduler.enforcer
+    policy._asks._group = None  # as with windows alone
+    policy.tiers.load = lambda asks, now: [ask for ask in asks if ask.turn.request_id != "reads"]
+    for name in ("reads", "computes"):
+        send(scheduler, name, [7] * 64)
+    assert list(scheduler.schedule().num_scheduled_tokens) == ["computes"]
+    assert policy.kept_back() == (frozenset(), frozenset({"reads"}))
+
+
+def test_samples_of_a_turn_are_no_turns_to_the_tiers(model):
+    scheduler = tiered(model, 40)
+    manager = scheduler.enforcer.tiers.manager
+    for turn in range(2):
+        for number in range(3):
+            send(scheduler, f"{number}_turn{turn}", [7] * (150 + 40 * turn))
+        for _ in range(3):
+            complete(scheduler, scheduler.schedule())
+    assert not scheduler.running
+    assert manager.num_resumes == 1
+    assert [len(manager.turns.keys_of(trace.trace_id)) for trace in scheduler.observer.identity.traces] == [5]
 
 
 def test_weights_that_change_empty_the_tiers_however_often_between_two_steps(model):
