@@ -138,8 +138,8 @@ async def tell(client: Client, where: Place, generation: str, number: int, block
     return number
 
 
-async def read(client: Client, where: Place) -> tuple[Cursor, list[Held]] | None:
-    """Everything; None where nobody tells. Changes made meanwhile come again with `follow`."""
+async def look(client: Client, where: Place) -> Cursor | None:
+    """Where `follow` goes on from once everything has been read; None where nobody tells."""
     head = await client.get(where.head)
     if head is None:
         return None
@@ -148,11 +148,20 @@ async def read(client: Client, where: Place) -> tuple[Cursor, list[Held]] | None
     if not last:
         return None
     entry, fields = last[0]
-    blocks: list[Held] = []
-    async for field, tiers in client.hscan_iter(where.blocks(generation), count=BLOCKS_A_WRITE):
-        if len(field) == 8 and len(tiers) == 1:
-            blocks.append(Held(BlockKey(int.from_bytes(field, "big")), tiers[0]))
-    return Cursor(generation, entry, int(fields[b"n"])), blocks
+    return Cursor(generation, entry, int(fields[b"n"]))
+
+
+async def read(client: Client, where: Place, generation: str, at: int) -> tuple[int, list[Held]]:
+    """Part of everything, about `BLOCKS_A_WRITE` blocks, from 0 on; and where the next part is, 0 after the last.
+
+    What changes between the parts may be missing or old: `follow` from where `look` was tells it again.
+    """
+    after, found = await client.hscan(where.blocks(generation), at, count=BLOCKS_A_WRITE)
+    return after, [
+        Held(BlockKey(int.from_bytes(field, "big")), tiers[0])
+        for field, tiers in found.items()
+        if len(field) == 8 and len(tiers) == 1
+    ]
 
 
 def follow(entries: "Entries", cursor: Cursor) -> tuple[Cursor, list[Held]]:

@@ -14,7 +14,7 @@ from impala_vllm.fleet.registry.shared import Held, SharedIndex
 from impala_vllm.fleet.registry.source import NOWHERE, Source
 
 BLOCKS_A_BEAT = 50_000
-"""Of replicas that are read whole: a second or so (docs/scale.md). The one that goes beyond it is read to its end."""
+"""Of replicas that are read whole: a second or so (docs/scale.md). The next beat goes on from there."""
 BLOCKS_AT_ONCE = 2000
 """Taken over before others of the event loop get their turn."""
 
@@ -25,6 +25,9 @@ class _Reading:
 
     place: Place
     cursor: Cursor | None = None
+    """How far its changes were followed, or will be from; None: all is to be read anew."""
+    next_part: int = 0
+    """Of all that is read since `cursor`; 0: it has been."""
     owner_s: float = 0.0
     """When there was an owner last."""
 
@@ -92,7 +95,7 @@ class Readings:
         following = [
             (replica, reading, reading.cursor)
             for replica, reading in self._reads.items()
-            if reading.cursor is not None and replica in self._index.heard
+            if reading.cursor is not None and not reading.next_part and replica in self._index.heard
         ]
         behind = self._reads.keys() - {replica for replica, _, _ in following}
         if following:
@@ -108,18 +111,31 @@ class Readings:
                 else:
                     await self._hear(replica, blocks, now_s)
         num_left = BLOCKS_A_BEAT
-        for replica in behind:
+        for replica in sorted(behind, key=lambda r: not self._reads[r].next_part):  # what was begun, first
             if num_left <= 0:
                 break
-            reading = self._reads[replica]
-            found = await layout.read(self._client, reading.place)
+            num_left -= await self._read_whole(replica, num_left, now_s)
+
+    async def _read_whole(self, replica: Replica, num_wanted: int, now_s: float) -> int:
+        """So much more of it, from where the last beat stopped; how much it was."""
+        reading, num_read, is_new = self._reads[replica], 0, False
+        if reading.cursor is None or replica not in self._index.heard:
+            reading.cursor, reading.next_part, is_new = await layout.look(self._client, reading.place), 0, True
+        while reading.cursor is not None and num_read < num_wanted:
+            reading.next_part, blocks = await layout.read(
+                self._client, reading.place, reading.cursor.generation, reading.next_part
+            )
             if self._sources().get(replica, NOWHERE).is_heard:  # meanwhile, and it knows better
                 self.stop(replica)
-            elif found is not None:
-                reading.cursor, blocks = found
-                num_left -= len(blocks)
+                break
+            if is_new:
                 self._index.begin_hearing(replica)
-                await self._hear(replica, blocks, now_s)
+                is_new = False
+            await self._hear(replica, blocks, now_s)
+            num_read += len(blocks)
+            if not reading.next_part:
+                break
+        return num_read
 
     async def _hear(self, replica: Replica, blocks: Sequence[Held], now_s: float) -> None:
         """In order. A word from its own events ends it on the way: the index takes no more from others then."""

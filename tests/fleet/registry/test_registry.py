@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -271,18 +272,53 @@ async def test_many_that_are_read_whole_are_spread_over_beats(site, monkeypatch)
     assert reads.index.holds(B, BlockKey(3))
 
 
-async def test_what_it_hears_itself_while_it_reads_stays(site, monkeypatch):
+async def test_a_large_one_is_read_over_many_beats_and_what_changes_meanwhile_is_too(site, monkeypatch):
+    monkeypatch.setattr(layouts, "BLOCKS_A_WRITE", 100)
+    monkeypatch.setattr(readings, "BLOCKS_A_BEAT", 100)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 2001)), 0.0)
+    await site.meet(hears)
+    num_read = [0]
+    while num_read[-1] < 1600 and len(num_read) < 100:
+        await site.meet(reads, rounds=1)
+        num_read.append(reads.index.stats().num_blocks)
+        hears.index.remove(A, Tier.HBM, blocks(len(num_read)))
+        hears.index.store(A, Tier.HBM, blocks(2000 + len(num_read)), 0.0)
+        await site.meet(hears, rounds=1)
+    assert 10 < len(num_read) < 100
+    assert max(after - before for before, after in pairwise(num_read)) < 400
+    await site.meet(rounds=10)
+    assert reads.index.stats().num_blocks == 2000
+    assert reads.keys(3000) == hears.keys(3000)
+
+
+async def test_one_that_begins_anew_while_it_is_read_is_read_anew(site, monkeypatch):
+    monkeypatch.setattr(layouts, "BLOCKS_A_WRITE", 100)
+    monkeypatch.setattr(readings, "BLOCKS_A_BEAT", 100)
+    hears, reads = site.router(a=True), site.router(a=False)
+    hears.index.store(A, Tier.HBM, blocks(*range(1, 2001)), 0.0)
+    await site.meet(hears)
+    await site.meet(reads)
+    assert 0 < reads.index.stats().num_blocks < 2000
+    hears.index.clear(A)
+    hears.index.store(A, Tier.HBM, blocks(*range(2001, 2101)), 0.0)
+    await site.meet(rounds=5)
+    assert reads.keys(3000) == set(range(2001, 2101))
+
+
+@pytest.mark.parametrize("step", ["look", "read"])
+async def test_what_it_hears_itself_while_it_reads_stays(site, monkeypatch, step):
     hears, reads = site.router(a=True), site.router(a=False)
     hears.index.store(A, Tier.HBM, blocks(1, 2), 0.0)
-    read = layouts.read
+    read = getattr(layouts, step)
 
-    async def read_and_hear(client, place):
-        found = await read(client, place)
+    async def read_and_hear(*asked):
+        found = await read(*asked)
         reads.sources[A] = Source("space", "life", True)
         reads.index.store(A, Tier.HBM, blocks(7), 0.0)
         return found
 
-    monkeypatch.setattr(layouts, "read", read_and_hear)
+    monkeypatch.setattr(layouts, step, read_and_hear)
     await site.meet()
     assert reads.keys() == {7}
     assert not reads.index.heard
