@@ -17,7 +17,7 @@ from impala_vllm.fleet.echo import Echo
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.homes import Home, Homes
 from impala_vllm.fleet.index import Depths
-from impala_vllm.fleet.lapses import Lapses
+from impala_vllm.fleet.lapses import Lapses, Prefill
 from impala_vllm.fleet.places import BlockKey, Replica
 from impala_vllm.fleet.residency import Expectation, Residency
 from impala_vllm.fleet.scoring import Decision, Load, Policy, Question, Terms
@@ -46,14 +46,10 @@ class Ticket:
     turn: Turn
     link: Link
     decision: Decision
-    load: Load
-    prefill_s: float
-    """Expected; what the replica's queue was lengthened by."""
+    prefill: Prefill
     was_idle: bool
     expected: Expectation | None
     started_s: float
-    has_begun: bool = field(default=False)
-    """Its prefill is over, or taken for over: no queue is longer by it."""
     has_answered: bool = field(default=False)
     has_ended: bool = field(default=False)
 
@@ -100,18 +96,18 @@ class Router:
             self._identity.finish(Finish(request_id, keys, turn.num_tokens, Outcome.ERROR), now)
             return None
         replica, load = decision.replica, self.loads[decision.replica]
-        prefill_s = self.policy.cost.prefill_s(turn.num_tokens, decision.cached_tokens)
+        prefill = Prefill(load, self.policy.cost.prefill_s(turn.num_tokens, decision.cached_tokens))
         expected = self._expect(turn, decision, now)
         if turn.prompt is not None:
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, keys[0] if len(keys) else None, now))
         elif turn.session_id is not None:
             self.homes.put(link.trace_id, Home(replica, turn.num_tokens, None, now))
         was_idle = not load.num_running and not load.elsewhere.num_running
-        ticket = Ticket(request_id, turn, link, decision, load, prefill_s, was_idle, expected, now)
+        ticket = Ticket(request_id, turn, link, decision, prefill, was_idle, expected, now)
         if not turn.shows_first_token:
             waits_s = load.pending_s + load.elsewhere.pending_s
-            self._lapses.add(now + waits_s + prefill_s, partial(_begin, ticket))
-        load.start(prefill_s)
+            self._lapses.add(now + waits_s + prefill.seconds, prefill)
+        load.start(prefill.seconds)
         return ticket
 
     def answer(self, ticket: Ticket, now: float) -> None:
@@ -119,7 +115,7 @@ class Router:
         if ticket.has_answered:
             return
         ticket.has_answered = True
-        _begin(ticket)
+        ticket.prefill.end()
         computed = ticket.turn.num_tokens - ticket.decision.cached_tokens
         if ticket.was_idle and ticket.turn.prompt is not None and ticket.turn.shows_first_token:
             mean_context = ticket.decision.cached_tokens + computed / 2
@@ -130,8 +126,8 @@ class Router:
         if ticket.has_ended:
             return
         ticket.has_ended = True
-        _begin(ticket)
-        ticket.load.end()
+        ticket.prefill.end()
+        ticket.prefill.load.end()
         if ticket.expected is not None:
             self.residency.settle(ticket.expected, has_events or outcome is Outcome.ERROR)
         keys = ticket.turn.prompt.keys if ticket.turn.prompt is not None else _NOTHING
@@ -159,10 +155,10 @@ class Router:
         plan = self.plan(turn, among)
         if plan.decision is not None:
             load = self.loads[plan.decision.replica]
-            prefill_s = self.policy.cost.prefill_s(turn.num_tokens, plan.decision.cached_tokens)
+            prefill = Prefill(load, self.policy.cost.prefill_s(turn.num_tokens, plan.decision.cached_tokens))
             expected = self._expect(turn, plan.decision, now)
-            self._lapses.add(now + prefill_s, partial(self._lapse, load, prefill_s, expected))
-            load.start(prefill_s)
+            self._lapses.add(now + prefill.seconds, prefill, partial(self._lapse, load, expected))
+            load.start(prefill.seconds)
         return plan
 
     def leave(self, replica: Replica) -> None:
@@ -186,9 +182,8 @@ class Router:
             return None
         return self.residency.expect(decision.replica, turn.prompt.keys, num_known, now)
 
-    def _lapse(self, load: Load, prefill_s: float, expected: Expectation | None) -> None:
+    def _lapse(self, load: Load, expected: Expectation | None) -> None:
         """What was advised should be over, if it was done at all: only events tell."""
-        load.answer(prefill_s)
         load.end()
         if expected is not None:
             self.residency.settle(expected, has_events=True)
@@ -228,9 +223,3 @@ class Router:
                 home = self.homes.get(trace.trace_id)
                 return home.replica if home is not None else None
         return None
-
-
-def _begin(ticket: Ticket) -> None:
-    if not ticket.has_begun:
-        ticket.has_begun = True
-        ticket.load.answer(ticket.prefill_s)

@@ -2,6 +2,8 @@
 
 from random import Random
 
+import pytest
+
 from impala_vllm.core.types import Namespace, Outcome
 from impala_vllm.fleet.hashing import Prompt
 from impala_vllm.fleet.homes import LIVE_S
@@ -151,13 +153,26 @@ def test_prefill_whose_end_nobody_shows_is_taken_for_over_when_it_should_be():
     (load,) = site.loads.values()
     shown = site.router.start(site.turn(chain(1, 50)), site.loads, (), 0.0)
     whole = site.router.start(site.turn(chain(2, 50), shows_first_token=False), site.loads, (), 0.0)
-    assert load.pending_s == shown.prefill_s + whole.prefill_s
+    assert load.pending_s == shown.prefill.seconds + whole.prefill.seconds
     site.router.tick(load.pending_s - 0.001)
-    assert load.pending_s == shown.prefill_s + whole.prefill_s
+    assert load.pending_s == shown.prefill.seconds + whole.prefill.seconds
     site.router.tick(load.pending_s)
-    assert load.pending_s == shown.prefill_s
+    assert load.pending_s == shown.prefill.seconds
     site.router.end(whole, Outcome.STOP, True, 9.0)
-    assert (load.pending_s, load.num_running) == (shown.prefill_s, 1)
+    assert (load.pending_s, load.num_running) == (shown.prefill.seconds, 1)
+
+
+def test_turns_that_have_ended_are_not_kept_until_their_prefill_should_be_over():
+    site = Site(1)
+    running = site.router.start(site.turn(chain(9, 50), shows_first_token=False), site.loads, (), 0.0)
+    for seed in range(1000):
+        ticket = site.router.start(site.turn(chain(seed % 7, 5), shows_first_token=False), site.loads, (), 0.0)
+        site.router.end(ticket, Outcome.STOP, True, 0.0)
+    assert len(site.router._lapses) < 200
+    (load,) = site.loads.values()
+    assert load.pending_s == pytest.approx(running.prefill.seconds)
+    site.router.tick(1e6)
+    assert (load.pending_s, load.num_running, len(site.router._lapses)) == (0.0, 1, 0)
 
 
 def test_a_plan_leaves_no_trace():
