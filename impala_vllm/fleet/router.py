@@ -62,6 +62,8 @@ class Plan(NamedTuple):
 
 
 _NOTHING: Sequence[BlockKey] = ()
+MAX_GUESSED_S = 60.0
+"""What was advised of a prompt that is known by its bytes only counts for no longer."""
 
 
 class Router:
@@ -157,7 +159,8 @@ class Router:
             load = self.loads[plan.decision.replica]
             prefill = Prefill(load, self.policy.cost.prefill_s(turn.num_tokens, plan.decision.cached_tokens))
             expected = self._expect(turn, plan.decision, now)
-            self._lapses.add(now + prefill.seconds, prefill, partial(self._lapse, load, expected))
+            lasts_s = prefill.seconds if turn.prompt is not None else min(prefill.seconds, MAX_GUESSED_S)
+            self._lapses.add(now + lasts_s, prefill, partial(self._lapse, load, expected))
             load.start(prefill.seconds)
         return plan
 

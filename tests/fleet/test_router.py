@@ -216,6 +216,17 @@ def test_turns_of_which_nothing_is_known_are_advised_to_the_less_busy_of_any_two
     assert all(load.num_running >= 5 for load in site.loads.values())
 
 
+def test_a_guess_by_bytes_is_advised_for_a_minute_at_most():
+    site = Site()
+    huge = site.turn(chain(1, 5))._replace(prompt=None, num_tokens=2_000_000)
+    assert site.router.policy.cost.prefill_s(huge.num_tokens) > 100
+    site.router.advise(huge, site.loads, 0.0)
+    site.router.tick(59.0)
+    assert sum(load.num_running for load in site.loads.values()) == 1
+    site.router.tick(60.0)
+    assert all((load.num_running, load.pending_s) == (0, 0.0) for load in site.loads.values())
+
+
 def test_agents_that_are_advised_at_once_share_the_stem_that_is_being_computed():
     site = Site()
     for other in range(40):

@@ -93,7 +93,7 @@ class Reader:
             Namespace(_short(caller.tenant) or "", _short(fields.get("cache_salt")) or "", _short(model) or ""),
             prompt,
             serving.family.scheme.block_tokens if serving.family is not None else 16,
-            prompt.num_tokens if prompt is not None else max(1, len(body) // BYTES_A_TOKEN),
+            prompt.num_tokens if prompt is not None else _guess(body, serving),
             _short(session if isinstance(session, str) and not caller.wins else caller.session),
             _short(caller.parent),
             is_stream and path in _BEGIN_WITH_TOKENS,
@@ -104,6 +104,14 @@ class Reader:
     def close(self) -> None:
         """End the workers."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _guess(body: bytes, serving: Serving) -> int:
+    """Tokens of a prompt that is not known: an image is no text, so no more than the model takes."""
+    num_tokens = len(body) // BYTES_A_TOKEN
+    if serving.family is not None:
+        num_tokens = min(num_tokens, serving.family.hello.max_model_len)
+    return max(1, num_tokens)
 
 
 def _short(name: object) -> str | None:

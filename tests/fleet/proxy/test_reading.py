@@ -6,10 +6,13 @@ import threading
 import pytest
 
 from impala_vllm.config import MetadataConfig
-from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.families import Family
+from impala_vllm.fleet.fleet import Fleet, Serving
+from impala_vllm.fleet.hashing import handshake
 from impala_vllm.fleet.index import MaskIndex
 from impala_vllm.fleet.proxy import reading
 from impala_vllm.fleet.proxy.reading import MAX_DECODED_HERE, MAX_NAME_CHARS, Reader
+from tests.fleet.hashing.test_handshake import hello
 
 
 @pytest.fixture
@@ -36,6 +39,15 @@ async def test_short_names_stay_as_they_are(reader):
     body = b'{"model": "m", "cache_salt": "s", "session_id": "t"}'
     turn = (await reader.read("/v1/completions", {}, body)).turn
     assert (turn.namespace.model, turn.namespace.salt, turn.session_id) == ("m", "s", "t")
+
+
+async def test_a_prompt_that_is_not_known_is_guessed_by_its_bytes_up_to_what_the_model_takes(reader, monkeypatch):
+    body = json.dumps({"prompt": {"image": "A" * 40_000}}).encode()
+    assert (await reader.read("/v1/completions", {}, body)).turn.num_tokens == len(body) // 4
+    said = hello()
+    family = Family(said, handshake.scheme_of(said))
+    monkeypatch.setattr(reader._fleet, "serving", lambda model: Serving({}, family, None))
+    assert (await reader.read("/v1/completions", {}, body)).turn.num_tokens == said.max_model_len == 1000
 
 
 async def test_a_large_body_is_read_as_a_small_one(reader):
