@@ -57,11 +57,11 @@ _NEEDS = {"aiohttp": "aiohttp", "starlette": "starlette", "uvicorn": "uvicorn", 
 )
 @click.option(
     "--body-timeout",
-    default=120.0,
+    default=60.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="For a request to come; it is refused then (408).",
+    help="Of silence in the middle of a request; it is refused then (408).",
 )
 @click.option("--explain", is_flag=True, help="Log each decision, and put it in a response header.")
 def router(
@@ -85,6 +85,8 @@ def router(
         raise ConfigError(f"{', '.join(missing)} not installed; `pip install 'impala-vllm[router]'`")
     if not workers and workers_file is None:
         raise ConfigError("no workers; add --worker URL or --workers-file FILE")
+    if max_held_mib < max_body_mib:
+        raise ConfigError(f"--max-held-mib {max_held_mib}: below --max-body-mib {max_body_mib}; one body must fit")
 
     import uvicorn
 
@@ -113,7 +115,7 @@ def router(
         server_key=server_key,
         admin_key=admin_key,
         explains=explain,
-        bodies=BodyConfig(max_body_mib << 20, max_held_mib << 20, body_timeout),
+        bodies=BodyConfig(max_body_mib << 20, max_held_mib << 20, silence_s=body_timeout),
         registry=None if registry == "memory" else registry,
     )
     try:

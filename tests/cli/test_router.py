@@ -32,6 +32,7 @@ def refused(capsys, *args: str) -> str:
         (["--worker", "http://h:1", "--kv-events", "http://other:1=tcp://h:2"], "with the URL of a --worker"),
         (["--worker", "http://h:1", "--kv-events", "http://h:1=tcp://*:2"], "write tcp://HOST:PORT"),
         (["--workers-file", "/nowhere/workers"], "/nowhere/workers: cannot read it"),
+        (["--worker", "http://h:1", "--max-held-mib", "255"], "--max-held-mib 255: below --max-body-mib 256"),
         (["--worker", "http://h:1", "--port", "x"], "see `impala router --help`"),
     ],
 )

@@ -1,6 +1,7 @@
 """Requests' bodies: read whole, since routing reads them, within bounds of size, of time, and of all together."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ class BodyConfig:
     """Of one."""
     max_held_bytes: int = 2 << 30
     """Of all that are being read, or wait for their answer's first byte: until then another server may be tried."""
-    within_s: float = 120.0
-    """From its request's headers to its end."""
+    silence_s: float = 60.0
+    """Before its first part, and between two."""
+    within_s: float = 1800.0
+    """From its request's headers to its end: `max_bytes` over a slow line, but no drop a minute for ever."""
 
 
 class ClientGone(Exception):
@@ -55,15 +58,27 @@ class Bodies:
     def __init__(self, config: BodyConfig) -> None:
         self.config = config
         self.held_bytes = 0
+        self.num_refused: Counter[int] = Counter()
+        """By status."""
 
     async def read(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> Body:
         """Raises BodyError and ClientGone; nothing is held then."""
+        try:
+            return await self._read(headers, receive)
+        except BodyError as e:
+            self.num_refused[e.status] += 1
+            raise
+
+    async def _read(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> Body:
         said = next((value for name, value in headers if name == b"content-length" and value.isdigit()), b"0")
         self._check(int(said), self.held_bytes + int(said))
         size, parts = 0, list[bytes]()
+        loop, silence_s = asyncio.get_running_loop(), self.config.silence_s
+        until_s = loop.time() + self.config.within_s
         try:
-            async with asyncio.timeout(self.config.within_s):
+            async with asyncio.timeout(None) as limit:
                 while True:
+                    limit.reschedule(min(until_s, loop.time() + silence_s))
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
@@ -76,7 +91,8 @@ class Bodies:
                         return Body(parts[0] if len(parts) == 1 else b"".join(parts), self)
         except TimeoutError as e:
             self.held_bytes -= size
-            raise BodyError(408, f"the body did not come within {self.config.within_s:g} s") from e
+            text = f"nothing of the body came for {silence_s:g} s, or not all of it within {self.config.within_s:g} s"
+            raise BodyError(408, text) from e
         except BaseException:
             self.held_bytes -= size
             raise

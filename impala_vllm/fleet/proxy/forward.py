@@ -74,7 +74,6 @@ class Forward:
             return
         except BodyError as e:
             await refuse_body(send, e)
-            self._metrics.refused.inc()
             return
         try:
             with Watch(receive) as watch:

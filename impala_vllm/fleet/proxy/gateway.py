@@ -66,9 +66,9 @@ class Gateway:
         if shared is not None and options.registry is not None:
             self.registry = Registry(options.registry, shared, self.fleet.sources, self.fleet.loads, options.sharing)
             self.fleet.is_told = shared.heard.__contains__
-        self.metrics = Metrics(self.fleet, self.router, self.registry)
-        self.reader = Reader(self.fleet, options.metadata)
         self.bodies = Bodies(options.bodies)
+        self.metrics = Metrics(self.fleet, self.router, self.bodies, self.registry)
+        self.reader = Reader(self.fleet, options.metadata)
         stored = Stored()
         self.stored = StoredRoutes(self.fleet, stored, self.bodies)
         self.forward = Forward(

@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from impala_vllm.fleet.fleet import Fleet
+from impala_vllm.fleet.proxy.bodies import Bodies
 from impala_vllm.fleet.registry import Registry
 from impala_vllm.fleet.router import Router, Ticket
 
@@ -16,7 +17,7 @@ _DECISION_BUCKETS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2)
 class Metrics:
     """One router's, in a registry of its own."""
 
-    def __init__(self, fleet: Fleet, router: Router, shared: Registry | None = None) -> None:
+    def __init__(self, fleet: Fleet, router: Router, bodies: Bodies, shared: Registry | None = None) -> None:
         """`shared`: what several routers share, where they do."""
         self.registry = CollectorRegistry()
         of = self.registry
@@ -35,7 +36,7 @@ class Metrics:
         self.broken = Counter("impala_router_broken", "Upstream requests that failed", registry=of)
         self.refused = Counter("impala_router_refused", "Requests for which no server was open", registry=of)
         self.left = Counter("impala_router_left", "Clients that left before the end", registry=of)
-        self.registry.register(_Gauges(fleet, router, shared))
+        self.registry.register(_Gauges(fleet, router, bodies, shared))
 
     def decided(self, ticket: Ticket, seconds: float) -> None:
         """A turn was sent somewhere."""
@@ -54,9 +55,10 @@ class Metrics:
 class _Gauges(Collector):
     """What is so now, read when it is asked for."""
 
-    def __init__(self, fleet: Fleet, router: Router, shared: Registry | None) -> None:
+    def __init__(self, fleet: Fleet, router: Router, bodies: Bodies, shared: Registry | None) -> None:
         self._fleet = fleet
         self._router = router
+        self._bodies = bodies
         self._shared = shared
 
     def collect(self) -> Iterator[Metric]:
@@ -77,6 +79,11 @@ class _Gauges(Collector):
             running.add_metric([replica.server, str(replica.dp_rank)], load.num_running)
             tokens.add_metric([replica.server, str(replica.dp_rank)], load.live_tokens)
         yield from (states, believed, running, tokens)
+        what = "Requests whose body was too large (413), too slow (408), or too much with others' (503)"
+        refused = CounterMetricFamily("impala_router_refused_bodies", what, labels=["status"])
+        for status in (408, 413, 503):
+            refused.add_metric([str(status)], self._bodies.num_refused[status])
+        yield refused
         if (shared := self._shared) is not None:
             yield _gauge("impala_router_registry_up", "1: Redis answers", float(shared.problem is None))
             yield _gauge("impala_router_registry_told", "Servers' ranks this router tells others of", shared.num_told)

@@ -251,7 +251,7 @@ async def test_only_streams_that_succeed_say_what_prefill_costs(tokenizer, model
 
 
 async def test_what_is_too_large_too_much_or_too_slow_is_refused_in_words(tokenizer, model_dir):
-    limits = BodyConfig(max_bytes=20_000, max_held_bytes=30_000, within_s=2.0)
+    limits = BodyConfig(max_bytes=20_000, max_held_bytes=30_000, silence_s=2.0)
     async with site(tokenizer, model_dir, num_servers=1, bodies=limits) as found:
         assert (await found.chat([{"role": "user", "content": "x" * 30_000}]))[0] == 413
         found.gateway.bodies.held_bytes += 20_000
@@ -270,6 +270,11 @@ async def test_what_is_too_large_too_much_or_too_slow_is_refused_in_words(tokeni
                 assert response.status == 408
         assert (await found.chat(turns(0)))[0] == 200
         assert found.gateway.bodies.held_bytes == 0
+        async with found.client.get(found.url + "/metrics") as response:
+            counted = await response.text()
+        assert "impala_router_refused_total 0.0" in counted
+        for status, number in (("413", 1.0), ("503", 1.0), ("408", 2.0)):
+            assert f'impala_router_refused_bodies_total{{status="{status}"}} {number}' in counted
 
 
 async def test_a_body_is_let_go_of_when_the_answer_begins(tokenizer, model_dir):
