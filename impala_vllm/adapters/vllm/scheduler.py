@@ -60,7 +60,7 @@ class Scheduler:
         scheduler.observer = Observer(identity, markers)
         scheduler.bookkeeper = Bookkeeper.of(scheduler, settings.config, lambda: scheduler.observer.clock())
         identity.on_forget = scheduler.forget
-        if settings.config.mode is Mode.ENFORCE:
+        if isinstance(scheduler, _Enforced):
             scheduler.observer.on_switch_off = scheduler.forget_all
         logger.info(
             "impala watches vLLM's %s (async scheduling %s), so the warning about a custom scheduler does not apply",
@@ -189,8 +189,8 @@ class _Enforced(_Observed):
         return done
 
     def reset_connector_cache(self) -> bool:
-        manager = tier_manager(self)
-        if manager is not None and self.connector.connector_scheduler._current_batch_jobs_to_flush:
+        side = getattr(self.connector, "connector_scheduler", None)
+        if tier_manager(self) is not None and side is not None and side._current_batch_jobs_to_flush:
             return True  # it was just emptied, and vLLM's connector asserts that there was a step since
         return super().reset_connector_cache()
 
