@@ -126,6 +126,7 @@ class Chains:
         """There are no traces any more. O(chunks)."""
         for trace_id in list(self._chains):
             self.release(trace_id)
+        self._put_all(list(self._stems), self._unclaimed)
 
     def clear(self) -> None:
         """The tier is empty."""

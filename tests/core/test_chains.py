@@ -238,9 +238,13 @@ def test_a_trace_that_is_over_leaves_its_chunks_to_nobody() -> None:
     chains.check_invariants()
     assert chains.num_of(A) == 0
     assert chains.num_of(B) == 2
+    chains.use(A, keys("stem", 2), stem=2)
+    chains.add(keys("stem", 2), None)
     chains.release_all()
+    chains.check_invariants()
     assert chains.num_of(B) == 0
-    assert len(chains) == 4
+    assert len(chains) == 6
+    assert not chains._stems
 
 
 def test_lists_made_anew_are_not_taken_for_those_that_had_their_place_in_memory() -> None:

@@ -180,10 +180,12 @@ class _Enforced(_Observed):
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
-        done = super().reset_prefix_cache(reset_running_requests, reset_connector)
-        if done and not reset_connector and tier_manager(self) is not None:
-            # Weights may have changed: what lies in our tiers is as stale as what lay in HBM.
-            done = self.reset_connector_cache()
+        done, manager = super().reset_prefix_cache(reset_running_requests, reset_connector), tier_manager(self)
+        if done and manager is not None:
+            manager.takes_nothing = False
+            if not reset_connector:
+                # Weights may have changed: what lies in our tiers is as stale as what lay in HBM.
+                done = self.reset_connector_cache()
         if done:
             self._steer(Enforcer.reset)
         return done
@@ -195,10 +197,18 @@ class _Enforced(_Observed):
         return super().reset_connector_cache()
 
     def weights_changed(self) -> None:
-        """What lies in our tiers is of weights that are gone; HBM is left to whoever changed them, as in vLLM."""
-        if tier_manager(self) is not None:
+        """What lies in our tiers is of weights that are gone; HBM is left to whoever changed them, as in vLLM.
+
+        Until HBM is reset, what it has would come down again: vLLM offers running turns' chunks anew after a reset of
+        the tiers, and those that a later turn finds.
+        """
+        manager = tier_manager(self)
+        if manager is not None:
             logger.info_once("impala: weights were changed: the tiers are emptied, now and whenever that happens")
             self.reset_connector_cache()
+            manager.takes_nothing = len(self.kv_cache_manager.block_pool.cached_block_hash_to_block) > 0
+            if manager.takes_nothing:
+                logger.info_once("impala: HBM has KV of the weights before: until it is reset the tiers take nothing")
 
     def _free_request_blocks(self, request: Request) -> None:
         self._steer(lambda policy: policy.claim(request, self._stem_blocks(request)))

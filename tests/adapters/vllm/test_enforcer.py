@@ -467,6 +467,34 @@ def test_weights_that_change_empty_the_tiers_however_often_between_two_steps(mod
     assert scheduler.reset_connector_cache()
 
 
+def test_what_hbm_has_of_weights_before_does_not_come_down_again(model):
+    scheduler = tiered(model, 40)
+    manager = scheduler.enforcer.tiers.manager
+    send(scheduler, "before", [7] * 128)
+    complete(scheduler, scheduler.schedule())
+    scheduler.weights_changed()
+    send(scheduler, "after", [7] * 128)  # finds the old blocks, as in stock
+    complete(scheduler, scheduler.schedule())
+    scheduler.schedule()
+    assert len(manager.host.pool) == 0
+    assert not scheduler.running
+    scheduler.connector.connector_scheduler._jobs.clear()
+    assert scheduler.reset_prefix_cache()
+    send(scheduler, "fresh", [7] * 128)
+    complete(scheduler, scheduler.schedule())
+    scheduler.schedule()
+    assert len(manager.host.pool) > 0
+
+
+def test_weights_that_change_while_hbm_is_empty_leave_the_tiers_at_work(model):
+    scheduler = tiered(model, 40)
+    scheduler.weights_changed()
+    send(scheduler, "fresh", [7] * 128)
+    complete(scheduler, scheduler.schedule())
+    scheduler.schedule()
+    assert len(scheduler.enforcer.tiers.manager.host.pool) > 0
+
+
 def test_a_session_whose_client_thinks_is_no_reason_to_hold_others(model):
     scheduler = tiered(model)
     session = send(scheduler, "session", [7] * 64, resumable=True)

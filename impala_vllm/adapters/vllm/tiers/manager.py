@@ -72,6 +72,8 @@ class TierManager(OffloadingManager):
         """Chunks."""
         self.host_pays = True
         """Loads from host are quicker than computing, as far as policy knows."""
+        self.takes_nothing = False
+        """What HBM has is not to be found again: it is of other weights than the engine's."""
         self.writes_unasked = True
         """Without policy all that is stored goes on to NVMe, as with upstream's tiers."""
         self._idle: IdleKv | None = None
@@ -145,7 +147,7 @@ class TierManager(OffloadingManager):
 
     def prepare_store(self, keys: Collection[OffloadKey], req_context: ReqContext) -> PrepareStoreOutput | None:
         self.poll()
-        if req_context.req_id in self.turns.left_out:
+        if self.takes_nothing or req_context.req_id in self.turns.left_out:
             return PrepareStoreOutput([], CPULoadStoreSpec([]), [])
         pool = self.host.pool
         missing = pool.missing(keys)
