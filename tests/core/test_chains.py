@@ -238,8 +238,9 @@ def test_a_trace_that_is_over_leaves_its_chunks_to_nobody() -> None:
     chains.check_invariants()
     assert chains.num_of(A) == 0
     assert chains.num_of(B) == 2
+    chains.add(keys("stem", 2), A)
     chains.use(A, keys("stem", 2), stem=2)
-    chains.add(keys("stem", 2), None)
+    assert len(chains._stems) == 2
     chains.release_all()
     chains.check_invariants()
     assert chains.num_of(B) == 0
