@@ -26,7 +26,7 @@ def chat_of(body: JsonObject) -> dict[str, Any] | None:
     system = [{"role": "system", "content": instructions}] if instructions else []
     return {
         "messages": [*system, *messages],
-        "tools": functions or None,
+        "tools": functions if body.get("tools") else None,  # with built-in ones alone an empty list, as in vLLM
         "reasoning_effort": cast("JsonObject", reasoning or {}).get("effort"),
         "chat_template_kwargs": body.get("chat_template_kwargs"),
         "media_io_kwargs": body.get("media_io_kwargs"),

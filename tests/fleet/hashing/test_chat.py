@@ -60,7 +60,7 @@ NO_DEVELOPER = """{%- for message in messages -%}
 {%- else -%}{%- for part in message.content -%}{{- '[' + part.text + ']' -}}{%- endfor -%}{%- endif -%}
 {{- (message.reasoning_content or '') + (message.name or '') + '<|im_end|>\n' -}}
 {%- endfor -%}{{- (tools or []) | tojson -}}{{- reasoning_effort | default('none') -}}
-{{- enable_thinking | default('?') -}}
+{{- enable_thinking | default('?') -}}{{- tools is none -}}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
 
 

@@ -38,6 +38,8 @@ SETTINGS = {
     "alone": {},
     "instructions": {"instructions": "You are."},
     "tools": {"tools": [TOOL, {"type": "web_search_preview"}, {**TOOL, "name": "other", "strict": None}]},
+    "built-in tools": {"tools": [{"type": "web_search_preview"}]},
+    "no tools": {"tools": []},
     "effort": {"reasoning": {"effort": "low"}, "chat_template_kwargs": {"unheard_of": 1}},
 }
 
