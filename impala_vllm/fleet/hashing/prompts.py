@@ -64,12 +64,13 @@ class Prompts:
 
     def of_chat(self, body: Mapping[str, Any], adapter: Adapter | None = None) -> Prompt | None:
         """Of a body of /v1/chat/completions; None where it has something that is not mirrored here."""
-        messages = chat.messages_of(body, self._tokenizer.template)
-        if messages is None:
-            return None
+        tokenizer = self._tokenizer
         try:
-            variables = chat.variables_of(body, self._tokenizer.variables)
-            text = self._tokenizer.render(messages, chat.tools_of(body), variables)
+            tools = chat.tools_of(body)
+            messages = chat.messages_of(body, tokenizer.template if tools is None else tokenizer.tool_template)
+            if messages is None:
+                return None
+            text = tokenizer.render(messages, tools, chat.variables_of(body, tokenizer.variables))
             return self._of_text(text, (), (), _salt(body), adapter)
         except (TokenizerError, ValueError, TypeError):
             return None  # the engine will say what is wrong with it

@@ -35,8 +35,10 @@ class Tokenizer:
             reason = " ".join(str(e).split())[:200]
             raise TokenizerError(f"{name}: cannot load its tokenizer ({reason}); give --tokenizer a directory") from e
         self.template: str = _template(self._whole)
-        self.variables = chat.names_in(self.template)
-        """What the template looks at."""
+        self.tool_template: str = _template(self._whole, "tool_use") or self.template
+        """For chats with tools."""
+        self.variables = chat.names_in(self.template) | chat.names_in(self.tool_template)
+        """What the templates look at."""
         self.leading, self.trailing = self._around()
         self._separators = self._find_separators()
 
@@ -82,8 +84,8 @@ class Tokenizer:
         return found if cut == self.encode(sample) else None
 
 
-def _template(tokenizer: Any) -> str:
+def _template(tokenizer: Any, name: str = "default") -> str:
     template: Any = tokenizer.chat_template
     if not isinstance(template, str):  # several by name, or none
-        template = cast("dict[str, str]", template or {}).get("default", "")
+        template = cast("dict[str, str]", template or {}).get(name, "")
     return template

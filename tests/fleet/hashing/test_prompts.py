@@ -6,6 +6,7 @@ import pytest
 
 from impala_vllm.fleet.hashing.prompts import MARK_EVERY_TOKENS, Prompts
 from impala_vllm.fleet.hashing.scheme import Adapter, Scheme
+from impala_vllm.fleet.hashing.tokenizer import Tokenizer, TokenizerError
 
 SCHEME = Scheme("sha256", b"seed", 16)
 WORDS = [
@@ -146,6 +147,20 @@ def test_responses_are_chats_in_other_words(tokenizer):
     assert told.num_tokens > prompts.of_response({"input": [asked]}).num_tokens
 
 
+def test_a_chat_with_tools_has_the_template_for_tools(model_dir, tmp_path):
+    several = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(model_dir)
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    parts = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}{{ mood }}"
+    several.chat_template = {"default": plain, "tool_use": parts}
+    several.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(str(tmp_path))
+    prompts, asked = Prompts(SCHEME, tokenizer), words(1, 100)
+    body = {"messages": [{"role": "user", "content": asked}], "chat_template_kwargs": {"mood": words(2, 50)}}
+    tool = {"type": "function", "function": {"name": "run"}}
+    for more, text in (({}, asked), ({"tools": [tool]}, f"[{asked}]{words(2, 50)}")):
+        assert list(prompts.of_chat({**body, **more}).keys) == SCHEME.chain(tokenizer.encode(text)).keys
+
+
 @pytest.mark.parametrize("own", [{"chat_template": "{{ 'x' * 10 }}"}, {"tokenize": True}, {"tools": []}, 7])
 def test_a_chat_with_a_renderer_of_its_own_has_no_hashes(tokenizer, own):
     assert Prompts(SCHEME, tokenizer).of_chat({**talk(0), "chat_template_kwargs": own}) is None
@@ -160,7 +175,5 @@ def test_pieces_have_the_tokens_of_the_text(tokenizer):
 
 
 def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path):
-    from impala_vllm.fleet.hashing.tokenizer import Tokenizer, TokenizerError
-
     with pytest.raises(TokenizerError, match="give --tokenizer a directory"):
         Tokenizer(str(tmp_path))
