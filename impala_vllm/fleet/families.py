@@ -117,8 +117,10 @@ class Families:
         return None
 
     def _take(self, family: Family, tokenizer: Tokenizer) -> None:
-        family.prompts = Prompts(family.scheme, tokenizer)
-        family.chats = handshake.chats_of(tokenizer.template)
+        chats = handshake.chats_of(tokenizer.template, handshake.EXCLUDES_TOOLS)
+        excludes_tools = family.hello.chats == chats
+        family.prompts = Prompts(family.scheme, tokenizer, excludes_tools=excludes_tools)
+        family.chats = chats if excludes_tools else handshake.chats_of(tokenizer.template)
         for server in self._servers.values():
             if server.hello is not None and server.hello.model == family.hello.model:
                 server.judge_chats(family.chats)

@@ -382,6 +382,28 @@ async def test_a_server_that_renders_chats_otherwise_is_known_by_what_it_was_sen
             assert not fleet.has_events(odd.replicas[0])
 
 
+@pytest.mark.parametrize("excludes", [True, False])
+async def test_tools_are_left_out_of_chats_as_the_server_says(tokenizer, model_dir, excludes):
+    async with EmulatedServer(tokenizer, TIMING, has_events=False) as server:
+        server.chats = handshake.chats_of(tokenizer.template, *([handshake.EXCLUDES_TOOLS] if excludes else []))
+        async with Fleet(MaskIndex(), tokenizer=str(model_dir), config=SELDOM) as fleet:
+            known = fleet.add(parse_address(server.url))
+            await fleet.settled()
+            assert known.chat_problem is None
+            family = fleet.families.get("emulated")
+            assert family is not None
+            assert family.prompts is not None
+            asked, tool = {"role": "user", "content": "go on " * 50}, {"name": "run", "parameters": {"type": "object"}}
+            chat = {"messages": [asked], "tools": [{"type": "function", "function": tool}]}
+            response = {"input": [asked], "tools": [{"type": "function", **tool}]}
+            for make, body in ((family.prompts.of_chat, chat), (family.prompts.of_response, response)):
+                without, with_tools = make({**body, "tools": None}), make({**body, "tool_choice": "auto"})
+                assert without is not None
+                assert with_tools is not None
+                assert list(without.keys) != list(with_tools.keys)
+                assert make({**body, "tool_choice": "none"})[:2] == (without if excludes else with_tools)[:2]
+
+
 async def test_a_tokenizer_that_could_not_be_loaded_is_tried_again_and_said_once(tokenizer, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     answers = [TokenizerError("the hub is away"), RuntimeError("disk on fire"), TokenizerError("still away"), tokenizer]

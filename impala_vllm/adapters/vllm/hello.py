@@ -7,7 +7,7 @@ import uuid
 from typing import Any, cast
 
 from impala_vllm.adapters.vllm import compat
-from impala_vllm.fleet.hashing.handshake import PROBE_SALT, VERSION, chats_of
+from impala_vllm.fleet.hashing.handshake import EXCLUDES_TOOLS, PROBE_SALT, VERSION, chats_of
 
 _epoch: str | None = None
 """Names this life of the engine process; made on the first question."""
@@ -96,4 +96,9 @@ def _chats(renderer: Any) -> str | None:
     if not isinstance(template, str):
         return None
     kind, variables = renderer.chat_template_content_format, renderer.default_chat_template_kwargs
-    return chats_of(template, *([kind] if kind != "auto" else []), *([sorted(variables.items())] if variables else []))
+    settings: list[object] = [kind] if kind != "auto" else []
+    if variables:
+        settings.append(sorted(variables.items()))
+    if renderer.exclude_tools_when_tool_choice_none:
+        settings.append(EXCLUDES_TOOLS)
+    return chats_of(template, *settings)

@@ -13,6 +13,8 @@ from impala_vllm.fleet.hashing.scheme import Scheme, SchemeError
 
 VERSION = 1
 PROBE_SALT = "impala"
+EXCLUDES_TOOLS = "no tools where tool_choice is none"
+"""A setting, for `chats_of`, that is followed here: --exclude-tools-when-tool-choice-none."""
 
 
 class Group(msgspec.Struct, frozen=True):

@@ -51,9 +51,13 @@ class _Mark(NamedTuple):
 class Prompts:
     """Thread-safe."""
 
-    def __init__(self, scheme: Scheme, tokenizer: Tokenizer, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, scheme: Scheme, tokenizer: Tokenizer, memory_bytes: int = MEMORY_BYTES, excludes_tools: bool = False
+    ) -> None:
+        """`excludes_tools`: from chats whose tool_choice is none."""
         self.scheme = scheme
         self._tokenizer = tokenizer
+        self._excludes_tools = excludes_tools
         self._memory_bytes = memory_bytes
         self._lock = threading.Lock()
         """Guards the three below."""
@@ -66,7 +70,7 @@ class Prompts:
         """Of a body of /v1/chat/completions; None where it has something that is not mirrored here."""
         tokenizer = self._tokenizer
         try:
-            tools = chat.tools_of(body)
+            tools = None if self._excludes_tools and body.get("tool_choice") == "none" else chat.tools_of(body)
             messages = chat.messages_of(body, tokenizer.template if tools is None else tokenizer.tool_template)
             if messages is None:
                 return None

@@ -27,6 +27,7 @@ def chat_of(body: JsonObject) -> dict[str, Any] | None:
     return {
         "messages": [*system, *messages],
         "tools": functions if body.get("tools") else None,  # with built-in ones alone an empty list, as in vLLM
+        "tool_choice": body.get("tool_choice"),
         "reasoning_effort": cast("JsonObject", reasoning or {}).get("effort"),
         "chat_template_kwargs": body.get("chat_template_kwargs"),
         "media_io_kwargs": body.get("media_io_kwargs"),

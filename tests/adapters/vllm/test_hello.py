@@ -78,7 +78,9 @@ async def test_an_engine_that_does_not_answer_is_said_so():
     assert "does not answer" in json.loads(body)["error"]
 
 
-def renders(own: Any, given: Any = None, kind: str = "auto", variables: Any = None, harmony: bool = False) -> Any:
+def renders(
+    own: Any, given: Any = None, kind: str = "auto", variables: Any = None, harmony=False, excludes=False
+) -> Any:
     """The part of the application's state that renders chats."""
     tokenizer = SimpleNamespace(chat_template=own)
     renderer = SimpleNamespace(
@@ -87,6 +89,7 @@ def renders(own: Any, given: Any = None, kind: str = "auto", variables: Any = No
         chat_template=given,
         chat_template_content_format=kind,
         default_chat_template_kwargs=variables or {},
+        exclude_tools_when_tool_choice_none=excludes,
     )
     return SimpleNamespace(online_renderer=renderer)
 
@@ -102,9 +105,11 @@ def test_how_chats_are_rendered_is_told_by_a_digest_that_changes_with_it():
         renders("{{ own }}", kind="openai"),
         renders("{{ own }}", variables={"enable_thinking": False}),
         renders("{{ own }}", harmony=True),
+        renders("{{ own }}", excludes=True),
     ]
     digests = {hellos.chats(state) for state in others}
-    assert len(digests | {plain}) == 6
+    assert len(digests | {plain}) == 7
+    assert handshake.chats_of("{{ own }}", handshake.EXCLUDES_TOOLS) in digests
     assert None not in digests
     for silent in (SimpleNamespace(), SimpleNamespace(online_renderer=SimpleNamespace()), renders(None)):
         assert hellos.chats(silent) is None
