@@ -112,4 +112,4 @@ def test_a_plan_with_turns_waiting(benchmark, model, num_waiting):
         return (), {}
 
     benchmark.pedantic(server.plan, setup=prepare, rounds=NUM_ROUNDS)
-    assert num_waiting == 0 or server.policy.num_held > 0
+    assert num_waiting == 0 or server.policy.gate.num_held > 0

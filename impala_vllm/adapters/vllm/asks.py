@@ -68,7 +68,7 @@ class Asks:
         # Without it a resume looks like a new prompt, and order by work would put it last.
         self._config = config if self._group is not None else replace(config, enabled=False)
         self._tiers = tiers
-        self.goes_by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
+        self._goes_by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
         self.skipped = set[RequestId]()
         """Who was passed over for another reason than room; whoever reads it clears it."""
         self._order = RankOrder()
@@ -166,7 +166,7 @@ class Asks:
             request.num_tokens,
             reach_tokens,
             expected,
-            request.priority if self.goes_by_priority else 0,
+            request.priority if self._goes_by_priority else 0,
             is_preempted,
             load_s,
         )

@@ -7,16 +7,15 @@ waiting queue, and answers the free queue's question whose KV goes first. Runs o
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.sched.request_queue import create_request_queue
-from vllm.v1.request import RequestStatus
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
 from impala_vllm.adapters.vllm import facts
 from impala_vllm.adapters.vllm.asks import Asks
+from impala_vllm.adapters.vllm.claims import Claims
 from impala_vllm.adapters.vllm.free_queue import FreeQueue
+from impala_vllm.adapters.vllm.gate import Gate
 from impala_vllm.adapters.vllm.step_timer import StepTimer
 from impala_vllm.adapters.vllm.tiers.policy import TierPolicy
-from impala_vllm.adapters.vllm.waiting_queue import WaitingQueue
-from impala_vllm.adapters.vllm.watchdog import Watchdog
 from impala_vllm.core.admission import Admission
 from impala_vllm.core.cost import StepCost
 from impala_vllm.core.gaps import GapForecast
@@ -30,21 +29,17 @@ from impala_vllm.core.traces import Trace, TraceTable
 from impala_vllm.core.types import Outcome, RequestId, TraceId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
     from impala_vllm.config import Config
-    from impala_vllm.core.admission import Asking
 
 REFRESH_S, REFRESH_S_PER_TRACE = 1.0, 2e-3
 """How often the gap forecast learns anew from what is still silent: less often where that is much."""
-
-_NOBODY: frozenset[str] = frozenset()
 
 ROUND_S_PER_CHAIN = 1e-4
 """An order of eviction is good for so long: asking anew costs time for each chain."""
@@ -71,34 +66,22 @@ class Enforcer:
             self.tiers.manager.attach(self.idle, self.tiers.planner, self._supersedes)
         self.traces: TraceTable | None = None
         """Who is whose child, where identity is on."""
-        self.num_held = 0
-        self._planned: tuple[Sequence[Request], list[Request]] = (), []
-        """Who waited for this step, and who of them was let through."""
-        self._fetching: frozenset[str] = _NOBODY
         self.longest_wait_s = 0.0
         self.turns: OpenTurns[OpenTurn] = OpenTurns(self.gaps, self.lengths)
-        self._unfreed: dict[str, OpenTurn] = {}
-        """Ended, but their connector still wants their blocks; by request id."""
-        self._deferred: dict[int, tuple[OpenTurn, frozenset[int]]] = {}
-        """Turns and their shared blocks, by the identity of an entry of vLLM's deferred frees."""
-        self._claimer: OpenTurn | None = None
-        self._num_deferred = 0
         self._refreshed_s = 0.0
         self._round_s = 0.0
-        self._num_ranked = 0
-        self._watchdog = Watchdog(scheduler, self.tiers)
         self._timer = StepTimer(self.cost)
-        self._asks = Asks(scheduler, self.turns, self.cost, self.lengths, config.rank, self.tiers)
-        self.waiting = WaitingQueue(scheduler.waiting)
-        scheduler.waiting = self.waiting
         self._fault: Exception | None = None
         """Of ours, inside vLLM's own step; raised by the next plan."""
-        self._num_free = 0
         self.free: FreeQueue | None = None
         if len(scheduler.kv_cache_config.kv_cache_groups) == 1 and scheduler.cache_config.enable_prefix_caching:
             pool = scheduler.kv_cache_manager.block_pool
             self.free = FreeQueue(pool.free_block_queue, self._cheapest_first)
             pool.free_block_queue = self.free  # type: ignore[assignment]
+        self.claims = Claims(scheduler, self.turns, self.free)
+        self._goes_by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
+        self.asks = Asks(scheduler, self.turns, self.cost, self.lengths, config.rank, self.tiers)
+        self.gate = Gate(scheduler, self.asks, self.admission, self.idle, self.free, self.tiers)
 
     def arrive(
         self, request: "Request", trace_id: TraceId | None, now: float, stem_blocks: int = 0, trace: Trace | None = None
@@ -127,8 +110,7 @@ class Enforcer:
         if turn is None:
             return
         if request.request_id in self._scheduler.requests:
-            turn.stem_blocks = stem_blocks
-            self._unfreed[request.request_id] = turn
+            self.claims.keep(request, turn, stem_blocks)
         is_known = self.turns.trace_of(turn) is not None
         is_known = is_known and not turn.is_sample
         if is_known and self.traces is not None and trace is not None:
@@ -137,17 +119,6 @@ class Enforcer:
                 self.turns.drain(parent, now)
         if self.tiers is not None:
             self.tiers.finish(request, trace if is_known else None, turn.stem_blocks, outcome)
-
-    def kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Requests held by admission in this step's plan, and those not in it because their KV is read from NVMe.
-
-        O(waiting): for the ledger, which asks once a step.
-        """
-        waited, admitted = self._planned
-        if self.num_held <= len(self._fetching):
-            return _NOBODY, self._fetching
-        held = frozenset(r.request_id for r in waited).difference(self._fetching, [r.request_id for r in admitted])
-        return held, self._fetching
 
     def trace_of(self, request: "Request") -> TraceId | None:
         """Whose turn an open request is."""
@@ -161,37 +132,6 @@ class Enforcer:
             self.tiers.manager.forget(trace_id)
         if self.free is not None:
             self.free.release(trace_id)
-
-    def claim(self, request: "Request", stem_blocks: int) -> None:
-        """The blocks freed until `unclaim` are the request's; its first `stem_blocks` are shared with others."""
-        turn = self.turns.get(RequestId(request.request_id))
-        if turn is not None:
-            turn.stem_blocks = stem_blocks
-        else:
-            turn = self._unfreed.pop(request.request_id, None)
-        if self.free is None or turn is None:
-            return
-        self._claimer, self._num_deferred = turn, len(self._scheduler.deferred_frees)
-        self.free.claim = self.turns.trace_of(turn)
-        if turn.stem_blocks and self.free.claim is not None:
-            blocks = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)[0]
-            self.free.stem_blocks = frozenset(blocks[: turn.stem_blocks])
-
-    def unclaim(self) -> None:
-        """What vLLM has put off freeing keeps its claim, for `reclaim`."""
-        if self.free is None:
-            return
-        deferred = self._scheduler.deferred_frees
-        if self._claimer is not None and len(deferred) > self._num_deferred:
-            self._deferred[id(deferred[-1][1])] = self._claimer, self.free.stem_blocks
-        self._claimer = None
-        self.free.claim, self.free.stem_blocks = None, frozenset()
-
-    def reclaim(self, blocks: "Sequence[KVCacheBlock]") -> None:
-        """`claim` for an entry of vLLM's deferred frees, which is freed now."""
-        turn, stem_blocks = self._deferred.pop(id(blocks), (None, frozenset[int]()))
-        if self.free is not None and turn is not None:
-            self.free.claim, self.free.stem_blocks = self.turns.trace_of(turn), stem_blocks
 
     def reset(self) -> None:
         """The prefix cache is empty: nothing idle is anybody's."""
@@ -207,16 +147,10 @@ class Enforcer:
 
     def retire(self) -> None:
         """Give vLLM its own queues' behaviour back: its scheduling policy, least recently used goes first."""
-        waiting = create_request_queue(self._scheduler.policy)
-        requests = list(self.waiting)
-        for request in [r for r in requests if r.status != RequestStatus.PREEMPTED]:
-            waiting.add_request(request)
-        waiting.prepend_requests(r for r in requests if r.status == RequestStatus.PREEMPTED)
-        self._scheduler.waiting = waiting
-        self._scheduler.deferred_waiting.difference_update(self._planned[0])
+        self.gate.retire()
         if self.tiers is not None:
             self.tiers.manager.detach()
-        self.unclaim()
+        self.claims.unclaim()
         self.reset()
 
     def plan(self, now: float) -> None:
@@ -231,12 +165,7 @@ class Enforcer:
         running = self._scheduler.running
         if len(running) > 1 and self._scheduler._inflight_prefills:
             running.sort(key=self._place_in_step)
-        if not len(self.waiting):
-            self._planned, self._fetching = ((), []), _NOBODY
-            self.num_held = self._num_ranked = 0
-            self.waiting.admit(())
-            return
-        self._admit(now)
+        self.gate.plan(now)
 
     def scheduled(self, output: "SchedulerOutput", now: float, is_throttled: bool = False) -> None:
         """A step was built: note what it will compute, to learn from when it is done. `is_throttled`: it was to place
@@ -249,13 +178,7 @@ class Enforcer:
                 if self._supersedes and self.free is not None and turn.trace_id is not None and not turn.is_sample:
                     # What the turn did not take of its trace's KV is superseded: nobody goes on from there.
                     self.free.release(turn.trace_id)
-        if output.total_num_scheduled_tokens:
-            self._asks.skipped.clear()
-        num_free = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        has_placed = output.scheduled_new_reqs or output.scheduled_cached_reqs.resumed_req_ids
-        self.waiting.stepped(bool(has_placed) or num_free > self._num_free, is_throttled)
-        self._num_free = num_free
-        self._watchdog.watch(output, self._num_ranked, now)
+        self.gate.stepped(output, now, is_throttled)
         self._timer.planned(output, now)
 
     def stepped(self, output: "SchedulerOutput", now: float, moved: "KVConnectorOutput | None" = None) -> None:
@@ -293,7 +216,7 @@ class Enforcer:
                 below = self.tiers.below(trace_id)
             self.idle.update(trace_id, num_blocks, num_tokens, is_open, now, below, self.turns.runs(trace_id))
         free.changed.clear()
-        if len(self.waiting):
+        if len(self.gate.waiting):
             self.idle.refresh(now)
         if now - self._round_s >= ROUND_S_PER_CHAIN * len(self.idle):
             free.new_round()
@@ -302,7 +225,7 @@ class Enforcer:
     def _place_in_step(self, request: "Request") -> tuple[int, int]:
         """Running prefills with the least left first, the client's priority before."""
         left = request.num_tokens - request.num_computed_tokens if request.is_prefill_chunk else 0
-        return (request.priority if self._asks.goes_by_priority else 0), left
+        return (request.priority if self._goes_by_priority else 0), left
 
     def _cheapest_first(self, trace_ids: "Iterable[TraceId]") -> list[TraceId]:
         """`IdleKv`'s answer; where it fails, amid vLLM's step, any order will do."""
@@ -312,45 +235,3 @@ class Enforcer:
         except Exception as e:
             self._fault = e
             return trace_ids
-
-    def _admit(self, now: float) -> None:
-        passing, requests, asks = self._asks.ranked(self.waiting, now)
-        fetching: frozenset[str] = _NOBODY
-        if self.tiers is not None:
-            ready = self.tiers.load(asks, now)
-            if len(ready) < len(asks):
-                fetching = frozenset(a.turn.request_id for a in asks).difference(a.turn.request_id for a in ready)
-            asks = ready
-        request_of = self._scheduler.requests
-        if self._watchdog.lets_all_through:
-            others, fetching = set(passing), _NOBODY
-            requests = admitted = [request for request in self.waiting if request not in others]
-        elif self.free is None or not self._asks.knows_reach:
-            admitted = [request_of[ask.turn.request_id] for ask in asks]
-        else:
-            num_free, num_running = self.free.num_free_blocks, len(self._scheduler.running)
-            if self.tiers is not None:
-                # Loads hold only what they load; the rest of their prompts is promised room.
-                num_free -= self._scheduler._inflight_prefill_reserved_blocks()
-                # A streaming session whose client thinks holds blocks too, but moves nothing.
-                num_running += len(self._scheduler.kv_holding_waiting) - self._scheduler.num_waiting_for_streaming_input
-            kept = 0 if _fit(asks, self.free.num_unclaimed) else self.idle.kept_blocks
-            plan = self.admission.plan(asks, kept, num_free, num_running, now, self._asks.skipped)
-            admitted = [request_of[ask.turn.request_id] for ask in plan.admitted]
-        self._num_ranked = len(requests)
-        self.num_held = len(requests) - len(admitted)
-        self._planned, self._fetching = (requests, admitted), fetching
-        self.waiting.admit(passing + admitted)
-        # Else data parallel takes a hold for a lack of capacity.
-        deferred = self._scheduler.deferred_waiting
-        deferred.update(requests)
-        deferred.difference_update(admitted)
-
-
-def _fit(asks: "Iterable[Asking]", num_blocks: int) -> bool:
-    """Do all of them find room there?"""
-    for ask in asks:
-        num_blocks -= ask.new_blocks + ask.own_idle_blocks
-        if num_blocks < 0:
-            return False
-    return True

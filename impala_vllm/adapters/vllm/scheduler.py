@@ -211,9 +211,9 @@ class _Enforced(_Observed):
                 logger.info_once("impala: HBM has KV of the weights before: until it is reset the tiers take nothing")
 
     def _free_request_blocks(self, request: Request) -> None:
-        self._steer(lambda policy: policy.claim(request, self._stem_blocks(request)))
+        self._steer(lambda policy: policy.claims.claim(request, self._stem_blocks(request)))
         super()._free_request_blocks(request)
-        self._steer(Enforcer.unclaim)
+        self._steer(lambda policy: policy.claims.unclaim())
 
     def _drain_deferred_frees(self) -> None:
         """Blocks that a step in flight might still have written, one request's after the other."""
@@ -221,9 +221,9 @@ class _Enforced(_Observed):
         while deferred and deferred[0][0] <= self.processed_step_seq:
             blocks = deferred[0][1]
             self.deferred_frees = deque([deferred.popleft()])
-            self._steer(lambda policy, blocks=blocks: policy.reclaim(blocks))
+            self._steer(lambda policy, blocks=blocks: policy.claims.reclaim(blocks))
             super()._drain_deferred_frees()
-            self._steer(Enforcer.unclaim)
+            self._steer(lambda policy: policy.claims.unclaim())
         self.deferred_frees = deferred
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
@@ -244,7 +244,7 @@ class _Enforced(_Observed):
         self._steer(Enforcer.forget_all)
 
     def _kept_back(self) -> tuple[frozenset[str], frozenset[str]]:
-        return self.enforcer.kept_back() if self.enforcer is not None else super()._kept_back()
+        return self.enforcer.gate.kept_back() if self.enforcer is not None else super()._kept_back()
 
     def _leave_out(self, request: Request) -> None:
         """Keep the tiers from a request whose adapter may have other weights than its hashes say."""

@@ -115,7 +115,7 @@ def _policy(scheduler: Any) -> dict[str, Any] | None:
         return {"on": False, "held": 0}
     return {
         "on": True,
-        "held": enforcer.num_held,
+        "held": enforcer.gate.num_held,
         "longest_wait_s": enforcer.longest_wait_s,
         "evicted_blocks": enforcer.free.evicted_blocks if enforcer.free is not None else None,
         "tiers": _tiers(enforcer.tiers.manager) if enforcer.tiers is not None else None,

@@ -34,7 +34,7 @@ class Queue:
         self.now = 0.0
         self.scheduler: Any = build(model, mode="enforce", num_blocks=num_blocks)
         self.scheduler.observer.clock = lambda: self.now
-        self.asks = self.scheduler.enforcer._asks
+        self.asks = self.scheduler.enforcer.asks
 
     def send(self, name: str, num_tokens: int = 64, **params: Any) -> Any:
         sampling = SamplingParams(max_tokens=4, ignore_eos=True, **params)

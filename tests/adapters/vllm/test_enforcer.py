@@ -150,8 +150,8 @@ def test_held_turns_are_told_apart_from_a_lack_of_capacity(model):
 
     def spy(now):
         plan(now)
-        held.append(scheduler.enforcer.num_held)
-        assert scheduler.enforcer.num_held <= len(scheduler.deferred_waiting)
+        held.append(scheduler.enforcer.gate.num_held)
+        assert scheduler.enforcer.gate.num_held <= len(scheduler.deferred_waiting)
 
     scheduler.enforcer.plan = spy
     batch.run()
@@ -216,7 +216,7 @@ def test_a_fault_while_policy_is_given_up_harms_nobody(model, said):
     def fail(*_):
         raise RuntimeError("a bug of ours")
 
-    scheduler.enforcer.reset = scheduler.enforcer._asks.ranked = fail
+    scheduler.enforcer.reset = scheduler.enforcer.asks.ranked = fail
     batch.check = lambda: None
     batch.run()
     assert len(batch.served) == 60
@@ -242,7 +242,7 @@ def test_policy_survives_a_pool_that_somebody_else_keeps(model, monkeypatch):
     batch.run()
     assert len(batch.served) == 18
     assert scheduler.enforcer is not None
-    assert not scheduler.enforcer._watchdog.lets_all_through
+    assert not scheduler.enforcer.gate._watchdog.lets_all_through
 
 
 def test_who_finds_no_room_is_passed_by_all_others_in_turn(model):
@@ -390,7 +390,7 @@ def test_what_is_freed_behind_a_step_in_flight_is_still_its_traces(model):
     assert not scheduler.enforcer.free.claims()
     complete(scheduler, steps[1])
     assert scheduler.enforcer.free.claims() == {traces[0]: 2, traces[1]: 3}
-    assert not scheduler.enforcer._deferred
+    assert not scheduler.enforcer.claims._deferred
     scheduler.enforcer.free.check_invariants()
 
 
@@ -404,7 +404,7 @@ def test_what_a_connector_keeps_after_the_end_is_still_its_traces(model, monkeyp
     assert not scheduler.enforcer.free.claims()
     scheduler._free_blocks(request)
     assert scheduler.enforcer.free.claims() == {trace_id: 2}
-    assert not scheduler.enforcer._unfreed
+    assert not scheduler.enforcer.claims._unfreed
 
 
 def tiered(model, num_blocks=12):
@@ -432,12 +432,12 @@ def tiered(model, num_blocks=12):
 def test_who_waits_for_nvme_is_not_shown_to_a_step_where_nobody_can_tell_what_is_in_reach_either(model):
     scheduler = tiered(model, 100)
     policy = scheduler.enforcer
-    policy._asks._group = None  # as with windows alone
+    policy.asks._group = None  # as with windows alone
     policy.tiers.load = lambda asks, now: [ask for ask in asks if ask.turn.request_id != "reads"]
     for name in ("reads", "computes"):
         send(scheduler, name, [7] * 64)
     assert list(scheduler.schedule().num_scheduled_tokens) == ["computes"]
-    assert policy.kept_back() == (frozenset(), frozenset({"reads"}))
+    assert policy.gate.kept_back() == (frozenset(), frozenset({"reads"}))
 
 
 def test_samples_of_a_turn_are_no_turns_to_the_tiers(model):

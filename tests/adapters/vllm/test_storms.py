@@ -87,7 +87,7 @@ class Storm(Batch):
     def check(self) -> None:
         if self._enforces:
             super().check()
-            self.longest_held = max(self.longest_held, self._scheduler.enforcer.num_held)
+            self.longest_held = max(self.longest_held, self._scheduler.enforcer.gate.num_held)
 
     def _arrive(self) -> None:
         if not self._open and self._coming:
@@ -420,14 +420,14 @@ def test_an_emptied_prefix_cache_is_nobodys(model):
 def test_what_was_in_an_emptied_prefix_cache_is_work_again(model):
     scheduler = build(model)
     reach: dict[str, int] = {}
-    ask = scheduler.enforcer._asks._ask
+    ask = scheduler.enforcer.asks._ask
 
     def spy(request, *seen):
         found = ask(request, *seen)
         reach[request.request_id] = found.turn.reach_tokens
         return found
 
-    scheduler.enforcer._asks._ask = spy
+    scheduler.enforcer.asks._ask = spy
     Storm(scheduler, [Ask("first", 0.0, blocks(4, 1))]).run()
     assert scheduler.reset_prefix_cache()
     Storm(scheduler, [Ask("cold", 0.0, blocks(4, 1)), Ask("warm", 5.0, blocks(4, 1))]).run()
