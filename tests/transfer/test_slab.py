@@ -1,30 +1,14 @@
-"""The slab's files: sizes, restarts, locks, other people's damage, and errors that say what to do."""
+"""The slab's files: their sizes and rights, what a restart finds, and the wear of a day."""
 
 import logging
 import os
-import random
 import stat
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from impala_vllm.transfer.slab import Slab, SlabError
-
-SLOT_BYTES = 4096
-BUDGET_BYTES = 1 << 20
-
-
-def opened(directory: Path, num_bytes: int = BUDGET_BYTES, slot_bytes: int = SLOT_BYTES, namespace: str = "a") -> Slab:
-    return Slab.open(directory, num_bytes, slot_bytes, namespace)
-
-
-def index_of(slab: Slab) -> Path:
-    return slab.path.with_suffix(".index")
+from impala_vllm.transfer.slab import Slab
+from tests.transfer.slabs import BUDGET_BYTES, SLOT_BYTES, index_of, opened
 
 
 @pytest.mark.parametrize("slot_bytes", [1, 1000, 4096, 65536, 100_000])
@@ -143,138 +127,6 @@ def test_a_new_slab_has_dropped_nothing(tmp_path: Path, caplog: pytest.LogCaptur
     slab.close()
 
 
-@pytest.mark.parametrize("which", ["data", "index"])
-@pytest.mark.parametrize("size", [0, 100, 5000, 10_000_000])
-def test_a_file_of_the_wrong_size_starts_the_slab_empty(tmp_path: Path, which: str, size: int):
-    slab = opened(tmp_path)
-    slab.commit(1, b"key", 10, 20)
-    slab.close()
-    os.truncate(slab.path if which == "data" else index_of(slab), size)
-    slab = opened(tmp_path)
-    assert slab.recovered == {}
-    assert slab.dropped is not None
-    slab.commit(1, b"key", 10, 20)
-    slab.close()
-    slab = opened(tmp_path)
-    assert slab.recovered == {b"key": 1}
-    slab.close()
-
-
-def test_a_removed_file_starts_the_slab_empty(tmp_path: Path):
-    for victim in (lambda slab: slab.path, index_of):
-        slab = opened(tmp_path)
-        slab.commit(1, b"key", 10, 20)
-        slab.close()
-        victim(slab).unlink()
-        slab = opened(tmp_path)
-        assert slab.recovered == {}
-        slab.close()
-
-
-def test_torn_records_are_dropped_counted_and_not_counted_again(tmp_path: Path):
-    slab = opened(tmp_path)
-    for slot in range(10):
-        slab.commit(slot, b"key%d" % slot, 10, 20)
-    slab.close()
-    data = bytearray(index_of(slab).read_bytes())
-    for slot in (2, 5):
-        data[4096 + 128 * slot + 70] ^= 4
-    index_of(slab).write_bytes(data)
-    slab = opened(tmp_path)
-    assert set(slab.recovered.values()) == {0, 1, 3, 4, 6, 7, 8, 9}
-    assert slab.num_torn == 2
-    slab.close()
-    slab = opened(tmp_path)
-    assert (len(slab.recovered), slab.num_torn) == (8, 0)
-    slab.close()
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(st.integers(0, 2**32), st.integers(1, 2000))
-def test_noise_in_the_index_never_makes_a_record_up(tmp_path: Path, seed: int, length: int):
-    for path in tmp_path.iterdir():
-        path.unlink()
-    slab = opened(tmp_path)
-    expected = {b"key%d" % slot: slot for slot in range(100)}
-    for key, slot in expected.items():
-        slab.commit(slot, key, 10, 20)
-    slab.close()
-    draw = random.Random(seed)
-    data = bytearray(index_of(slab).read_bytes())
-    start = draw.randrange(len(data) - length)
-    data[start : start + length] = draw.randbytes(length)
-    index_of(slab).write_bytes(data)
-    slab = opened(tmp_path)
-    assert slab.recovered.items() <= expected.items()
-    slab.close()
-
-
-def test_a_second_opener_is_told_and_the_first_not_disturbed(tmp_path: Path):
-    slab = opened(tmp_path)
-    with pytest.raises(SlabError, match=r"impala-0\.slab is in use .*directory of its own"):
-        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0)
-    with pytest.raises(SlabError, match="in use"):
-        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "b", wait_s=0.0)
-    slab.commit(1, b"key", 10, 20)
-    slab.close()
-    slab = opened(tmp_path)
-    assert slab.recovered == {b"key": 1}
-    slab.close()
-
-
-def test_a_slab_that_is_given_up_while_it_is_waited_for_is_opened(tmp_path: Path):
-    first = opened(tmp_path)
-    first.commit(1, b"key", 10, 20)
-    found: list[Slab] = []
-    waiter = threading.Thread(
-        target=lambda: found.append(Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=60))
-    )
-    waiter.start()
-    first.close()
-    waiter.join()
-    assert found[0].recovered == {b"key": 1}
-    found[0].close()
-
-
-def test_a_closed_slab_is_free_though_a_duplicate_of_its_descriptor_lives(tmp_path: Path):
-    slab = opened(tmp_path)
-    duplicate = os.dup(slab.fd)
-    slab.close()
-    Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0).close()
-    os.close(duplicate)
-
-
-def test_slabs_of_two_names_share_a_directory(tmp_path: Path):
-    first = Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", name="0")
-    second = Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", name="1")
-    first.commit(1, b"key", 10, 20)
-    first.close()
-    second.close()
-    second = Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", name="1")
-    assert second.recovered == {}
-    second.close()
-
-
-def test_the_lock_goes_with_the_process(tmp_path: Path):
-    program = (
-        "import sys; from impala_vllm.transfer.slab import Slab\n"
-        f"slab = Slab.open(sys.argv[1], {BUDGET_BYTES}, {SLOT_BYTES}, 'a'); slab.commit(1, b'key', 10, 20)\n"
-        "print('open', flush=True); sys.stdin.read()\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "open\n"
-    with pytest.raises(SlabError, match="in use"):
-        Slab.open(tmp_path, BUDGET_BYTES, SLOT_BYTES, "a", wait_s=0.0)
-    child.kill()
-    child.communicate()
-    slab = opened(tmp_path)
-    assert slab.recovered == {b"key": 1}
-    slab.close()
-
-
 def test_it_is_direct_only_where_slots_allow_and_nobody_minds(tmp_path: Path):
     odd = opened(tmp_path / "odd", slot_bytes=1000)
     assert not odd.is_direct
@@ -305,72 +157,3 @@ def test_close_is_idempotent_and_leaves_no_descriptor(tmp_path: Path):
     slab.close()
     slab.close()
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_budget_below_one_slot_is_an_error_that_names_the_least(tmp_path: Path):
-    with pytest.raises(SlabError, match="raise it to") as caught:
-        opened(tmp_path / "x", num_bytes=SLOT_BYTES)
-    least = int(str(caught.value).split("raise it to ")[1].split()[0])
-    assert not (tmp_path / "x").exists()
-    slab = opened(tmp_path / "x", num_bytes=least)
-    assert slab.num_slots == 1
-    slab.close()
-
-
-def test_a_disk_without_room_is_an_error_and_is_left_as_it_was(tmp_path: Path):
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    with pytest.raises(SlabError, match=r"No space.*free some space, lower the NVMe budget") as caught:
-        opened(tmp_path, num_bytes=free + (1 << 40), slot_bytes=64 << 20)
-    assert "\n" not in str(caught.value)
-    assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
-
-
-def test_a_real_full_file_system_is_an_error(tmp_path: Path):
-    program = (
-        "import sys; from impala_vllm.transfer import slab\n"
-        "slab._check_room = lambda fd, num_bytes: None  # as if others took the room in between\n"
-        f"try: slab.Slab.open(sys.argv[1], 8 << 20, {SLOT_BYTES}, 'a')\n"
-        "except slab.SlabError as error: print(error)\n"
-    )
-    mount = f'mount -t tmpfs -o size=2m none "{tmp_path}" || exit 77; exec "$@"'
-    run = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-c", program, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode == 77 or "unshare" in run.stderr:
-        pytest.skip("no file system can be mounted here")
-    assert "No space left on device; free some space" in run.stdout, run.stderr
-
-
-@pytest.mark.parametrize(
-    ("where", "what"),
-    [
-        ("file", "not a directory"),
-        ("file/below", "a part of the path is a file"),
-        ("/proc/impala", "choose another directory"),
-        ("link", "symbolic link"),
-        ("taken", "a directory has the file's name"),
-    ],
-)
-def test_a_place_that_cannot_be_used_is_one_line_with_advice(tmp_path: Path, where: str, what: str):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").mkdir()
-    (tmp_path / "link" / "impala-0.slab").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "taken" / "impala-0.slab").mkdir(parents=True)
-    with pytest.raises(SlabError, match=what) as caught:
-        opened(tmp_path / where)
-    assert "\n" not in str(caught.value)
-    assert where in str(caught.value)
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_failed_open_keeps_no_descriptor_and_no_lock(tmp_path: Path):
-    (tmp_path / "impala-0.index").mkdir()
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(SlabError):
-        opened(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
-    (tmp_path / "impala-0.index").rmdir()
-    opened(tmp_path).close()
