@@ -13,7 +13,7 @@ from impala_vllm.adapters.vllm import blocks, snapshot
 from impala_vllm.fleet.events import snapshot as wire
 from impala_vllm.fleet.events.wire import Stored
 from impala_vllm.fleet.places import Tier
-from tests.adapters.vllm.test_middleware import Site
+from tests.adapters.vllm.asgi import Site
 
 
 class Publisher:

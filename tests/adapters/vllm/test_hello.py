@@ -17,7 +17,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 from impala_vllm.adapters.vllm import hello as hellos
 from impala_vllm.adapters.vllm import snapshot
 from impala_vllm.fleet.hashing import handshake
-from tests.adapters.vllm.test_middleware import Site
+from tests.adapters.vllm.asgi import Site
 
 SPEC = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=32, dtype=torch.float32)
 
