@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("vllm")
 
-
 from impala_vllm.adapters.vllm import snapshot
 from impala_vllm.core.planner import Below
 from impala_vllm.core.types import TraceId

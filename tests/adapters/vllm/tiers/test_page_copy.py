@@ -3,11 +3,7 @@
 `test_page_copy_kernels` runs all of it again with Triton's interpreter.
 """
 
-import os
 import random
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -16,124 +12,10 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCaches, CanonicalKVCacheTensor, GPULoadStoreSpec
-from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
-from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 
-from impala_vllm.adapters.vllm.tiers import page_copy
-from impala_vllm.adapters.vllm.tiers.page_copy import LayoutError, PageCopyWorker
-from impala_vllm.ops import Courier, courier, most_demoted_bytes, naive
-from impala_vllm.ops.lane import AtOnce, End
+from impala_vllm.ops import Courier
+from tests.adapters.vllm.tiers.sides import GROUPS, NUM_BLOCKS, PAGES, Maker, Plan, place_of, plan
 from tests.ops.lanes import ManualLane
-
-NUM_BLOCKS, NUM_CHUNKS = 40, 30
-PAGES = (48, 32, 64)
-"""Bytes of a block in each tensor."""
-GROUPS = ((0, 1), (2,), (1, 2))
-"""Tensors that each KV cache group has layers in; groups may overlay each other."""
-LENGTHS = (6, 9, 5)
-"""Blocks of each group in a transfer."""
-
-
-@dataclass
-class Side:
-    """A worker with a pool of its own, on a region that may be shared."""
-
-    pool: list[torch.Tensor]
-    """As int8: [num_blocks, page_bytes]."""
-    region: SharedOffloadRegion
-    worker: PageCopyWorker
-
-    def rows(self) -> torch.Tensor:
-        return self.region.base_tensor.view(self.region.num_chunks, -1)
-
-
-class Maker:
-    """Makes regions under a name of its own, and takes them away."""
-
-    def __init__(self) -> None:
-        self.engine_id = f"test-{uuid.uuid4()}"
-        self._sides: list[Side] = []
-
-    def side(self, per_chunk: int, rank: int = 0, num_ranks: int = 1, courier: Courier | None = None) -> Side:
-        cell = sum(PAGES) * per_chunk
-        row = -(-cell * num_ranks // os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PAGE_SIZE")
-        region = SharedOffloadRegion(self.engine_id, NUM_CHUNKS, rank, row, cell)
-        generator = torch.Generator().manual_seed(rank)
-        dtypes = (torch.bfloat16, torch.int8, torch.float32)
-        pool: list[torch.Tensor] = []
-        tensors: list[CanonicalKVCacheTensor] = []
-        for page, dtype in zip(PAGES, dtypes, strict=True):
-            whole = torch.randint(-128, 128, (NUM_BLOCKS, page), dtype=torch.int8, generator=generator)
-            pool.append(whole)
-            tensors.append(CanonicalKVCacheTensor(whole.view(dtype), page))
-        refs = [[CanonicalKVCacheRef(tensor, PAGES[tensor]) for tensor in group] for group in GROUPS]
-        room = page_copy.of_region(CanonicalKVCaches(tensors, refs), region, per_chunk)
-        side = Side(pool, region, PageCopyWorker(room, region.cleanup, courier))
-        self._sides.append(side)
-        return side
-
-    def close(self) -> None:
-        for side in self._sides:
-            side.worker.shutdown()
-
-
-@pytest.fixture
-def maker() -> Iterator[Maker]:
-    made = Maker()
-    yield made
-    made.close()
-    assert not os.path.exists(f"/dev/shm/vllm_offload_{made.engine_id}.mmap")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A transfer: each group's blocks, where in its sequence they begin, and the chunks they lie in."""
-
-    blocks: list[list[int]]
-    indices: list[int]
-    chunks: list[list[int]]
-
-    def gpu(self) -> GPULoadStoreSpec:
-        return GPULoadStoreSpec([*chain(*self.blocks)], [len(b) for b in self.blocks], self.indices)
-
-    def host(self) -> CPULoadStoreSpec:
-        return CPULoadStoreSpec([*chain(*self.chunks)])
-
-    def places(self, per_chunk: int) -> Iterator[tuple[int, int, int, int]]:
-        """Group, block, chunk and place in the chunk of everything that moves, told one by one."""
-        for group, blocks in enumerate(self.blocks):
-            for number, block in enumerate(blocks):
-                place = self.indices[group] % per_chunk + number
-                yield group, block, self.chunks[group][place // per_chunk], place % per_chunk
-
-
-def plan(rng: random.Random, per_chunk: int, lengths: tuple[int, ...] = LENGTHS) -> Plan:
-    blocks, chunks = rng.sample(range(NUM_BLOCKS), NUM_BLOCKS), rng.sample(range(NUM_CHUNKS), NUM_CHUNKS)
-    indices = [rng.randrange(10) if length else 0 for length in lengths]
-    needed = [-(-(i % per_chunk + n) // per_chunk) if n else 0 for i, n in zip(indices, lengths, strict=True)]
-    return Plan(
-        [[blocks.pop() for _ in range(n)] for n in lengths], indices, [[chunks.pop() for _ in range(n)] for n in needed]
-    )
-
-
-def place_of(tensor: int, within: int, per_chunk: int) -> slice:
-    """Where in a chunk's row a block's page of a tensor lies: tensor after tensor, block after block."""
-    start = sum(PAGES[:tensor]) * per_chunk + within * PAGES[tensor]
-    return slice(start, start + PAGES[tensor])
-
-
-class CountingLane(AtOnce):
-    num_run = 0
-
-    def run(self, launch: Callable[[], None]) -> End:
-        self.num_run += 1
-        return super().run(launch)
-
-
-def prove(side: Side) -> None:
-    assert side.worker._room is not None
-    page_copy.prove(side.worker._room, side.worker._courier)
 
 
 @pytest.mark.parametrize("per_chunk", [1, 3])
@@ -259,90 +141,3 @@ def test_shutdown_waits_for_what_is_under_way_before_it_lets_go_of_memory(maker:
     assert not stores.waiting
     assert not loads.waiting
     side.worker.shutdown()
-
-
-def test_blocks_are_as_they_were_after_the_proof(maker: Maker) -> None:
-    side = maker.side(3)
-    before = [tensor.clone() for tensor in side.pool]
-    prove(side)
-    assert all(torch.equal(now, then) for now, then in zip(side.pool, before, strict=True))
-
-
-def test_a_pool_that_loses_bytes_does_not_pass_the_proof(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    side = maker.side(3)
-    monkeypatch.setattr(courier.dispatch, "swap_pages", lambda *_: None)
-    with pytest.raises(LayoutError, match="other bytes by kernel"):
-        prove(side)
-
-
-def test_the_proof_goes_by_the_lanes_that_blocks_will_take(maker: Maker) -> None:
-    stores, loads = CountingLane(), CountingLane()
-    side = maker.side(3, courier=Courier(torch.device("cpu"), (stores, loads)))
-    prove(side)
-    assert (stores.num_run, loads.num_run) == (len(GROUPS), len(GROUPS))
-
-
-def test_the_engines_are_proven_too_and_by_bytes_of_their_own(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    side = maker.side(3)
-    before = [tensor.clone() for tensor in side.pool]
-    orders: list[bool] = []
-
-    def copies(sources: Any, targets: Any, sizes: Any, any_order: bool) -> None:
-        orders.append(any_order)
-        naive.copy_ranges(sources, targets, sizes)
-
-    monkeypatch.setattr(courier, "_batched_dma", lambda device: copies)
-    monkeypatch.setattr(courier.dispatch, "has_triton", lambda device: True)
-    monkeypatch.setattr(courier.dispatch, "swap_pages", naive.swap_pages)
-    prove(side)
-    assert orders == [False, True] * len(GROUPS)
-    assert all(torch.equal(now, then) for now, then in zip(side.pool, before, strict=True))
-    monkeypatch.setattr(courier, "_batched_dma", lambda device: lambda *_: None)
-    side.rows().zero_()
-    with pytest.raises(LayoutError, match="other bytes by dma"):
-        prove(side)
-
-
-def test_pages_that_a_kernel_could_not_address_are_refused(maker: Maker) -> None:
-    side = maker.side(1)
-    odd = torch.zeros(4, 12, dtype=torch.int8)
-    with pytest.raises(LayoutError, match="multiples of 8"):
-        page_copy.of_tensors([odd], [side.rows()[:, :12]], [[CanonicalKVCacheRef(0, 12)]], 1)
-
-
-@pytest.mark.parametrize("per_chunk", [1, 3])
-def test_demoted_blocks_take_half_the_room_and_come_back_within_fp8s_error(per_chunk: int) -> None:
-    page, num_layers, num_blocks = 4096, 3, 12
-    run_bytes = most_demoted_bytes(num_layers * page, num_layers)
-    assert run_bytes < 0.51 * num_layers * page
-    row = -(-run_bytes * per_chunk // 4096) * 4096
-    region = SharedOffloadRegion(f"test-{uuid.uuid4()}", 6, 0, row, run_bytes * per_chunk)
-    generator = torch.Generator().manual_seed(1)
-    pool = [torch.randn(num_blocks, page // 2, generator=generator).to(torch.bfloat16) for _ in range(num_layers)]
-    tensors = [CanonicalKVCacheTensor(layer.view(torch.int8), page) for layer in pool]
-    refs = [CanonicalKVCacheRef(i, page) for i in range(num_layers)]
-    room = page_copy.of_runs(CanonicalKVCaches(tensors, [refs]), region, per_chunk, run_bytes)
-    worker = PageCopyWorker(room, region.cleanup)
-    before = [layer.clone() for layer in pool]
-    page_copy.prove(room, worker._courier)
-    chunks = [4, 2, 5, 0, 1][: -(-5 // per_chunk)]
-    origin, to = [7, 1, 9, 3, 0], [2, 4, 5, 6, 8]
-    worker.submit_store(1, GPULoadStoreSpec(origin, [5], [0]), CPULoadStoreSpec(chunks))
-    worker.submit_load(2, CPULoadStoreSpec(chunks), GPULoadStoreSpec(to, [5], [0]))
-    moved = sum(r.transfer_size or 0 for r in worker.get_finished())
-    assert moved < 0.51 * 2 * 5 * num_layers * page
-    for layer, old in zip(pool, before, strict=True):
-        wanted = old[origin].float()
-        assert torch.allclose(layer[to].float(), wanted, rtol=1 / 16, atol=2.0**-16)
-        assert not torch.equal(layer[to].float(), wanted)
-        untouched = [i for i in range(num_blocks) if i not in to]
-        assert torch.equal(layer[untouched], old[untouched])
-    worker.shutdown()
-    assert not os.path.exists(region.mmap_path)
-
-
-def test_demotion_is_for_one_group() -> None:
-    tensors = [CanonicalKVCacheTensor(torch.zeros(2, 64, dtype=torch.int8), 64)]
-    refs = [CanonicalKVCacheRef(0, 64)]
-    with pytest.raises(LayoutError, match="several"):
-        page_copy.of_runs(CanonicalKVCaches(tensors, [refs, refs]), None, 1, 64)  # pyright: ignore[reportArgumentType]

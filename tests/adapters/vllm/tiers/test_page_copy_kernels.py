@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.timeout(900)
 def test_the_worker_does_the_same_by_kernels() -> None:
-    tests = [HERE / "test_page_copy.py", HERE / "test_page_copy_layouts.py"]
+    tests = [HERE / f"test_page_copy{part}.py" for part in ("", "_proof", "_layouts")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
         cwd=HERE.parents[3],
