@@ -19,7 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 from impala_vllm.core.types import TraceId
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
-from tests.adapters.vllm.test_scheduler import build
+from tests.adapters.vllm.schedulers import build
 
 NUM_RUNNING, NUM_WAITING, NUM_TRACES = 256, 200, 2_000
 PROMPT_BLOCKS = 3_688

@@ -15,15 +15,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, Slid
 from vllm.v1.request import Request, RequestStatus
 
 from impala_vllm.adapters.vllm.asks import _searchable_group
-from impala_vllm.plugin import register
-from impala_vllm.replay import tiny_model
-from tests.adapters.vllm.test_scheduler import build
-
-
-@pytest.fixture(scope="module")
-def model():
-    register()
-    return str(tiny_model.build("1m"))
+from tests.adapters.vllm.schedulers import build
 
 
 class Queue:

@@ -22,20 +22,13 @@ from benchmarks.virtual.tiers import Tiers
 from impala_vllm.adapters.vllm import choice
 from impala_vllm.adapters.vllm.snapshot import note_outcome, take
 from impala_vllm.config import load
-from impala_vllm.plugin import register
-from impala_vllm.replay import synthetic, tiny_model
+from impala_vllm.replay import synthetic
 from impala_vllm.replay.load import Load, drive
 from impala_vllm.replay.vocabulary import Vocabulary
-from tests.adapters.vllm.test_scheduler import from_config
+from tests.adapters.vllm.schedulers import from_config
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 MODES = pytest.mark.parametrize("mode", ["observe", "enforce"])
-
-
-@pytest.fixture(scope="module")
-def model():
-    register()
-    return str(tiny_model.build("1m"))
 
 
 class Engine:

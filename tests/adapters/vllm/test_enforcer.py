@@ -23,7 +23,7 @@ from impala_vllm.core.admission import Plan
 from impala_vllm.core.types import TraceId
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
-from tests.adapters.vllm.test_scheduler import build, from_config
+from tests.adapters.vllm.schedulers import build, from_config
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 STEP_S = 0.1

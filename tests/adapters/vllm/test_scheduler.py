@@ -1,13 +1,11 @@
 """The scheduler class vLLM is given, built as the engine builds it but without an engine."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-import torch
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
@@ -15,46 +13,14 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler as SyncScheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
 
 from impala_vllm.adapters.vllm import choice
 from impala_vllm.adapters.vllm.enforcer import Enforcer
 from impala_vllm.adapters.vllm.tiers.manager import TierManager
 from impala_vllm.config import load
-from impala_vllm.plugin import register
-from impala_vllm.replay import tiny_model
-
-
-@pytest.fixture(scope="module")
-def model():
-    register()
-    return str(tiny_model.build("1m"))
-
-
-def build(model, asynchronous=False, mode="observe", num_blocks=64, **switches):
-    """A scheduler as the engine builds it. The CPU platform has the last word on async: it is set after that."""
-    told = {"mode": mode, **{name.replace("__", "."): value for name, value in switches.items()}}
-    settings = load(None, {name: ("test", value) for name, value in told.items()})
-    args = EngineArgs(model=model, max_model_len=512, block_size=32, scheduler_cls=choice.Choice.of(settings))
-    config = args.create_engine_config()
-    config.scheduler_config.async_scheduling = asynchronous
-    return from_config(config, num_blocks)
-
-
-def from_config(config, num_blocks=64) -> Any:
-    config.cache_config.num_gpu_blocks = num_blocks
-    spec = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=32, dtype=torch.float32)
-    groups = [KVCacheGroupSpec(["layer"], spec)]
-    return config.scheduler_config.get_scheduler_cls()(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=groups),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=32,
-        hash_block_size=32,
-    )
+from tests.adapters.vllm.schedulers import build, from_config
 
 
 @pytest.mark.parametrize(("asynchronous", "base"), [(False, SyncScheduler), (True, AsyncScheduler)])
