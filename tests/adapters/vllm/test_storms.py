@@ -23,8 +23,8 @@ from impala_vllm.adapters.vllm import choice
 from impala_vllm.config import load
 from impala_vllm.plugin import register
 from impala_vllm.replay import tiny_model
+from tests.adapters.vllm.batch import BOTH, STEP_S, Batch
 from tests.adapters.vllm.schedulers import from_config
-from tests.adapters.vllm.test_enforcer import BOTH, STEP_S, Batch
 
 HOLD_S = 20.0
 TOKEN_S = 2e-4
