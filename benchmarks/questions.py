@@ -107,6 +107,11 @@ QUESTIONS = {
         "Decoding alone: no request fills a block, so nothing is stored, loaded or found. A ratio of requests_per_s "
         "below 0.99 or of cpu_s above 1.01 is a loss, as far as the interval can tell.",
     ),
+    "serving/control-one-engine": Question(
+        "The same, to a percent",
+        "Two engines of one build differ by several percent as long as they live. Here one engine serves short runs in "
+        "turn with impala's hooks and as stock vLLM: what is left is what deciding costs.",
+    ),
     "serving/restart": Question(
         "Does a restarted server compute what its disk holds?",
         "Sessions are played up to a turn, the server ends and starts again on the same disk, then each session's next "
@@ -125,7 +130,7 @@ QUESTIONS = {
     "serving/fits-batch": Question(
         "When everybody has KV and a running slot",
         "The same sessions with slots for all: order cannot help, so nothing should be lost to it. Mean stall within "
-        "1 % of stock's.",
+        "1 % of stock's. One engine, switched between runs.",
     ),
     "serving/head-of-line": Question(
         "Do short turns suffer from one long generation?",

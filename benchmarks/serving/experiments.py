@@ -27,6 +27,7 @@ AGENT_RATIOS = ("tasks_per_hour", "stall_mean_s", "stall_p95_s", "jct_mean_s")
 COST_FIGURES = ("requests_per_s", "output_tokens_per_s", "makespan_s", "stall_mean_s", "cpu_s")
 
 _PAIR = ("stock", "impala-enforce")
+_ONE_ENGINE = ("switched-stock", "switched-impala")
 _QUARTERS = tuple(f"stall_mean_s of {name}" for name in ("short-gaps", "long-gaps", "single-requests", "fan-outs"))
 _SHORT = ("jct_p95_s of short-alone", "jct_p95_s of short-beside-long")
 
@@ -45,11 +46,11 @@ def _tiers(name: str, arms: tuple[str, ...], **more: Any) -> Experiment:
     )
 
 
-def _crowd(name: str, max_num_seqs: int) -> Experiment:
+def _crowd(name: str, max_num_seqs: int, arms: tuple[str, ...] = _PAIR) -> Experiment:
     """Many sessions at nearly what the engine can do, with room for all KV and so many running slots."""
     return Experiment(
         name,
-        _PAIR,
+        arms,
         plans.crowd,
         ("requests_per_s", *AGENT_FIGURES),
         (*AGENT_RATIOS, "stall_p99_s", "requests_per_s"),
@@ -137,7 +138,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             num_pairs=5,
         ),
         _crowd("compute-bound", 16),
-        _crowd("fits-batch", 256),
+        _crowd("fits-batch", 256, _ONE_ENGINE),
         _tiers("tiers", ("stock-lru-fs", "impala-tiers"), links=_GPU_LINKS),
         _tiers("tiers-slow", ("stock-lru-fs", "impala-tiers"), links=_SLOW_LINKS),
         _tiers("tiers-host", ("stock-lru", "impala-host"), links=_GPU_LINKS),
@@ -197,6 +198,18 @@ EXPERIMENTS: dict[str, Experiment] = {
             scale=Scale(prompt=8, output=8),
             load=Load(Arrivals.STEADY, concurrency=32),
             num_pairs=5,
+        ),
+        Experiment(
+            "control-one-engine",
+            _ONE_ENGINE,
+            plans.plain_requests,
+            COST_FIGURES,
+            ("requests_per_s", "cpu_s"),
+            # Many short runs: what else the machine does changes more slowly than they do.
+            num_sessions=120,
+            scale=Scale(prompt=8, output=8),
+            load=Load(Arrivals.STEADY, concurrency=32),
+            num_pairs=40,
         ),
     )
 }

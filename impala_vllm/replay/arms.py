@@ -17,7 +17,7 @@ import yaml
 from impala_vllm.replay.server import Server
 
 FORCED_REPLAY = "impala_vllm.adapters.vllm.forced_replay:ForcedReplay"
-
+SWITCHED = "impala_vllm.adapters.vllm.switched.Scheduler"
 
 GIB = 1 << 30
 
@@ -90,12 +90,20 @@ class Arm:
     tiers: str | None = None
     """Who manages tiers below HBM: `impala`, or vLLM's `lru` or `arc`; None: there are none."""
     has_nvme: bool = False
+    engine: str | None = None
+    """The engine it shares with other arms of the same command; None: its own."""
+    salt_mark: str = ""
+    """Ends the cache salt of its runs: how a shared engine tells whose turn it is."""
 
 
 def _enforcing(name: str, description: str, *off: str) -> Arm:
     """impala that decides, without the named policies."""
     args = ("--scheduler", "impala", "--impala-mode", "enforce", "--impala-host-gib", "0")
     return Arm(name, description, args, config={policy: {"enabled": False} for policy in off}, recognises=True)
+
+
+def _switched(name: str, description: str, salt_mark: str = "") -> Arm:
+    return Arm(name, description, ("--scheduler-cls", SWITCHED), engine="switched", salt_mark=salt_mark)
 
 
 def _tiered(name: str, description: str, has_nvme: bool = True, **config: Mapping[str, bool]) -> Arm:
@@ -138,6 +146,8 @@ ARMS: dict[str, Arm] = {
             "retention",
         ),
         _enforcing("impala-enforce", "impala decides: rank, admission and retention on HBM"),
+        _switched("switched-stock", "an engine of impala's that serves this run as stock vLLM", salt_mark="-stock"),
+        _switched("switched-impala", "the same engine, and impala decides"),
         Arm("stock-lru", "stock with vLLM's offloading to host, least recently used goes first", tiers="lru"),
         Arm("stock-arc", "stock with vLLM's offloading to host under ARC", tiers="arc"),
         Arm("stock-lru-fs", "the same with LRU and vLLM's fs tier on disk", tiers="lru", has_nvme=True),

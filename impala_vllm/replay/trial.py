@@ -1,7 +1,8 @@
 """Runs one plan on several arms, repetition by repetition, and keeps what each run showed.
 
 Engines of all arms stay up side by side (an idle one costs about 1 % of a core, the same for every
-arm); a repetition is cold because its cache salt is new. `fresh_engines` starts one per run instead.
+arm); a repetition is cold because its cache salt is new. `fresh_engines` starts one per run instead. Arms that name
+the same `engine` take turns on one.
 """
 
 import asyncio
@@ -73,21 +74,21 @@ def run_trials(
     with ExitStack() as up:
         servers: dict[str, Server] = {}
         for i, name in enumerate(order):
-            if fresh_engines or name not in servers:
+            arm = by_name[name]
+            key = arm.engine or name
+            if fresh_engines or key not in servers:
                 if fresh_engines:
                     up.close()
-                servers[name] = up.enter_context(server(by_name[name], machine, log_dir))
-                servers[name].wait_ready(start_timeout_s, lambda waited, arm=name: watcher.starting(arm, waited))
-                asyncio.run(_warm_up(servers[name], plan))
+                servers[key] = up.enter_context(server(arm, machine, log_dir))
+                servers[key].wait_ready(start_timeout_s, lambda waited, name=key: watcher.starting(name, waited))
+                asyncio.run(_warm_up(servers[key], plan))
             repetition = sum(t.arm == name for t in trials)
             watcher.running(name, repetition, plan.num_turns())
-            salt = f"run{i}"
+            salt = f"run{i}{arm.salt_mark}"
             try:
-                trial = _trial(
-                    plan, by_name[name], servers[name], repetition, load, salt, new_tokens, watcher, send_session_ids
-                )
+                trial = _trial(plan, arm, servers[key], repetition, load, salt, new_tokens, watcher, send_session_ids)
             except OSError as e:
-                servers[name].fail(f"does not answer any more ({e})")
+                servers[key].fail(f"does not answer any more ({e})")
             trials.append(trial)
             watcher.ended(trial)
     return trials

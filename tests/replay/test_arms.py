@@ -39,6 +39,13 @@ def test_a_server_gets_a_port_of_its_own_and_the_arms_environment(tmp_path: Path
     assert str(one.port) in one.command
 
 
+def test_arms_of_the_switched_engine_differ_in_their_salts_only() -> None:
+    one, other = ARMS["switched-stock"], ARMS["switched-impala"]
+    assert command(one, MACHINE) == command(other, MACHINE)
+    assert one.engine == other.engine is not None
+    assert (one.salt_mark, other.salt_mark) == ("-stock", "")
+
+
 @pytest.mark.parametrize(
     ("name", "off"),
     [

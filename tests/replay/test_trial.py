@@ -99,6 +99,25 @@ def test_fresh_engines_are_started_for_every_run_one_at_a_time(started: list[Ser
     assert not any(s.alive() for s in started)
 
 
+def test_arms_of_one_engine_take_turns_on_it_and_mark_their_salts(
+    started: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    salts: list[str] = []
+
+    class Salted(trial.Client):
+        def __init__(self, url: str, model: str, *, salt: str, **options: Any) -> None:
+            salts.append(salt)
+            super().__init__(url, model, salt=salt, **options)
+
+    monkeypatch.setattr(trial, "Client", Salted)
+    arms = (Arm("one", "", engine="both", salt_mark="-stock"), Arm("other", "", engine="both"))
+    machine = Machine(tmp_path, dtype="float32")
+    trials = run_trials(plan(), arms, ["one", "other", "other", "one"], machine, Load(), tmp_path, Silent())
+    assert [(t.arm, t.repetition) for t in trials] == [("one", 0), ("other", 0), ("other", 1), ("one", 1)]
+    assert salts == ["warm-up", "run0-stock", "run1", "run2", "run3-stock"]
+    assert len(started) == 1
+
+
 def test_an_engine_that_dies_ends_the_trials_in_one_line(started: list[Server], tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="plain: ") as caught:
         run(plan(first=13), ["plain", "knowing"], tmp_path, Silent())

@@ -67,6 +67,12 @@ class FreeQueue:
         chain = self._chains.get(trace_id)
         return chain.num_free_blocks if chain is not None else 0
 
+    def take_over(self, stock: FreeKVCacheBlockQueue) -> None:
+        """Go on from a stock queue that served meanwhile; whoever has claims has released them."""
+        assert not self._list_of
+        self._unclaimed, self.num_free_blocks = stock, stock.num_free_blocks
+        self.new_round()
+
     def release(self, trace_id: TraceId) -> None:
         """The trace is over, or went on from elsewhere: its idle blocks go first from now on. O(blocks)."""
         self._idle_since.pop(trace_id, None)
