@@ -5,7 +5,7 @@ import math
 import pytest
 
 from impala_vllm.core.cost import CostConfig, StepCost
-from impala_vllm.core.first_turns import FirstTurns
+from impala_vllm.core.first_turns import QUIET_S
 from impala_vllm.core.planner import NOTHING, Below, Planner, PlannerConfig, Queue, Way
 from impala_vllm.core.retention import SOONEST_S
 from impala_vllm.core.types import Outcome, TraceId
@@ -143,8 +143,8 @@ def test_without_a_choice_everything_is_loaded() -> None:
 def test_a_second_turns_kv_is_written_and_a_first_ones_where_a_second_is_likely() -> None:
     p = planner()
     for _ in range(20):
-        p.ended(1, "one-shots", Outcome.STOP, True)
-        p.ended(1, "agents", Outcome.TOOL_CALL, True)
+        p.ended(1, "one-shots", Outcome.STOP, True, 0.0)
+        p.ended(1, "agents", Outcome.TOOL_CALL, True, 0.0)
     assert p.writes(1, "agents") is True
     assert p.writes(1, "one-shots") is False
     assert p.writes(2, "one-shots") is True
@@ -154,49 +154,73 @@ def test_a_second_turns_kv_is_written_and_a_first_ones_where_a_second_is_likely(
 def test_of_a_kind_that_has_shown_nothing_yet_only_a_tool_call_or_a_second_turn_is_written() -> None:
     p = planner()
     assert p.writes(1, "new") is None  # of a thousand that arrive at once, none has ended yet
-    assert not p.ended(1, "new", Outcome.STOP, False)
-    assert p.ended(1, "new", Outcome.TOOL_CALL, False)
+    assert not p.ended(1, "new", Outcome.STOP, False, 0.0)
+    assert p.ended(1, "new", Outcome.TOOL_CALL, False, 0.0)
     assert p.writes(1, "new") is None
     assert p.writes(2, "new") is True
-    assert p.ended(1, "new", Outcome.TOOL_CALL, False)
+    assert p.ended(1, "new", Outcome.TOOL_CALL, False, 0.0)
     assert p.writes(1, "new") is True
 
 
 def test_a_turn_that_ends_with_a_tool_call_is_written_whatever_its_kind() -> None:
     p = planner()
-    assert p.ended(1, "one-shots", Outcome.TOOL_CALL, False)
-    assert not p.ended(1, "one-shots", Outcome.STOP, False)
-    assert p.ended(1, "one-shots", Outcome.STOP, True), "it has been written as it was computed"
-    assert planner(gate_writes=False).ended(1, "one-shots", Outcome.STOP, False)
+    assert p.ended(1, "one-shots", Outcome.TOOL_CALL, False, 0.0)
+    assert not p.ended(1, "one-shots", Outcome.STOP, False, 0.0)
+    assert p.ended(1, "one-shots", Outcome.STOP, True, 0.0), "it has been written as it was computed"
+    assert planner(gate_writes=False).ended(1, "one-shots", Outcome.STOP, False, 0.0)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ABORT, Outcome.ERROR, Outcome.LENGTH])
 def test_a_turn_that_was_cut_off_says_nothing_of_its_kind(outcome: Outcome) -> None:
     p = planner()
     for _ in range(50):
-        p.ended(1, "kind", outcome, False)
+        p.ended(1, "kind", outcome, False, 0.0)
     assert p.writes(1, "kind") is None
 
 
 def test_a_kind_whose_traces_come_back_after_a_plain_answer_is_written_again() -> None:
     p = planner()
     for _ in range(20):
-        p.ended(1, "chats", Outcome.STOP, True)
+        p.ended(1, "chats", Outcome.STOP, True, 0.0)
         p.resumed("chats", Outcome.STOP)
-        p.ended(1, "one-shots", Outcome.STOP, True)
+        p.ended(1, "one-shots", Outcome.STOP, True, 0.0)
         p.resumed("one-shots", Outcome.TOOL_CALL)  # counted as such already
     assert p.writes(1, "chats")
     assert not p.writes(1, "one-shots")
 
 
-def test_the_chance_of_a_second_turn_is_a_share_of_the_first_ones_seen() -> None:
-    turns = FirstTurns()
-    for has_second in (True, False):
-        turns.saw("kind", has_second)
-    assert turns.chance("kind") is None
-    turns.saw("kind", False)
-    # Forgetting within three is a few percent.
-    assert turns.chance("kind") == pytest.approx(1 / 3, rel=0.03)
+def test_chats_that_one_in_five_goes_on_with_are_written_and_those_that_one_in_fifty_does_are_not() -> None:
+    p = planner()
+    for number in range(100):
+        p.ended(1, "chats", Outcome.STOP, False, 0.0)
+        p.ended(1, "questions", Outcome.STOP, False, 0.0)
+        if number % 5 == 0:
+            p.resumed("chats", Outcome.STOP)
+        if number % 50 == 0:
+            p.resumed("questions", Outcome.STOP)
+    assert p.writes(1, "chats") is True
+    assert p.writes(1, "questions") is False
+
+
+def test_a_turn_of_an_unknown_kind_that_does_not_say_how_it_ended_is_written_until_silence_tells() -> None:
+    p = planner()
+    for _ in range(3):
+        assert p.ended(1, "stop strings", Outcome.UNKNOWN, False, 0.0)
+        assert not p.ended(1, "cut off", Outcome.LENGTH, False, 0.0)
+    assert not p.ended(1, "stop strings", Outcome.UNKNOWN, False, QUIET_S)
+    assert p.writes(1, "stop strings") is False
+    assert p.writes(1, "cut off") is False
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.LENGTH])
+def test_a_kind_that_never_says_how_it_ends_is_known_by_who_comes_back(outcome: Outcome) -> None:
+    p = planner()
+    for _ in range(10):
+        p.ended(1, "chats", outcome, False, 0.0)
+    p.resumed("chats", outcome)
+    p.resumed("chats", outcome)
+    assert p.ended(1, "chats", outcome, False, QUIET_S)
+    assert p.writes(1, "chats") is True
 
 
 def test_a_turn_that_keeps_others_from_the_engine_loads_though_computing_were_quicker_for_itself() -> None:

@@ -118,7 +118,7 @@ class Enforcer:
             if parent is not None:
                 self.turns.drain(parent, now)
         if self.tiers is not None:
-            self.tiers.finish(request, trace if is_known else None, turn.stem_blocks, outcome)
+            self.tiers.finish(request, trace if is_known else None, turn.stem_blocks, outcome, now)
 
     def trace_of(self, request: "Request") -> TraceId | None:
         """Whose turn an open request is."""

@@ -92,7 +92,7 @@ class ImpalaTiers(Tiers):
         self._undecided.discard(turn.trace_id)
         if trace is None:
             return
-        self._decide(turn, self._planner.ended(trace.num_turns, trace.opening, outcome, turn.writes))
+        self._decide(turn, self._planner.ended(trace.num_turns, trace.opening, outcome, turn.writes, self._loop.now))
         turn.keys = request.keys[: (request.turn.num_tokens - 1) // self._size]
         self._use(turn, stem)
 

@@ -148,13 +148,15 @@ class TierPolicy:
         """A waiting turn's KV may be on its way from NVMe."""
         return self.manager.nvme is not None and self.manager.nvme.is_busy(now)
 
-    def finish(self, request: "Request", trace: Trace | None, stem_blocks: int, outcome: Outcome) -> None:
+    def finish(self, request: "Request", trace: Trace | None, stem_blocks: int, outcome: Outcome, now: float) -> None:
         """`request` has ended. `trace` None: nobody's, or forgotten meanwhile."""
         turn = self.manager.turns.get(request.request_id)
         if turn is None or request.request_id in self.manager.turns.left_out:
             return
-        writes = trace is not None and self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes))
-        writes = writes and _may_outlive(request)
+        writes = False
+        if trace is not None:
+            writes = self.planner.ended(trace.num_turns, trace.opening, outcome, bool(turn.writes), now)
+            writes = writes and _may_outlive(request)
         keys = self._names.all(request, turn.keys[: self._names.same(request, turn.keys)])
         self.manager.finish(request.request_id, keys, stem_blocks // self._chunk_blocks, writes)
 

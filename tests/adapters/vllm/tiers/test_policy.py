@@ -76,19 +76,19 @@ def test_an_output_adds_names_to_those_of_the_prompt(before: int, after: int) ->
     request: Any = Request(before)
     turn = told(policy, request)
     request.block_hashes = Request(after).block_hashes
-    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL, 0.0)
     assert turn.keys == Request(after).chunks()
 
 
 def test_what_an_adapter_computed_does_not_outlive_the_server() -> None:
     policy = build()
     assert told(policy, Request(4)).writes
-    policy.finish(Request(4), trace(), 0, Outcome.TOOL_CALL)  # type: ignore[arg-type]
+    policy.finish(Request(4), trace(), 0, Outcome.TOOL_CALL, 0.0)  # type: ignore[arg-type]
     policy = build()
     request: Any = Request(4, lora_request="an adapter")
     turn = told(policy, request)
     assert not turn.writes
-    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL, 0.0)
     assert not turn.writes
 
 
@@ -98,7 +98,7 @@ def test_a_request_that_is_left_out_has_no_chunks() -> None:
     turn = told(policy, request)
     reach = policy.reach(request, 2)  # type: ignore[arg-type]
     assert (turn.keys, turn.trace_id, turn.writes, reach.tokens) == ((), None, False, 2 * BLOCK_TOKENS)
-    policy.finish(request, trace(), 0, Outcome.TOOL_CALL)  # type: ignore[arg-type]
+    policy.finish(request, trace(), 0, Outcome.TOOL_CALL, 0.0)  # type: ignore[arg-type]
     assert not policy.manager.turns.keys_of(TraceId("t"))
 
 
