@@ -70,6 +70,8 @@ def main(experiment: str, **options: Any) -> None:
         _run(experiment, options, console, logs)
     except (WorkloadError, ServerError, ModelError, tiny_model.TinyModelError, ValueError) as e:
         click.echo(f"error: {e}", err=True)
+        if not any(logs.iterdir()):
+            logs.rmdir()
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)

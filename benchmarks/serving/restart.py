@@ -62,6 +62,8 @@ def main(traces: Path | None, arm_names: str, no_record: bool, **options: Any) -
         made = _run(traces or recording.bundled(), arm_names, options, console, logs)
     except (WorkloadError, ServerError, ModelError, tiny_model.TinyModelError, ValueError) as e:
         click.echo(f"error: {e}", err=True)
+        if not any(logs.iterdir()):
+            logs.rmdir()
         sys.exit(2)
     figures.show(made, Console())
     if not no_record:

@@ -20,7 +20,7 @@ from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.sim import validation
 from benchmarks.sim.validation import Pair
 from benchmarks.virtual.bench import Bench
-from benchmarks.virtual.engine import TIMINGS
+from benchmarks.virtual.engine import TIMINGS, describe
 from impala_vllm.plugin import register
 from impala_vllm.replay import recording, tiny_model
 from impala_vllm.replay.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def main(
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # each of the schedulers would say hello
-    params = {"sessions": sessions, "scale": experiment.scale.describe(), "timing": bench.timing.describe()}
+    params = {"sessions": sessions, "scale": experiment.scale.describe(), "timing": describe(bench.timing)}
     made: list[Record] = []
     is_good = True
     for level in levels:

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import yaml
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks import record
 from impala_vllm.replay import arms, tiny_model
@@ -95,7 +96,7 @@ def errors(samples: Iterable[Sample], found: Sequence[float]) -> list[float]:
 @click.option("--out", type=click.Path(path_type=Path), help="Where it goes; standard output otherwise.")
 @click.option("--hbm-tokens", type=click.IntRange(min=64), default=12_288, show_default=True, help="Room for KV.")
 def main(model: Path | None, name: str, out: Path | None, hbm_tokens: int) -> None:
-    """Measure a stock engine, idle but for this, and fit a timing. Two minutes for a tiny model."""
+    """Measure a stock engine, idle but for this, and fit a timing. Five minutes for a tiny model."""
     console = Console(stderr=True)
     try:
         machine = Machine(model or tiny_model.build("26m"), hbm_blocks=2000)
@@ -107,8 +108,7 @@ def main(model: Path | None, name: str, out: Path | None, hbm_tokens: int) -> No
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     found = fitted(samples)
-    for sample, off in zip(samples, errors(samples, found), strict=True):
-        console.print(f"{sample}: {100 * off:+.0f} %", highlight=False)
+    _show(samples, found, console)
     text = yaml.safe_dump(_described(name, machine, hbm_tokens, samples, found), sort_keys=False, width=120)
     if out is None:
         click.echo(text, nl=False)
@@ -147,6 +147,21 @@ async def _sent(url: str, turns: Sequence[PlannedTurn]) -> list[Answer]:
     if failed := [a.error for a in answers if a.error]:
         raise ServerError(f"a request failed: {failed[0]}")
     return answers
+
+
+def _show(samples: Sequence[Sample], found: Sequence[float], console: Console) -> None:
+    """Each kind of sample once: what its repetitions took, and how far the fit is off them."""
+    table = Table("prompt tokens", "decoding", "context", "milliseconds", "fit", title="measured and fitted")
+    kinds: dict[tuple[float, ...], list[tuple[float, float]]] = {}
+    for s, off in zip(samples, errors(samples, found), strict=True):
+        kinds.setdefault((s.tokens, s.decodes, s.context), []).append((1000 * s.seconds, 100 * off))
+    for (tokens, decodes, context), some in kinds.items():
+        took, off = (
+            ", ".join(f"{x:{form}}" for x in column)
+            for column, form in zip(zip(*some, strict=True), (".0f", "+.0f"), strict=True)
+        )
+        table.add_row(f"{tokens:,.0f}", f"{decodes:.0f}", f"{context:,.0f}", took, f"{off} %")
+    console.print(table)
 
 
 def _described(

@@ -35,6 +35,9 @@ from impala_vllm.workload import WorkloadError
 
 QUESTIONS = re.compile(r"serving/(baseline|agents|tiers[a-z-]*)(-[0-9.]+x)?")
 POLICIES = {arm: policy for arms in (COUNTERPARTS, WITH_HOST, WITH_NVME) for policy, arm in arms.items()}
+TIMINGS = {"5m": "cpu-5m-avx2", "8m": "cpu-8m-avx2", "26m": "cpu-26m"}
+"""By the size in the name of a record's model."""
+_MODEL = re.compile(r"model tiny-(\w+)-")
 _POOL = re.compile(r"HBM pool (\d+) blocks of (\d+)")
 _TURNS = re.compile(r"first (\d+) turns")
 _TIER = re.compile(r"(host|NVMe) ([\d.]+)x[^(]*\((?:uncapped|([\d,]+) tokens/s)\)")
@@ -50,6 +53,8 @@ class Case:
     prompt_tokens: int
     num_turns: int
     """First turns of each session."""
+    model: str
+    """Its size, a key of `TIMINGS`."""
     num_blocks: int
     block_size: int
     shares: dict[str, tuple[float, float | None]]
@@ -60,7 +65,7 @@ class Case:
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.question.partition('/')[2]}, {self.num_tasks} sessions"
+        return f"{self.question.partition('/')[2]}, {self.num_tasks} sessions, {self.model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Compared:
     """One arm, measured and simulated; stall over the first arm's."""
 
     case: Case
+    engine: timing.Timing
     arm: str
     stall: float
     simulated_stall: float
@@ -84,13 +90,13 @@ class Compared:
 
 @click.command()
 @click.option("--traces", type=click.Path(path_type=Path), envvar="IMPALA_TRACES", help="The log that was replayed.")
-@click.option("--timing", "name", default="cpu-8m-avx2", show_default=True)
+@click.option("--timing", "name", help="For all records; the one of each record's model otherwise.")
 @click.option("--no-record", is_flag=True, help="Do not add to benchmarks/results.")
-def main(traces: Path | None, name: str, no_record: bool) -> None:
+def main(traces: Path | None, name: str | None, no_record: bool) -> None:
     """Simulate what was measured on real engines, and compare."""
     console, log = Console(stderr=True), traces or recording.bundled()
     try:
-        engine = timing.load(name)
+        engines = {model: timing.load(name or theirs) for model, theirs in TIMINGS.items()}
         found = list(cases(record.read(sorted(record.RESULTS.glob("*.jsonl"))), log.name))
         if not found:
             raise WorkloadError(f"no measured record of {log.name}; give --traces the log that the records name")
@@ -105,13 +111,13 @@ def main(traces: Path | None, name: str, no_record: bool) -> None:
                 if (plan.num_turns(), plan.prompt_tokens()) != (case.num_requests, case.prompt_tokens):
                     console.print(f"{case}: {log.name} does not give that load any more; left out", highlight=False)
                     continue
-                compared += compare(case, workload(plan, case.block_size, vocabulary), engine)
+                compared += compare(case, workload(plan, case.block_size, vocabulary), engines[case.model])
     except (WorkloadError, RecordError, ValueError, tiny_model.TinyModelError) as e:
         click.echo(f"error: {e}", err=True)
         sys.exit(2)
     _show(compared, Console())
     if compared and not no_record:
-        console.print(f"recorded in {record.append(_records(record.origin(), compared, engine.describe()))}")
+        console.print(f"recorded in {record.append(_records(record.origin(), compared))}")
     sys.exit(0 if compared and all(c.is_close for c in compared) and same_ranking(compared) else 1)
 
 
@@ -152,6 +158,7 @@ def compare(case: Case, load: Workload, engine: timing.Timing) -> list[Compared]
     return [
         Compared(
             case,
+            engine,
             arm,
             case.stall_s[arm] / case.stall_s[first],
             measures.stall_mean_s / found[first].stall_mean_s,
@@ -176,8 +183,9 @@ def _case(run: Sequence[Record]) -> Case | None:
     params, figures = run[0].params, {(r.variant, r.metric): r.p50 for r in run}
     arms = [arm for arm, metric in figures if metric == "stall_mean_s" and arm in POLICIES]
     pool, turns = _POOL.search(str(params["engine"])), _TURNS.match(str(params["scale"]))
+    model = _MODEL.search(str(params["engine"]))
     is_batch = params.get("load") == "closed loop, whole batch, starts over 5 s"
-    if pool is None or turns is None or not is_batch or len(arms) < 2:
+    if model is None or model[1] not in TIMINGS or pool is None or turns is None or not is_batch or len(arms) < 2:
         return None
     tiers = _TIER.findall(str(params.get("tiers", "")))
     return Case(
@@ -186,6 +194,7 @@ def _case(run: Sequence[Record]) -> Case | None:
         params["requests"],
         params["prompt tokens"],
         int(turns[1]),
+        model[1],
         int(pool[1]),
         int(pool[2]),
         {name: (float(share), float(rate.replace(",", "")) if rate else None) for name, share, rate in tiers},
@@ -208,11 +217,11 @@ def _show(compared: Iterable[Compared], console: Console) -> None:
     console.print(table)
 
 
-def _records(origin: Origin, compared: Iterable[Compared], engine: str) -> list[Record]:
+def _records(origin: Origin, compared: Iterable[Compared]) -> list[Record]:
     made: list[Record] = []
     for c in compared:
         params = {
-            "timing": engine,
+            "timing": c.engine.describe(),
             "measured stall, to the first arm's": f"{c.stall:.3f}",
             "measured hit ratio": f"{c.hits:.3f}",
             "": "close" if c.is_close else "**off**",

@@ -20,7 +20,7 @@ from benchmarks.serving import capacity, figures
 from benchmarks.serving.experiment import Experiment, Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.virtual.bench import BLOCK_SIZE, Bench
-from benchmarks.virtual.engine import TIMINGS
+from benchmarks.virtual.engine import TIMINGS, describe
 from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.arms import Arm, Machine, Room
@@ -145,7 +145,7 @@ def _level(
         "turns": options["turns"] or experiment.scale.num_turns or "all",
         "load": load.describe(),
         **({"oversubscription": level} if level is not None else {"HBM": f"{num_blocks} blocks of {BLOCK_SIZE}"}),
-        "timing": bench.timing.describe(),
+        "timing": describe(bench.timing),
         "max_num_seqs": bench.max_num_seqs,
     }
     has_tiers = any(arm.tiers for arm in chosen)

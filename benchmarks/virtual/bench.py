@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.virtual import clock
-from benchmarks.virtual.engine import Timing, VirtualEngine
+from benchmarks.virtual.engine import VirtualEngine
 from benchmarks.virtual.tiers import Tiers
 from impala_vllm.config import Settings
 from impala_vllm.config import load as load_settings
@@ -14,6 +14,7 @@ from impala_vllm.replay.measures import Measures, measure
 from impala_vllm.replay.plan import Plan
 from impala_vllm.replay.trial import Trial
 from impala_vllm.replay.vocabulary import Vocabulary
+from impala_vllm.sim.timing import Timing
 
 BLOCK_SIZE = 32
 

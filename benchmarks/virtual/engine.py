@@ -26,46 +26,23 @@ from impala_vllm.adapters.vllm.tiers.policy import tier_manager
 from impala_vllm.config import Settings
 from impala_vllm.replay.client import Answer
 from impala_vllm.replay.plan import PlannedTurn
+from impala_vllm.sim import timing as timings
+from impala_vllm.sim.timing import Timing
 
 IDLE_STEP_S = 0.001
 """What a step costs in which nothing could be scheduled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of a step: fixed + each prompt token by its depth + each decoding request by its context."""
-
-    name: str
-    fixed_s: float
-    prefill_s_per_token: float
-    prefill_s_per_token_and_context: float
-    decode_s_per_request: float
-    decode_s_per_context: float
-
-    def describe(self) -> str:
-        return (
-            f"{self.name}: {self.fixed_s:g} s a step, {self.prefill_s_per_token:g} s a prompt token and "
-            f"{self.prefill_s_per_token_and_context:g} s for each token before it"
-        )
-
-    def step_s(self, prompt: list[tuple[int, int]], contexts: list[int]) -> float:
-        """`prompt`: (tokens, tokens before them) of each prefill; `contexts`: of each decoding request."""
-        deep = sum(n * (self.prefill_s_per_token + self.prefill_s_per_token_and_context * (c + n / 2))
-                   for n, c in prompt)  # fmt: skip
-        flat = sum(self.decode_s_per_request + self.decode_s_per_context * c for c in contexts)
-        return self.fixed_s + deep + flat
+TIMINGS = {name: timings.load(name) for name in ("cpu-26m", "cpu-8m-avx2", "cpu-5m-avx2")}
+"""Of engines that a CPU runs."""
 
 
-TIMINGS = {
-    t.name: t
-    for t in (
-        # Fitted to prefill of 4.3k/2.8k/1.5k tokens/s at 0.5k/2k/8k and 15 ms a decode step: 2 AVX-512 cores, and to
-        # the makespan of stock there, which has the HTTP client on the same cores.
-        Timing("cpu-26m", 0.016, 2.7e-4, 1.5e-7, 1e-3, 1e-7),
-        # Fitted to 324k prompt tokens in 264 s on 2 AVX2 cores with float32.
-        Timing("cpu-8m-avx2", 0.020, 6.0e-4, 1.0e-7, 2e-3, 1e-7),
+def describe(timing: Timing) -> str:
+    """One line for a record."""
+    return (
+        f"{timing.name}: {timing.fixed_s:g} s a step, {timing.prefill_s_per_token:g} s a prompt token and "
+        f"{timing.prefill_s_per_token_and_context:g} s for each token before it"
     )
-}
 
 
 class VirtualEngine:
@@ -185,7 +162,7 @@ class VirtualEngine:
                 self.computed_tokens += count
             else:
                 contexts.append(before)
-        return self._timing.step_s(prompt, contexts)
+        return self._timing.step_s(prompt, len(contexts), sum(contexts))
 
     def _update(self, scheduled: SchedulerOutput) -> None:
         now = asyncio.get_running_loop().time()

@@ -22,7 +22,7 @@ from benchmarks.serving.experiment import Source
 from benchmarks.serving.experiments import EXPERIMENTS
 from benchmarks.serving.sustained import LEAST_STALL_S, LIMIT, most, steady
 from benchmarks.virtual.bench import BLOCK_SIZE, Bench
-from benchmarks.virtual.engine import TIMINGS
+from benchmarks.virtual.engine import TIMINGS, describe
 from impala_vllm.plugin import register
 from impala_vllm.replay import arms, recording, tiny_model
 from impala_vllm.replay.arms import Arm
@@ -123,7 +123,7 @@ def _records(found: dict[str, list[tuple[float, float]]], bench: Bench, options:
         "sessions": options["sessions"],
         "turns": options["turns"] or "all",
         "HBM": f"{options['hbm_tokens']} tokens",
-        "timing": bench.timing.describe(),
+        "timing": describe(bench.timing),
         "limit": f"p95 slowdown {LIMIT:g}",
     }
 

@@ -1,5 +1,6 @@
 """The serving benchmark without an engine: plans, figures, search, and what it refuses."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -286,14 +287,16 @@ def test_ramps_do_not_count() -> None:
         (["sustained", "--fresh-engines"], "--fresh-engines changes nothing here"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")  # the model is looked up before the log
+    command = [sys.executable, "-m", "benchmarks.serving", *arguments]
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.serving", *arguments], capture_output=True, text=True, timeout=240
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "TMPDIR": str(tmp_path)}
     )
     assert ran.returncode == 2
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert not list(tmp_path.glob("impala-serving-*"))
 
 
 def _turn(number, start_s, end_s):

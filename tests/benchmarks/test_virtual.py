@@ -56,7 +56,7 @@ def test_with_room_for_all_nothing_is_computed_twice(bench, arm):
 
 def test_a_step_takes_longer_for_more_tokens_and_for_deeper_ones():
     timing = TIMINGS["cpu-26m"]
-    costs = [timing.step_s(prompt, []) for prompt in ([], [(32, 0)], [(64, 0)], [(64, 4096)])]
+    costs = [timing.step_s(prompt, 0, 0) for prompt in ([], [(32, 0)], [(64, 0)], [(64, 4096)])]
     assert costs == sorted(set(costs))
 
 
