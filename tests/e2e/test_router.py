@@ -108,6 +108,12 @@ def test_the_routers_hashes_are_the_engines(fleet, path, fields):
     assert usage["prompt_tokens_details"]["cached_tokens"] == (num_tokens - 1) // BLOCK_SIZE * BLOCK_SIZE
 
 
+def test_the_engines_hashes_are_believed_once_their_chats_are_rendered_here(fleet):
+    asked = body(**CHATS["text"])
+    until(lambda: fleet.router.post("/v1/impala/route?path=/v1/chat/completions", asked)["is_hashed"], READY_S)
+    assert [server["hashes"] for server in fleet.describe()] == ["ok", "ok"]
+
+
 def test_sessions_without_ids_hit_as_in_one_cache_that_never_forgets(fleet, model):
     """Five sessions of five turns, in turns; the bound counts what an infinite cache of prompts would hit."""
     hello = handshake.read(json.dumps(Client(fleet.servers[0].url).json("/impala/hello")).encode())

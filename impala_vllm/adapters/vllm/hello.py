@@ -7,6 +7,7 @@ import uuid
 from typing import Any, cast
 
 from impala_vllm.adapters.vllm import compat
+from impala_vllm.fleet.hashing.chat import names_in
 from impala_vllm.fleet.hashing.handshake import EXCLUDES_TOOLS, PROBE_SALT, VERSION, chats_of
 
 _epoch: str | None = None
@@ -97,8 +98,11 @@ def _chats(renderer: Any) -> str | None:
         return None
     kind, variables = renderer.chat_template_content_format, renderer.default_chat_template_kwargs
     settings: list[object] = [kind] if kind != "auto" else []
-    if variables:
-        settings.append(sorted(variables.items()))
+    # vLLM sets some for every model, such as cohere_format: what no template looks at changes no chat.
+    templates = [template, *(cast("dict[str, str]", own).values() if isinstance(own, dict) else ())]
+    looked_at = {name for some in templates for name in names_in(some)}
+    if told := sorted((name, value) for name, value in variables.items() if name in looked_at or not looked_at):
+        settings.append(told)
     if renderer.exclude_tools_when_tool_choice_none:
         settings.append(EXCLUDES_TOOLS)
     return chats_of(template, *settings)

@@ -103,10 +103,11 @@ def test_how_chats_are_rendered_is_told_by_a_digest_that_changes_with_it():
         renders("{{ own }}", given="{{ other }}"),
         renders({"default": "{{ own }}", "tool_use": "x"}, given="tool_use"),
         renders("{{ own }}", kind="openai"),
-        renders("{{ own }}", variables={"enable_thinking": False}),
+        renders("{{ own }}{{ enable_thinking }}", variables={"enable_thinking": False}),
         renders("{{ own }}", harmony=True),
         renders("{{ own }}", excludes=True),
     ]
+    assert hellos.chats(renders("{{ own }}", variables={"cohere_format": "cmd4"})) == plain, "vLLM says so to everybody"
     digests = {hellos.chats(state) for state in others}
     assert len(digests | {plain}) == 7
     assert handshake.chats_of("{{ own }}", handshake.EXCLUDES_TOOLS) in digests
