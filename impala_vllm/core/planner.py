@@ -127,9 +127,11 @@ class Planner:
         return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
 
     def worth_in_nvme(self, num_tokens: int, wait_s: float | None, is_waiting: bool) -> float:
-        """The same for NVMe, below which there is nothing."""
-        saved_s = self._cost.prefill_s(num_tokens) - self.load_s(0, num_tokens)
-        return _per_wait(saved_s / max(1, num_tokens), wait_s, is_waiting)
+        """The same for NVMe, below which there is nothing: seconds of the engine, beside which the disk reads.
+
+        So it is worth something on a disk that is slower than the engine, too, and what is silent gives way there.
+        """
+        return _per_wait(self._cost.prefill_s(num_tokens) / max(1, num_tokens), wait_s, is_waiting)
 
     def writes(self, num_turns: int, kind: Hashable) -> bool | None:
         """Does the KV of a trace's `num_turns`-th turn belong on NVMe, as it is computed?

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from impala_vllm.core.admission import Admission
+from impala_vllm.core.chains import Chains
 from impala_vllm.core.cost import CostConfig, StepCost
 from impala_vllm.core.gaps import GapForecast
 from impala_vllm.core.idle import CATCH_UP, FRESH_AT_MOST_S, MAX_JUDGED, IdleKv
@@ -109,11 +110,11 @@ def test_after_any_news_the_table_agrees_with_judging_everything_anew() -> None:
     assert len(idle) == len(anew) == sum(1 for n, _, _ in state.values() if n)
 
 
-def tiered(gap_s: float = 2.0) -> tuple[IdleKv, GapForecast, Planner]:
+def tiered(gap_s: float = 2.0, nvme_bytes_per_s: float = 5e4) -> tuple[IdleKv, GapForecast, Planner]:
     """A table that prices tiers: a token takes a millisecond to compute, a tenth of that from host, 0.3 from NVMe."""
     _, gaps = table(gap_s)
     cost = StepCost(CostConfig(prefill_s_per_token=1e-3))
-    planner = Planner(cost, 10.0, PlannerConfig(host_bytes_per_s=1e5, nvme_bytes_per_s=5e4))
+    planner = Planner(cost, 10.0, PlannerConfig(host_bytes_per_s=1e5, nvme_bytes_per_s=nvme_bytes_per_s))
     return IdleKv(gaps, Admission(cost, 300.0), Retention(cost), planner), gaps, planner
 
 
@@ -145,6 +146,18 @@ def test_a_tier_keeps_what_is_back_sooner() -> None:
         idle.update(trace, 0, 1000, False, 1.5, Below(1000, 0, 1000))
     assert sorted([A, B], key=idle.worth_in_host) == [B, A]
     assert sorted([A, B], key=idle.worth_in_nvme) == [B, A]
+
+
+@pytest.mark.parametrize("nvme_bytes_per_s", [5e4, 5e3])
+def test_a_full_disk_gives_up_what_is_silent_for_what_runs_however_slow_it_is(nvme_bytes_per_s: float) -> None:
+    idle, gaps, _ = tiered(2.0, nvme_bytes_per_s)  # of 1,000 tokens computed in a second it reads all in 0.3 or 2.1 s
+    gaps.finish(A, 0.0)
+    idle.update(A, 0, 1000, False, 60.0, Below(0, 1000, 1000))
+    idle.update(B, 10, 1000, True, 60.0, is_running=True)
+    disk = Chains(4, idle.worth_in_nvme)
+    disk.use(A, [])
+    disk.add([b"1", b"2", b"3", b"4"], A)
+    assert disk.victims(2, lambda keys: keys, only_cheaper_than=B) == [b"4", b"3"]
 
 
 def test_the_kv_of_a_running_turn_is_for_the_turn_after_it() -> None:

@@ -65,9 +65,11 @@ def test_host_is_worth_what_it_saves_over_the_tier_below_a_token_and_a_second_of
     assert p.worth_in_host(1000, Below(1000), 0.0, is_waiting=False) == pytest.approx(alone / SOONEST_S)
 
 
-def test_nvme_is_worth_what_it_saves_over_computing() -> None:
-    assert planner().worth_in_nvme(1000, 2.0, is_waiting=False) == pytest.approx((1.0 - 0.3) / 1000 / 2.0)
-    assert planner().worth_in_nvme(1000, None, is_waiting=True) == pytest.approx((1.0 - 0.3) / 1000 / SOONEST_S)
+@pytest.mark.parametrize("nvme", [NVME, 1_000.0])
+def test_nvme_is_worth_the_engine_time_it_saves_however_slow_the_disk_is(nvme: float) -> None:
+    p = planner(nvme=nvme)
+    assert p.worth_in_nvme(1000, 2.0, is_waiting=False) == pytest.approx(1.0 / 1000 / 2.0)
+    assert p.worth_in_nvme(1000, None, is_waiting=True) == pytest.approx(1.0 / 1000 / SOONEST_S)
 
 
 @pytest.mark.parametrize("wait_s", [None, math.inf])
@@ -76,9 +78,8 @@ def test_kv_that_nobody_expects_is_worth_nothing_in_any_tier(wait_s: float | Non
     assert planner().worth_in_nvme(1000, wait_s, is_waiting=False) == 0.0
 
 
-def test_a_tier_that_is_slower_than_computing_is_worth_nothing_and_not_less() -> None:
+def test_host_that_is_slower_than_computing_is_worth_nothing_and_not_less() -> None:
     assert planner(host=1_000.0).worth_in_host(1000, Below(1000), 1.0, is_waiting=False) == 0.0
-    assert planner(nvme=1_000.0).worth_in_nvme(1000, 1.0, is_waiting=False) == 0.0
     assert planner().worth_in_host(0, NOTHING, 1.0, is_waiting=False) == 0.0
 
 
