@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import logging
+import signal
 import statistics
 import sys
 import tempfile
@@ -46,11 +47,14 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it: its servers end with it
     lengths_s = [float(part) for part in args.parted_s.split(",")]
     try:
         found = asyncio.run(_measure(lengths_s, args.repetitions))
     except NamespaceError as e:
         sys.exit(str(e))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     for parted_s, values in found.items():
         print(json.dumps({"parted_s": parted_s, "known_again_s": statistics.median(values)}), file=sys.stderr)
     if args.record:

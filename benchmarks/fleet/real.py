@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,7 @@ def main() -> None:
     """Replay the arms, print one JSON line each, and record."""
     args = _arguments()
     logging.disable(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it: its servers end with it
     origin, found = record.origin(), dict[str, list[dict[str, float]]]()
     logs = LOGS / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-engines"
     try:
