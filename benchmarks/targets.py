@@ -132,7 +132,9 @@ _BY_THE_CHUNK = "Some 5 us a chunk of 32 tokens, spread over the steps of its pr
 _NO_ROOM_FOR_ORDER = "Ten turns must decode together at this load: no waiting at all would be 0.62 (DECISIONS 50)."
 _QUICK = "As quick as the engine of the first measurements. Gaps known in advance: 0.29, 1.45, 0.58 (simulated, n = 5)."
 _HOOKS = "Deciding takes 0.4 ms of a step of 35; the model's part of a step is the same with and without."
-_NEAR_CAPACITY = "Order is equal (virtual: 1.001). At 0.95 of capacity each percent of a step makes a fifth more waiting."
+_NEAR_CAPACITY = (
+    "Order is equal (virtual: 1.001). At 0.95 of capacity each percent of a step makes a fifth more waiting."
+)
 _LUCK = "Two engines of stock differed by 8 % for as long as they lived (n = 7): this cannot tell one percent."
 _FIO = "fio, registered"
 _IN_MEMORY = "ext4 on a loop device over memory"
