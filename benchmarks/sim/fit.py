@@ -7,6 +7,7 @@ context. The rest of a request's way (HTTP, tokens into text) is fitted apart an
 import asyncio
 import dataclasses
 import itertools
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -97,16 +98,22 @@ def errors(samples: Iterable[Sample], found: Sequence[float]) -> list[float]:
 @click.option("--hbm-tokens", type=click.IntRange(min=64), default=12_288, show_default=True, help="Room for KV.")
 def main(model: Path | None, name: str, out: Path | None, hbm_tokens: int) -> None:
     """Measure a stock engine, idle but for this, and fit a timing. Five minutes for a tiny model."""
-    console = Console(stderr=True)
+    console, logs = Console(stderr=True), Path(tempfile.mkdtemp(prefix="impala-fit-"))
     try:
         machine = Machine(model or tiny_model.build("26m"), hbm_blocks=2000)
+        words = Vocabulary.of_model(machine.model)
+        if out is not None and not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out}: no such folder; make it first")
         machine = dataclasses.replace(machine, extra_args=("--max-num-batched-tokens", str(CHUNK)))
-        with console.status("measuring"), arms.server(arms.ARMS["stock"], machine, Path(tempfile.mkdtemp())) as engine:
+        with console.status("measuring"), arms.server(arms.ARMS["stock"], machine, logs) as engine:
             engine.wait_ready()
-            samples = asyncio.run(_measured(engine.url, Vocabulary.of_model(machine.model)))
+            samples = asyncio.run(_measured(engine.url, words))
     except (ServerError, ModelError, tiny_model.TinyModelError, ValueError) as e:
         click.echo(f"error: {e}", err=True)
+        if not any(logs.iterdir()):
+            logs.rmdir()
         sys.exit(2)
+    shutil.rmtree(logs)
     found = fitted(samples)
     _show(samples, found, console)
     text = yaml.safe_dump(_described(name, machine, hbm_tokens, samples, found), sort_keys=False, width=120)

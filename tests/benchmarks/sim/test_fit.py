@@ -1,6 +1,9 @@
 """A timing fitted to what an engine was measured to do."""
 
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("numpy")
 
@@ -38,3 +41,16 @@ def test_a_long_prompt_takes_a_step_for_each_chunk():
     assert Sample.of_prompt(fit.CHUNK + 1, 1.0).steps == 2
     with_two = took(Sample.of_prompt(fit.CHUNK + 1, 1.0).row()) - took(Sample.of_prompt(fit.CHUNK, 1.0).row())
     assert with_two == pytest.approx(TRUTH[1] + TRUTH[2] + TRUTH[3] * fit.CHUNK, rel=1e-3)
+
+
+def test_what_cannot_be_measured_or_written_is_one_line_before_anything_starts(tmp_path: Path):
+    from impala_vllm.replay import tiny_model
+
+    model = tmp_path / "none"
+    said = CliRunner().invoke(fit.main, ["--model", str(model)])
+    assert (said.exit_code, said.output.count("\n")) == (2, 1)
+    assert str(model) in said.output
+    said = CliRunner().invoke(
+        fit.main, ["--model", str(tiny_model.build("1m")), "--out", str(tmp_path / "no" / "t.yaml")]
+    )
+    assert (said.exit_code, said.output) == (2, f"error: --out {tmp_path}/no/t.yaml: no such folder; make it first\n")
