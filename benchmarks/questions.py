@@ -109,7 +109,7 @@ QUESTIONS = {
     ),
     "serving/control-one-engine": Question(
         "The same, to a percent",
-        "Two engines of one build differ by several percent as long as they live. Here one engine serves short runs in "
+        "Two engines of one build were seen to differ by several percent. Here one engine serves short runs in "
         "turn with impala's hooks and as stock vLLM: what is left is what deciding costs.",
     ),
     "serving/restart": Question(

@@ -135,7 +135,7 @@ _HOOKS = "Deciding takes 0.4 ms of a step of 35; the model's part of a step is t
 _NEAR_CAPACITY = (
     "Order is equal (virtual: 1.001). At 0.95 of capacity each percent of a step makes a fifth more waiting."
 )
-_LUCK = "Two engines of stock differed by 8 % for as long as they lived (n = 7): this cannot tell one percent."
+_LUCK = "Two engines of stock differed by 8 % in seven runs each (not recorded): this cannot tell one percent."
 _FIO = "fio, registered"
 _IN_MEMORY = "ext4 on a loop device over memory"
 _DISK_IS_SLOW = "fio itself reads 1.24 to 1.36 times what 8 threads do: the disk is nearly what limits all of them."

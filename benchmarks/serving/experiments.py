@@ -63,6 +63,21 @@ def _crowd(name: str, max_num_seqs: int, arms: tuple[str, ...] = _PAIR) -> Exper
     )
 
 
+def _control(name: str, arms: tuple[str, ...], num_sessions: int, num_pairs: int) -> Experiment:
+    """Single requests that share nothing."""
+    return Experiment(
+        name,
+        arms,
+        plans.plain_requests,
+        COST_FIGURES,
+        ("requests_per_s", "cpu_s"),
+        num_sessions=num_sessions,
+        scale=Scale(prompt=8, output=8),
+        load=Load(Arrivals.STEADY, concurrency=32),
+        num_pairs=num_pairs,
+    )
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
     for e in (
@@ -188,28 +203,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             load=Load(Arrivals.RECORDED),
             num_pairs=5,
         ),
-        Experiment(
-            "control",
-            _PAIR,
-            plans.plain_requests,
-            COST_FIGURES,
-            ("requests_per_s", "cpu_s"),
-            num_sessions=300,
-            scale=Scale(prompt=8, output=8),
-            load=Load(Arrivals.STEADY, concurrency=32),
-            num_pairs=5,
-        ),
-        Experiment(
-            "control-one-engine",
-            _ONE_ENGINE,
-            plans.plain_requests,
-            COST_FIGURES,
-            ("requests_per_s", "cpu_s"),
-            # Many short runs: what else the machine does changes more slowly than they do.
-            num_sessions=120,
-            scale=Scale(prompt=8, output=8),
-            load=Load(Arrivals.STEADY, concurrency=32),
-            num_pairs=40,
-        ),
+        _control("control", _PAIR, 300, num_pairs=5),
+        # Many short runs: what else the machine does changes more slowly than they do.
+        _control("control-one-engine", _ONE_ENGINE, 120, num_pairs=40),
     )
 }

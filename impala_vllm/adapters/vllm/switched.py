@@ -1,8 +1,8 @@
 """Benchmarks only: one engine that serves some runs with impala's hooks and others as stock vLLM.
 
-Two engines of the same build differ by several percent, by where their memory happens to lie, so what costs less than
-that is measured within one. A run whose requests have a cache salt that ends with `STOCK` is served by vLLM's own
-methods on vLLM's own queues. Loaded with `--scheduler-cls impala_vllm.adapters.vllm.switched.Scheduler`; it
+Two engines of the same build were seen to differ by several percent, so what costs less than that is measured within
+one. A run whose requests have a cache salt that ends with `STOCK` is served by vLLM's own methods on vLLM's own queues.
+Loaded with `--scheduler-cls impala_vllm.adapters.vllm.switched.Scheduler`; it
 switches when the first request comes to an engine that has none.
 """
 

@@ -7,6 +7,7 @@ Mirrors the text side of vLLM 0.32's `renderers/chat_utils.py` and `hf.py`. Wher
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -74,6 +75,7 @@ def tools_of(body: JsonObject) -> list[dict[str, Any]] | None:
         raise ValueError("malformed tools") from e
 
 
+@lru_cache(maxsize=16)
 def names_in(template: str) -> frozenset[str]:
     """The variables that a template looks at; none of one that is no template."""
     import jinja2
